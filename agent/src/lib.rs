@@ -4,6 +4,7 @@
 //! stands before it. [`app`] is the only place that puts them together.
 
 pub mod name;
+pub mod sockets;
 
 pub mod admin;
 pub mod capture;

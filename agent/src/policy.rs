@@ -1,1 +1,5 @@
 //! (being written)
+
+mod proxy;
+
+pub use proxy::{Credentials, Proxy};

@@ -1,0 +1,59 @@
+//! The seam through which every socket of the agent's own is made.
+//!
+//! A socket that the hooks do not know as the agent's would be captured and sent back to the
+//! agent, so nothing in this crate opens one any other way. `capture` has the factory that marks
+//! them; [`PlainSockets`] serves where nothing is captured: the gateway, and unit tests.
+
+use std::fmt::Debug;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+
+/// Makes sockets that may leave the node.
+pub trait SocketFactory: Debug + Send + Sync {
+    /// Does to a socket, not yet connected, what makes it the agent's own.
+    fn mark(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
+}
+
+impl dyn SocketFactory {
+    /// Connects to `addr`; the caller sets the deadline. Nagle's algorithm is off.
+    pub async fn connect(&self, addr: SocketAddr) -> io::Result<TcpStream> {
+        let socket = match addr {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_nodelay(true)?;
+        self.mark(socket.as_fd())?;
+        socket.connect(addr).await
+    }
+
+    /// Binds a UDP socket to `local`.
+    pub fn bind_udp(&self, local: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_nonblocking(true)?;
+        self.mark(socket.as_fd())?;
+        socket.bind(&local.into())?;
+        UdpSocket::from_std(socket.into())
+    }
+}
+
+/// Sockets as they come, unmarked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PlainSockets;
+
+impl SocketFactory for PlainSockets {
+    fn mark(&self, _socket: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes closing `stream` send a reset instead of a FIN, so that the peer sees an error and not
+/// the end of the data.
+pub fn reset_on_close(stream: &TcpStream) {
+    // Without it the peer merely gets a FIN: worse for it, but nothing to fail over.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
