@@ -1,1 +1,126 @@
-//! (being written)
+//! The kernel side, seen from the agent: loading and attaching the programs, the listeners that
+//! connections are redirected to, and where each of them wanted to go.
+
+mod canary;
+pub mod cgroup;
+mod counters;
+mod error;
+mod flows;
+mod listener;
+mod logs;
+mod netns;
+mod object;
+mod preflight;
+mod rules;
+mod sockets;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use underpass_abi::{Listeners, Verdict};
+
+pub use canary::{Canary, serve_sockets};
+pub use counters::KernelCounters;
+pub use error::CaptureError;
+pub use flows::{Flows, Sweeper};
+pub use listener::{Accepted, Incoming, Listener};
+pub use object::Attachment;
+pub use preflight::preflight;
+pub use rules::Rules;
+pub use sockets::MarkedSockets;
+
+/// The loaded programs and their maps. Nothing is captured before [`attach`](Self::attach); when
+/// the [`Attachment`]s are dropped, or the process ends, nothing is captured any more.
+pub struct Capture {
+    object: object::Object,
+    flows: Arc<Flows>,
+    rules: Rules,
+    sockets: Arc<MarkedSockets>,
+    counters: Arc<KernelCounters>,
+}
+
+/// How the programs are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct CaptureConfig {
+    /// Size of the flow map: connections between their `connect` and our `accept`.
+    pub max_connections: u32,
+    /// What becomes of external connections in network namespaces that have no listener of ours.
+    pub not_enrolled: Verdict,
+    /// Whether the programs log each decision.
+    pub verbose: bool,
+}
+
+impl Capture {
+    /// Loads the programs into the kernel.
+    ///
+    /// # Errors
+    /// What is missing (a capability, a kernel feature, the programs themselves) and what to do.
+    pub fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
+        let mut object = object::Object::load(config)?;
+        let capture = Self {
+            flows: Arc::new(Flows::new(&mut object, config.max_connections)?),
+            rules: Rules::new(&mut object, config.not_enrolled)?,
+            sockets: Arc::new(MarkedSockets::new(&mut object)?),
+            counters: Arc::new(KernelCounters::new(&mut object)?),
+            object,
+        };
+        Ok(capture)
+    }
+
+    /// Captures what processes in `cgroup` and below it connect to, from now on.
+    ///
+    /// # Errors
+    /// The cgroup cannot be opened, or the kernel refuses a program.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<Attachment, CaptureError> {
+        self.object.attach(cgroup)
+    }
+
+    /// Opens the agent's listeners in the calling thread's network namespace and lets
+    /// connections made in it be redirected to them.
+    ///
+    /// # Errors
+    /// No loopback port could be bound or marked.
+    pub fn enrol(&mut self) -> Result<Vec<Listener>, CaptureError> {
+        let cookie = netns::cookie()?;
+        let (listeners, ports) = listener::open(cookie, &self.sockets, &self.flows)?;
+        self.rules.enrol(cookie, ports)?;
+        Ok(listeners)
+    }
+
+    /// What the programs go by; to be set before [`attach`](Self::attach) and at every change of
+    /// policy.
+    pub fn rules(&mut self) -> &mut Rules {
+        &mut self.rules
+    }
+
+    /// Makes sockets that are never captured.
+    pub fn sockets(&self) -> Arc<MarkedSockets> {
+        Arc::clone(&self.sockets)
+    }
+
+    /// Redirected connections that were not accepted yet.
+    pub fn flows(&self) -> Arc<Flows> {
+        Arc::clone(&self.flows)
+    }
+
+    /// What the programs counted.
+    pub fn counters(&self) -> Arc<KernelCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Passes on what the programs log, for ever. To be called and spawned on a runtime.
+    ///
+    /// # Errors
+    /// The log map is not there or cannot be polled.
+    pub fn logs(&mut self) -> Result<impl Future<Output = ()> + Send + use<>, CaptureError> {
+        logs::forward(self.object.ebpf())
+    }
+}
+
+/// Ports of the listeners, for the enrolment map.
+fn ports(v4: u16, v6: Option<u16>) -> Listeners {
+    Listeners {
+        port_v4: v4,
+        port_v6: v6.unwrap_or(0),
+    }
+}

@@ -1,1 +1,40 @@
-//! x
+//! What the eBPF programs and the agent share: map names, keys, values and their layout.
+//!
+//! Everything here is `#[repr(C)]` without implicit padding, and asserts say so: a field that
+//! moves breaks the build, not a running node.
+
+#![no_std]
+
+mod address;
+mod counter;
+mod flow;
+mod namespace;
+mod rule;
+
+pub use address::{Address, Endpoint};
+pub use counter::{Counter, Outcome};
+pub use flow::{Flow, FlowKey, Redirect};
+pub use namespace::Listeners;
+pub use rule::{Config, PORT_WORDS, Side, SocketRole, Verdict, port_slot};
+
+/// Names of the maps, as the programs define them.
+pub mod map {
+    /// Array of one [`Config`](crate::Config).
+    pub const CONFIG: &str = "CONFIG";
+    /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Hash from [`FlowKey`](crate::FlowKey) to [`Flow`](crate::Flow).
+    pub const FLOWS: &str = "FLOWS";
+    /// Hash from netns cookie (`u64`) to [`Listeners`](crate::Listeners).
+    pub const NAMESPACES: &str = "NAMESPACES";
+    /// Array of [`PORT_WORDS`](crate::PORT_WORDS) `u64`: one bit per captured TCP port.
+    pub const PORTS: &str = "PORTS";
+    /// Longest-prefix trie from [`Address`](crate::Address) to [`Side`](crate::Side).
+    pub const PREFIXES: &str = "PREFIXES";
+    /// Hash set of the proxies' [`Endpoint`](crate::Endpoint)s.
+    pub const PROXIES: &str = "PROXIES";
+    /// Socket storage of workload sockets: [`Redirect`](crate::Redirect).
+    pub const REDIRECTS: &str = "REDIRECTS";
+    /// Socket storage of the agent's own sockets: [`SocketRole`](crate::SocketRole).
+    pub const ROLES: &str = "ROLES";
+}

@@ -1,0 +1,134 @@
+//! Where redirected connections arrive.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use underpass_abi::{Listeners, SocketRole};
+
+use super::{CaptureError, Flows, MarkedSockets, ports};
+use crate::name::OriginalDst;
+use crate::sockets::reset_on_close;
+
+/// Connections that the kernel holds for us, established and not accepted. The kernel caps it at
+/// net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// One listener in one network namespace.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    netns_cookie: u64,
+    flows: Arc<Flows>,
+}
+
+/// A redirected connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection from the workload.
+    pub stream: TcpStream,
+    /// The workload's address and port.
+    pub client: SocketAddr,
+    /// Where it wanted to go.
+    pub original_dst: OriginalDst,
+    /// Cgroup v2 id of the process that called `connect`.
+    pub cgroup_id: u64,
+    /// That process, in the initial pid namespace.
+    pub pid: u32,
+}
+
+/// What came to a listener.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A connection that the programs sent here.
+    Redirected(Accepted),
+    /// One that came by itself, or whose entry is lost. It has been reset: its destination is not
+    /// known, and a guess could deliver to the wrong one.
+    Stranger(SocketAddr),
+}
+
+impl Listener {
+    /// Waits for the next connection.
+    ///
+    /// # Errors
+    /// As `accept(2)`: those of one connection and, when descriptors run out, of the process.
+    pub async fn accept(&self) -> io::Result<Incoming> {
+        let (stream, client) = self.socket.accept().await?;
+        let flow = self.flows.take(self.netns_cookie, client);
+        let Ok(Some(flow)) = flow.inspect_err(|error| tracing::error!(%error, "flow lost")) else {
+            reset_on_close(&stream);
+            return Ok(Incoming::Stranger(client));
+        };
+        stream.set_nodelay(true)?;
+        Ok(Incoming::Redirected(Accepted {
+            stream,
+            client: SocketAddr::new(client.ip().to_canonical(), client.port()),
+            original_dst: OriginalDst(flow.original_dst.into()),
+            cgroup_id: flow.cgroup_id,
+            pid: flow.pid,
+        }))
+    }
+
+    /// The loopback address it listens on.
+    ///
+    /// # Errors
+    /// As `getsockname(2)`.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+/// Opens the listeners of the calling thread's network namespace, whose cookie that is: on
+/// 127.0.0.1, and on ::1 where there is IPv6. To be called on a tokio runtime.
+pub(super) fn open(
+    netns_cookie: u64,
+    sockets: &MarkedSockets,
+    flows: &Arc<Flows>,
+) -> Result<(Vec<Listener>, Listeners), CaptureError> {
+    let bind = |address: IpAddr| {
+        let (socket, port) =
+            bind(address, sockets).map_err(|source| CaptureError::Listen { address, source })?;
+        let listener = Listener {
+            socket,
+            netns_cookie,
+            flows: Arc::clone(flows),
+        };
+        Ok((listener, port))
+    };
+    let (v4, port_v4) = bind(Ipv4Addr::LOCALHOST.into())?;
+    match bind(Ipv6Addr::LOCALHOST.into()) {
+        Ok((v6, port_v6)) => Ok((vec![v4, v6], ports(port_v4, Some(port_v6)))),
+        Err(CaptureError::Listen { source, .. }) if is_family_missing(&source) => {
+            tracing::info!("no IPv6 in this network namespace: external IPv6 is refused");
+            Ok((vec![v4], ports(port_v4, None)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn bind(address: IpAddr, sockets: &MarkedSockets) -> io::Result<(TcpListener, u16)> {
+    let local = SocketAddr::new(address, 0);
+    let socket = Socket::new(
+        Domain::for_address(local),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if local.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&local.into())?;
+    // Before it listens: the programs redirect to nothing that is not marked.
+    sockets.mark_as(&socket, SocketRole::Listener)?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from_std(socket.into())?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
+fn is_family_missing(error: &io::Error) -> bool {
+    use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
+    matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
+}

@@ -1,0 +1,147 @@
+//! The compiled eBPF object: loading and attaching.
+
+use std::fs::File;
+use std::path::Path;
+
+use aya::maps::{Map, MapError};
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+use super::{CaptureConfig, CaptureError};
+
+/// Compiled by the build script; empty where it found no toolchain for it.
+static BYTES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/underpass-ebpf.o"));
+
+const SOCK_ADDR_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
+const SOCK_OPS_PROGRAM: &str = "record_flow";
+
+/// The loaded object.
+#[derive(Debug)]
+pub(super) struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    pub(super) fn load(config: &CaptureConfig) -> Result<Self, CaptureError> {
+        if BYTES.is_empty() {
+            return Err(CaptureError::NoPrograms);
+        }
+        // Kernels before 5.11 charge maps against this limit, whose default holds none of ours.
+        // Later ones do not care, so a failure here is not one.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        let level = if config.verbose {
+            aya_log::Level::Debug
+        } else {
+            aya_log::Level::Warn
+        } as u8;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(underpass_abi::map::FLOWS, config.max_connections)
+            .override_global(aya_log::LEVEL, &level, true)
+            .load(BYTES)
+            .map_err(|source| CaptureError::Load(Box::new(source)))?;
+        for name in SOCK_ADDR_PROGRAMS {
+            sock_addr(&mut ebpf, name)?
+                .load()
+                .map_err(|source| CaptureError::Program {
+                    program: name,
+                    source,
+                })?;
+        }
+        sock_ops(&mut ebpf)?
+            .load()
+            .map_err(|source| CaptureError::Program {
+                program: SOCK_OPS_PROGRAM,
+                source,
+            })?;
+        Ok(Self { ebpf })
+    }
+
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Takes a map out of the object, as the type that `underpass-abi` gives it.
+    pub(super) fn map<M: TryFrom<Map, Error = MapError>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<M, CaptureError> {
+        self.ebpf
+            .take_map(name)
+            .ok_or(CaptureError::Missing(name))?
+            .try_into()
+            .map_err(|source| CaptureError::Map {
+                name,
+                action: "use it with the type the agent expects",
+                source,
+            })
+    }
+
+    pub(super) fn attach(&mut self, cgroup: &Path) -> Result<Attachment, CaptureError> {
+        let directory = File::open(cgroup).map_err(|source| CaptureError::Cgroup {
+            path: cgroup.to_owned(),
+            action: "open it",
+            source,
+        })?;
+        let refused = |program| {
+            move |source| CaptureError::Attach {
+                program,
+                cgroup: cgroup.to_owned(),
+                source,
+            }
+        };
+        // First what must be there when `connect` starts to redirect. With links, `Single` is
+        // multi-attach: other agents' programs stay.
+        let program = sock_ops(&mut self.ebpf)?;
+        let sock_ops = program
+            .attach(&directory, CgroupAttachMode::Single)
+            .and_then(|id| program.take_link(id))
+            .map_err(refused(SOCK_OPS_PROGRAM))?;
+        let mut sock_addr_links = Vec::with_capacity(SOCK_ADDR_PROGRAMS.len());
+        for name in SOCK_ADDR_PROGRAMS.into_iter().rev() {
+            let program = sock_addr(&mut self.ebpf, name)?;
+            let link = program
+                .attach(&directory, CgroupAttachMode::Single)
+                .and_then(|id| program.take_link(id))
+                .map_err(refused(name))?;
+            sock_addr_links.push(link);
+        }
+        Ok(Attachment {
+            _sock_addr: sock_addr_links,
+            _sock_ops: sock_ops,
+        })
+    }
+}
+
+/// The programs on one cgroup; dropping it detaches them.
+#[derive(Debug)]
+pub struct Attachment {
+    // Detached before sockops, so that nothing is redirected without an entry.
+    _sock_addr: Vec<CgroupSockAddrLink>,
+    _sock_ops: SockOpsLink,
+}
+
+fn sock_addr<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut CgroupSockAddr, CaptureError> {
+    program(ebpf, name)
+}
+
+fn sock_ops(ebpf: &mut Ebpf) -> Result<&mut SockOps, CaptureError> {
+    program(ebpf, SOCK_OPS_PROGRAM)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, CaptureError>
+where
+    &'a mut P: TryFrom<&'a mut Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(CaptureError::Missing(name))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,34 @@
+//! The load-only verifier test: the running kernel takes every program, and the object's maps are
+//! those that `underpass-abi` names.
+
+use underpass_abi::{Verdict, map};
+
+use super::super::CaptureConfig;
+use super::*;
+
+/// Loading needs root. Where there is none the test must not pass by doing nothing, so it is
+/// ignored unless asked for, and `cargo xtask test` asks.
+#[test]
+#[ignore = "needs CAP_BPF; cargo xtask test runs it"]
+fn the_kernel_takes_the_programs() {
+    let config = CaptureConfig {
+        max_connections: 1024,
+        not_enrolled: Verdict::Refuse,
+        verbose: true,
+    };
+    let mut object = Object::load(&config).unwrap();
+    for name in [
+        map::CONFIG,
+        map::COUNTERS,
+        map::FLOWS,
+        map::NAMESPACES,
+        map::PORTS,
+        map::PREFIXES,
+        map::PROXIES,
+        map::REDIRECTS,
+        map::ROLES,
+    ] {
+        assert!(object.ebpf().map(name).is_some(), "no map {name}");
+    }
+    assert_eq!(object.ebpf().programs().count(), 5);
+}

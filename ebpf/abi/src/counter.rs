@@ -1,0 +1,77 @@
+//! What the programs count.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident => $kind:ident $label:literal,)*) => {
+        /// Index into the counter map: one outcome of a TCP `connect`, each counted once.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub enum Counter {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Counter {
+            /// All of them, in the order of the map.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Number of entries of the map.
+            pub const COUNT: u32 = Self::ALL.len() as u32;
+
+            /// What it counts, and the `reason` label of its metric.
+            pub const fn outcome(self) -> Outcome {
+                match self {
+                    $(Self::$name => Outcome::$kind($label),)*
+                }
+            }
+        }
+    };
+}
+
+/// What became of a connection, with the reason as a metric label has it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// Sent to the agent.
+    Redirected(&'static str),
+    /// Refused: `connect` failed with EPERM.
+    Refused(&'static str),
+    /// Left alone.
+    Skipped(&'static str),
+}
+
+counters! {
+    /// Sent to the agent.
+    Redirected => Redirected "redirected",
+    /// A connection of the agent itself.
+    SkippedAgent => Skipped "agent",
+    /// An internal address.
+    SkippedInternal => Skipped "internal",
+    /// A network namespace without our listeners.
+    SkippedNotEnrolled => Skipped "not_enrolled",
+    /// A port that no policy names.
+    SkippedPort => Skipped "port",
+    /// A proxy, by address and port.
+    SkippedProxy => Skipped "proxy",
+    /// A socket bound to a network device: it could not reach the loopback listener.
+    RefusedDevice => Refused "bound_to_device",
+    /// The namespace has no listener for this address family.
+    RefusedFamily => Refused "address_family",
+    /// Nothing that is ours listens where the connection would be sent.
+    RefusedListener => Refused "listener_gone",
+    /// Redirected, but the flow map was full: the agent resets the connection.
+    RefusedMapFull => Refused "map_full",
+    /// A network namespace without our listeners, under a closed policy.
+    RefusedNotEnrolled => Refused "not_enrolled",
+    /// The original destination could not be stored with the socket.
+    RefusedStorage => Refused "socket_storage",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_indices() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What the agent tells the programs: whom to leave alone, and what to do in doubt.
+
+/// Which side of the border an address prefix is on; value of the prefix trie.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    /// Captured.
+    External = 0,
+    /// Left alone.
+    Internal = 1,
+}
+
+/// What to do with a connection that cannot be redirected.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// It goes its own way.
+    Pass = 0,
+    /// `connect` fails with EPERM.
+    Refuse = 1,
+}
+
+/// Why a socket is the agent's own; value of the role storage. Only a holder of the map can
+/// write it, so no workload can pass for the agent.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SocketRole {
+    /// Never captured: a connection of the agent itself.
+    Dialer = 1,
+    /// A listener that connections may be redirected to.
+    Listener = 2,
+}
+
+/// Settings of the programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// [`Verdict`] for sockets in a network namespace without our listeners.
+    pub not_enrolled: u32,
+    /// Always zero.
+    pub _pad: u32,
+}
+
+/// Number of `u64` words in the port set.
+pub const PORT_WORDS: u32 = 65_536 / 64;
+
+/// Word and bit of `port` (host byte order) in the port set.
+#[inline(always)]
+pub const fn port_slot(port: u16) -> (u32, u64) {
+    // The mask changes nothing for a u16; it lets the verifier see the bound.
+    ((port as u32 >> 6) & (PORT_WORDS - 1), 1 << (port & 63))
+}
+
+const _: () = assert!(size_of::<Config>() == 8);
+
+#[cfg(feature = "user")]
+mod user {
+    #![expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
+
+    // SAFETY: repr(C), two integers, no padding.
+    unsafe impl aya::Pod for super::Config {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_port_has_its_own_bit() {
+        let mut words = [0u64; PORT_WORDS as usize];
+        for port in 0..=u16::MAX {
+            let (word, bit) = port_slot(port);
+            assert_eq!(words[word as usize] & bit, 0, "port {port}");
+            words[word as usize] |= bit;
+        }
+        assert!(words.iter().all(|word| *word == u64::MAX));
+    }
+}

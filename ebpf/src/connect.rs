@@ -1,0 +1,237 @@
+//! `connect`: who is sent to the agent, who is left alone, who is refused.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::{
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
+    bpf_get_socket_cookie,
+};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::{debug, warn};
+use underpass_abi::{
+    Address, Counter, Endpoint, Flow, Listeners, Redirect, Side, Verdict, port_slot,
+};
+
+use crate::listener;
+use crate::maps::{CONFIG, NAMESPACES, PORTS, PREFIXES, PROXIES, REDIRECTS, ROLES, count};
+use crate::socket::{forget, storage, storage_or};
+
+const PROTOCOL_TCP: u32 = 6;
+const PROTOCOL_MPTCP: u32 = 262;
+
+/// What the kernel does after the hook: fail with EPERM, or go on.
+const REFUSE: i32 = 0;
+const PROCEED: i32 = 1;
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let (ip, port) = unsafe {
+        let addr = ctx.sock_addr;
+        (
+            (&raw const (*addr).user_ip4).read_volatile(),
+            (&raw const (*addr).user_port).read_volatile(),
+        )
+    };
+    let dst = Endpoint::new(Address::v4(ip.to_ne_bytes()), u16::from_be(port as u16));
+    match decide(&ctx, &dst, false) {
+        Step::Proceed => PROCEED,
+        Step::Refuse => REFUSE,
+        Step::Redirect(port) => {
+            // SAFETY: as above.
+            unsafe {
+                let addr = ctx.sock_addr;
+                (&raw mut (*addr).user_ip4).write_volatile(u32::from_ne_bytes([127, 0, 0, 1]));
+                (&raw mut (*addr).user_port).write_volatile(u32::from(port.to_be()));
+            }
+            PROCEED
+        }
+    }
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the context is valid while the program runs. Words are read one by one, since the
+    // verifier refuses the wide loads that the compiler would merge them into.
+    let (ip, port) = unsafe {
+        let ip = (&raw const (*ctx.sock_addr).user_ip6).cast::<u32>();
+        (
+            [
+                ip.read_volatile(),
+                ip.add(1).read_volatile(),
+                ip.add(2).read_volatile(),
+                ip.add(3).read_volatile(),
+            ],
+            (&raw const (*ctx.sock_addr).user_port).read_volatile(),
+        )
+    };
+    // SAFETY: four words are sixteen bytes.
+    let address = Address(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(ip) });
+    let mapped = address.is_v4();
+    let dst = Endpoint::new(address, u16::from_be(port as u16));
+    match decide(&ctx, &dst, !mapped) {
+        Step::Proceed => PROCEED,
+        Step::Refuse => REFUSE,
+        Step::Redirect(port) => {
+            // An IPv4-mapped socket reaches the IPv4 listener, an IPv6 one its own: a socket
+            // with IPV6_V6ONLY could not use the other.
+            let (third, fourth) = if mapped {
+                (0xffffu32.to_be(), u32::from_ne_bytes([127, 0, 0, 1]))
+            } else {
+                (0, 1u32.to_be())
+            };
+            // SAFETY: as above.
+            unsafe {
+                let ip = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
+                ip.write_volatile(0);
+                ip.add(1).write_volatile(0);
+                ip.add(2).write_volatile(third);
+                ip.add(3).write_volatile(fourth);
+                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(port.to_be()));
+            }
+            PROCEED
+        }
+    }
+}
+
+enum Step {
+    Proceed,
+    Refuse,
+    /// To the listener on this port of the loopback address.
+    Redirect(u16),
+}
+
+#[inline(always)]
+fn decide(ctx: &SockAddrContext, dst: &Endpoint, ipv6: bool) -> Step {
+    // SAFETY: the context is valid while the program runs.
+    let (protocol, sk) = unsafe {
+        (
+            (&raw const (*ctx.sock_addr).protocol).read_volatile(),
+            (*ctx.sock_addr).__bindgen_anon_1.sk,
+        )
+    };
+    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_MPTCP {
+        return Step::Proceed;
+    }
+    match classify(ctx, sk, dst, ipv6) {
+        Class::Skip(reason) => {
+            count(reason);
+            // A socket may connect again after a failure; what it carried from the first time
+            // must not speak for the second.
+            // SAFETY: `sk` is the context's.
+            unsafe { forget(&REDIRECTS, sk) };
+            Step::Proceed
+        }
+        Class::Stranger(netns_cookie) => {
+            count(Counter::SkippedInternal);
+            let mut redirect = Redirect::EMPTY;
+            redirect.key.netns_cookie = netns_cookie;
+            // SAFETY: `sk` is the context's.
+            if let Some(stored) = unsafe { storage_or(&REDIRECTS, sk, &mut redirect) } {
+                *stored = redirect;
+            }
+            Step::Proceed
+        }
+        Class::Refuse(reason) => {
+            count(reason);
+            warn!(
+                ctx,
+                "connect refused, reason {}, port {}", reason as u32, dst.port
+            );
+            Step::Refuse
+        }
+        Class::Capture(netns_cookie, port) => {
+            let mut redirect = Redirect::EMPTY;
+            // SAFETY: the context is valid while the program runs.
+            let socket_cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+            redirect.flow = Flow {
+                // SAFETY: takes no argument.
+                cgroup_id: unsafe { bpf_get_current_cgroup_id() },
+                socket_cookie,
+                original_dst: *dst,
+                pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            };
+            redirect.key.netns_cookie = netns_cookie;
+            redirect.redirected = 1;
+            // SAFETY: `sk` is the context's.
+            let Some(stored) = (unsafe { storage_or(&REDIRECTS, sk, &mut redirect) }) else {
+                count(Counter::RefusedStorage);
+                return Step::Refuse;
+            };
+            *stored = redirect;
+            count(Counter::Redirected);
+            debug!(ctx, "redirected, port {} to {}", dst.port, port);
+            Step::Redirect(port)
+        }
+    }
+}
+
+enum Class {
+    Skip(Counter),
+    /// Not external, but towards our listener in the namespace of this cookie.
+    Stranger(u64),
+    Refuse(Counter),
+    /// In the namespace of this cookie, to the listener on this port.
+    Capture(u64, u16),
+}
+
+#[inline(always)]
+fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool) -> Class {
+    // SAFETY: `sk` is the context's.
+    if unsafe { storage(&ROLES, sk) }.is_some() {
+        return Class::Skip(Counter::SkippedAgent);
+    }
+    if dst.address.is_loopback() {
+        // SAFETY: the context is valid while the program runs.
+        let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+        // SAFETY: the value is copied at once.
+        return match unsafe { NAMESPACES.get(&cookie) } {
+            Some(ours) if dst.port == ours.port_v4 || dst.port == ours.port_v6 => {
+                Class::Stranger(cookie)
+            }
+            _ => Class::Skip(Counter::SkippedInternal),
+        };
+    }
+    let prefix = Key::new(128, dst.address);
+    if PREFIXES
+        .get(&prefix)
+        .is_some_and(|side| *side == Side::Internal as u32)
+    {
+        return Class::Skip(Counter::SkippedInternal);
+    }
+    // SAFETY: only asks whether it is there.
+    if unsafe { PROXIES.get(dst) }.is_some() {
+        return Class::Skip(Counter::SkippedProxy);
+    }
+    let (word, bit) = port_slot(dst.port);
+    if PORTS.get(word).is_none_or(|bits| bits & bit == 0) {
+        return Class::Skip(Counter::SkippedPort);
+    }
+    // SAFETY: as above.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: the value is copied at once.
+    let Some(&Listeners { port_v4, port_v6 }) = (unsafe { NAMESPACES.get(&cookie) }) else {
+        let pass = CONFIG
+            .get(0)
+            .is_some_and(|config| config.not_enrolled == Verdict::Pass as u32);
+        return if pass {
+            Class::Skip(Counter::SkippedNotEnrolled)
+        } else {
+            Class::Refuse(Counter::RefusedNotEnrolled)
+        };
+    };
+    // SAFETY: `sk` is the context's.
+    if unsafe { (&raw const (*sk).bound_dev_if).read_volatile() } != 0 {
+        return Class::Refuse(Counter::RefusedDevice);
+    }
+    let port = if ipv6 { port_v6 } else { port_v4 };
+    if port == 0 {
+        return Class::Refuse(Counter::RefusedFamily);
+    }
+    if !listener::is_ours(ctx, port, ipv6) {
+        return Class::Refuse(Counter::RefusedListener);
+    }
+    Class::Capture(cookie, port)
+}

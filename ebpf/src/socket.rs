@@ -1,0 +1,62 @@
+//! Storage that lives and dies with a socket.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::{bpf_sk_storage_delete, bpf_sk_storage_get};
+
+/// The value that `map` has for `sk`, if any.
+///
+/// # Safety
+/// `sk` must come from the context of the running program, or from a lookup not yet released.
+#[inline(always)]
+pub unsafe fn storage<T>(map: &'static SkStorage<T>, sk: *mut bpf_sock) -> Option<&'static mut T> {
+    // SAFETY: the caller vouches for `sk`; the kernel returns null or a live value.
+    unsafe {
+        bpf_sk_storage_get(raw(map), sk.cast(), core::ptr::null_mut(), 0)
+            .cast::<T>()
+            .as_mut()
+    }
+}
+
+/// The value that `map` has for `sk`, first created as `initial` if there is none; `None` where
+/// the kernel has no memory for it.
+///
+/// # Safety
+/// As for [`storage`].
+#[inline(always)]
+pub unsafe fn storage_or<T>(
+    map: &'static SkStorage<T>,
+    sk: *mut bpf_sock,
+    initial: &mut T,
+) -> Option<&'static mut T> {
+    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: as above; `initial` is copied.
+    unsafe {
+        bpf_sk_storage_get(
+            raw(map),
+            sk.cast(),
+            core::ptr::from_mut(initial).cast(),
+            create,
+        )
+        .cast::<T>()
+        .as_mut()
+    }
+}
+
+/// Drops the value that `map` has for `sk`, if any.
+///
+/// # Safety
+/// As for [`storage`].
+#[inline(always)]
+pub unsafe fn forget<T>(map: &'static SkStorage<T>, sk: *mut bpf_sock) {
+    // SAFETY: the caller vouches for `sk`. Having had no value is fine.
+    unsafe { bpf_sk_storage_delete(raw(map), sk.cast()) };
+}
+
+/// A map as the helpers want it: its definition, which the loader replaces by the real one.
+#[inline(always)]
+fn raw<T>(map: &'static SkStorage<T>) -> *mut c_void {
+    core::ptr::from_ref(map).cast_mut().cast()
+}
