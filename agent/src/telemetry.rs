@@ -1,1 +1,28 @@
-//! (being written)
+//! What the operator sees: metrics and the access log.
+//!
+//! Every accepted connection owns one [`ConnectionRecord`]. It is filled on the way, stands in the
+//! [`ConnectionTable`] while the connection lives, and on drop writes exactly one access-log line
+//! and counts the connection as closed. [`Metrics`] is registered into a registry that is passed
+//! in; nothing here is global.
+//!
+//! **Direction.** Everywhere in Underpass `sent` is what the workload sent and `received` is what
+//! it received. Istio's `istio_tcp_sent_bytes_total` looks from the server's side (sent in the
+//! response), so there, and only there, the two change places.
+
+pub mod connections;
+pub mod label;
+pub mod metrics;
+pub mod outcome;
+pub mod record;
+#[cfg(test)]
+pub(crate) mod scrape;
+mod text;
+
+pub use connections::{ByteCounts, ConnectionTable};
+pub use label::{Destination, Label, Workload};
+pub use metrics::Metrics;
+pub use outcome::{
+    ConnectFailure, Decision, Deduction, DenyReason, Inspection, Phase, Reload, ResponseFlag,
+    TargetSource, TunnelCode, TunnelProtocol,
+};
+pub use record::ConnectionRecord;

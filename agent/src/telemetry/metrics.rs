@@ -1,0 +1,102 @@
+//! The metrics, by what they describe.
+//!
+//! Label values are enums, numbers of HTTP, or [`Label`](crate::telemetry::Label)s that
+//! configuration gave. A name, port or address that came over the network never is one.
+
+mod bytes;
+mod capture;
+mod family;
+mod policy;
+mod process;
+mod proxy;
+mod target;
+
+use prometheus::core::Collector;
+use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use crate::telemetry::connections::ConnectionTable;
+
+pub(crate) use bytes::ByteSeries;
+pub use capture::{CaptureMetrics, CaptureSource, MapUsage};
+pub use policy::PolicyMetrics;
+pub use proxy::{ActiveGuard, ProxyMetrics};
+pub(crate) use target::{TargetMetrics, target_values};
+
+/// All metrics of the agent, registered in one registry.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Capture: what the kernel side did, and enrolment.
+    pub capture: CaptureMetrics,
+    /// Policy: decisions, names, reloads.
+    pub policy: PolicyMetrics,
+    /// Proxies and tunnels.
+    pub proxy: ProxyMetrics,
+    /// Targets, under Istio's names.
+    pub(crate) target: TargetMetrics,
+    pub(crate) bytes: bytes::ByteMetrics,
+}
+
+impl Metrics {
+    /// Registers them all.
+    ///
+    /// # Errors
+    /// When the registry already has a metric of one of the names.
+    pub fn new(registry: &Registry) -> Result<Self, Error> {
+        register(registry, process::ProcessCollector::new()?)?;
+        let build_info = gauges(
+            registry,
+            "underpass_build_info",
+            "Always 1; its labels say what was built.",
+            &["version", "revision"],
+        )?;
+        build_info
+            .with_label_values(&[
+                env!("CARGO_PKG_VERSION"),
+                option_env!("UNDERPASS_REVISION").unwrap_or("unknown"),
+            ])
+            .set(1);
+        Ok(Self {
+            capture: CaptureMetrics::new(registry)?,
+            policy: PolicyMetrics::new(registry)?,
+            proxy: ProxyMetrics::new(registry)?,
+            target: TargetMetrics::new(registry)?,
+            bytes: bytes::ByteMetrics::new(registry, ConnectionTable::default())?,
+        })
+    }
+
+    /// The connections whose bytes a scrape counts.
+    pub fn connections(&self) -> &ConnectionTable {
+        self.bytes.connections()
+    }
+}
+
+/// Registers `collector` and hands it back.
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, Error> {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, Error> {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, Error> {
+    register(registry, IntGauge::new(name, help)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! Capture: what the kernel side did, and which namespaces it may do it in.
+
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Error, IntCounter, IntGauge, Registry};
+
+use super::family::Family;
+
+/// Fill of one BPF map.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MapUsage {
+    /// The map, as it is named in the eBPF object.
+    pub map: &'static str,
+    /// Entries in it now.
+    pub entries: u64,
+    /// Entries it can hold.
+    pub capacity: u64,
+}
+
+/// Counters and maps of the kernel side, read on every scrape. Each reason and each map may
+/// appear once.
+pub trait CaptureSource: Send + Sync {
+    /// Connections redirected to the agent since the programs were loaded.
+    fn redirected(&self) -> u64;
+
+    /// Connections left alone, by reason.
+    fn skipped(&self) -> Vec<(&'static str, u64)>;
+
+    /// Connections refused in the kernel, by reason.
+    fn refused(&self) -> Vec<(&'static str, u64)>;
+
+    /// Fill of the maps.
+    fn maps(&self) -> Vec<MapUsage>;
+}
+
+/// Metrics of capture.
+#[derive(Debug)]
+pub struct CaptureMetrics {
+    misses: IntCounter,
+    namespaces: IntGauge,
+}
+
+impl CaptureMetrics {
+    pub(super) fn new(registry: &Registry) -> Result<Self, Error> {
+        Ok(Self {
+            misses: super::register(
+                registry,
+                IntCounter::new(
+                    "underpass_capture_original_destination_misses_total",
+                    "Connections reset by the agent because nothing is known about where they \
+                     were going.",
+                )?,
+            )?,
+            namespaces: super::gauge(
+                registry,
+                "underpass_namespaces_enrolled",
+                "Network namespaces in which the agent has a listener.",
+            )?,
+        })
+    }
+
+    /// A connection was accepted whose original destination is not known.
+    pub fn original_destination_missed(&self) {
+        self.misses.inc();
+    }
+
+    /// Says in how many network namespaces the agent has a listener now.
+    pub fn set_namespaces_enrolled(&self, count: usize) {
+        self.namespaces
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Has every scrape of `registry` read the kernel side through `source`.
+    ///
+    /// # Errors
+    /// When that registry already has a source.
+    pub fn watch(&self, registry: &Registry, source: Arc<dyn CaptureSource>) -> Result<(), Error> {
+        registry.register(Box::new(CaptureCollector::new(source)?))
+    }
+}
+
+struct CaptureCollector {
+    source: Arc<dyn CaptureSource>,
+    redirected: Family,
+    skipped: Family,
+    refused: Family,
+    map_entries: Family,
+    map_capacity: Family,
+}
+
+impl CaptureCollector {
+    fn new(source: Arc<dyn CaptureSource>) -> Result<Self, Error> {
+        Ok(Self {
+            source,
+            redirected: Family::counter(
+                "underpass_capture_redirected_total",
+                "Connections that the hooks redirected to the agent.",
+                None,
+            )?,
+            skipped: Family::counter(
+                "underpass_capture_skipped_total",
+                "Connections that the hooks left alone.",
+                Some("reason"),
+            )?,
+            refused: Family::counter(
+                "underpass_capture_refused_total",
+                "Connections that the hooks refused.",
+                Some("reason"),
+            )?,
+            map_entries: Family::gauge(
+                "underpass_capture_map_entries",
+                "Entries in a BPF map.",
+                Some("map"),
+            )?,
+            map_capacity: Family::gauge(
+                "underpass_capture_map_capacity",
+                "Entries that a BPF map can hold.",
+                Some("map"),
+            )?,
+        })
+    }
+}
+
+impl Collector for CaptureCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![
+            self.redirected.desc(),
+            self.skipped.desc(),
+            self.refused.desc(),
+            self.map_entries.desc(),
+            self.map_capacity.desc(),
+        ]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let maps = self.source.maps();
+        let entries = maps.iter().map(|usage| (usage.map, usage.entries));
+        let capacity = maps.iter().map(|usage| (usage.map, usage.capacity));
+        vec![
+            self.redirected.single(self.source.redirected()),
+            self.skipped.samples(self.source.skipped()),
+            self.refused.samples(self.source.refused()),
+            self.map_entries.samples(entries),
+            self.map_capacity.samples(capacity),
+        ]
+    }
+}

@@ -1,0 +1,277 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::telemetry::scrape::Scrape;
+use crate::telemetry::{
+    ByteCounts, ConnectFailure, ConnectionRecord, Decision, Deduction, DenyReason, Inspection,
+    Label, Phase, Reload, TargetSource, TunnelCode, TunnelProtocol,
+};
+
+/// Every metric, its type and its labels: what dashboards and alerts rely on.
+const EXPECTED: [(&str, &str, &[&str]); 27] = [
+    ("istio_tcp_connections_closed_total", "counter", &ISTIO),
+    ("istio_tcp_connections_opened_total", "counter", &ISTIO),
+    ("istio_tcp_received_bytes_total", "counter", &ISTIO),
+    ("istio_tcp_sent_bytes_total", "counter", &ISTIO),
+    ("process_max_fds", "gauge", &[]),
+    ("process_open_fds", "gauge", &[]),
+    ("process_resident_memory_bytes", "gauge", &[]),
+    ("underpass_build_info", "gauge", &["revision", "version"]),
+    ("underpass_capture_map_capacity", "gauge", &["map"]),
+    ("underpass_capture_map_entries", "gauge", &["map"]),
+    (
+        "underpass_capture_original_destination_misses_total",
+        "counter",
+        &[],
+    ),
+    ("underpass_capture_redirected_total", "counter", &[]),
+    ("underpass_capture_refused_total", "counter", &["reason"]),
+    ("underpass_capture_skipped_total", "counter", &["reason"]),
+    ("underpass_inspection_total", "counter", &["result"]),
+    ("underpass_namespaces_enrolled", "gauge", &[]),
+    (
+        "underpass_policy_denied_total",
+        "counter",
+        &["policy", "reason"],
+    ),
+    ("underpass_policy_reload_total", "counter", &["result"]),
+    (
+        "underpass_proxy_connections_active",
+        "gauge",
+        &["endpoint", "proxy"],
+    ),
+    (
+        "underpass_proxy_connections_failures_total",
+        "counter",
+        &["endpoint", "proxy", "reason"],
+    ),
+    (
+        "underpass_proxy_connections_total",
+        "counter",
+        &["endpoint", "proxy"],
+    ),
+    (
+        "underpass_proxy_received_bytes_total",
+        "counter",
+        &["proxy"],
+    ),
+    ("underpass_proxy_sent_bytes_total", "counter", &["proxy"]),
+    (
+        "underpass_target_deduction_total",
+        "counter",
+        &["result", "source"],
+    ),
+    (
+        "underpass_tunnel_establish_duration_seconds",
+        "histogram",
+        &["phase", "protocol", "proxy"],
+    ),
+    (
+        "underpass_tunnel_requests_total",
+        "counter",
+        &["code", "policy", "protocol", "proxy"],
+    ),
+    ("underpass_tunnels_active", "gauge", &["protocol", "proxy"]),
+];
+
+const ISTIO: [&str; 23] = [
+    "connection_security_policy",
+    "destination_app",
+    "destination_canonical_revision",
+    "destination_canonical_service",
+    "destination_cluster",
+    "destination_principal",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "destination_version",
+    "destination_workload",
+    "destination_workload_namespace",
+    "reporter",
+    "request_protocol",
+    "response_flags",
+    "source_app",
+    "source_canonical_revision",
+    "source_canonical_service",
+    "source_cluster",
+    "source_principal",
+    "source_version",
+    "source_workload",
+    "source_workload_namespace",
+];
+
+const PROXY: Label = Label::fixed("proxy.example:3128");
+const ENDPOINT: Label = Label::fixed("192.0.2.1:3128");
+
+struct Kernel;
+
+impl CaptureSource for Kernel {
+    fn redirected(&self) -> u64 {
+        7
+    }
+
+    fn skipped(&self) -> Vec<(&'static str, u64)> {
+        vec![("internal", 3), ("own", 0)]
+    }
+
+    fn refused(&self) -> Vec<(&'static str, u64)> {
+        vec![("device_bound", 1)]
+    }
+
+    fn maps(&self) -> Vec<MapUsage> {
+        vec![MapUsage {
+            map: "ORIGINAL",
+            entries: 5,
+            capacity: 1024,
+        }]
+    }
+}
+
+struct Counted(u64, u64);
+
+impl ByteCounts for Counted {
+    fn sent(&self) -> u64 {
+        self.0
+    }
+
+    fn received(&self) -> u64 {
+        self.1
+    }
+}
+
+/// Metrics with at least one series of each.
+fn everything() -> (Registry, Arc<Metrics>) {
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::new(&registry).unwrap());
+    metrics.capture.watch(&registry, Arc::new(Kernel)).unwrap();
+    metrics.capture.original_destination_missed();
+    metrics.capture.set_namespaces_enrolled(2);
+    metrics.policy.inspected(Inspection::Tls);
+    metrics.policy.reloaded(Reload::Success);
+    metrics
+        .policy
+        .deduced(TargetSource::Sni, Deduction::Missing);
+    let protocol = TunnelProtocol::Http1Connect;
+    drop(metrics.proxy.connected(&PROXY, &ENDPOINT));
+    metrics
+        .proxy
+        .connect_failed(&PROXY, &ENDPOINT, ConnectFailure::Refused);
+    let phases = [(Phase::Dns, 2), (Phase::Tcp, 30), (Phase::Connect, 20_000)];
+    for (phase, millis) in phases {
+        let took = Duration::from_millis(millis);
+        metrics.proxy.phase_took(&PROXY, protocol, phase, took);
+    }
+    let mut served = ConnectionRecord::begin(&metrics, "10.0.0.1:4000".parse().unwrap());
+    served.decided(Decision::Tunnel, Some(Label::fixed("all")), None);
+    served.proxy(PROXY);
+    served.answered(protocol, TunnelCode::Status(200));
+    served.established(Arc::new(Counted(10, 200)));
+    served.finished();
+    drop(served);
+    ConnectionRecord::begin(&metrics, "10.0.0.1:4001".parse().unwrap())
+        .denied(DenyReason::NoName, &"no name");
+    (registry, metrics)
+}
+
+#[test]
+fn names_types_and_labels_are_as_documented() {
+    let (registry, _metrics) = everything();
+    let scrape = Scrape::of(&registry);
+    let names: Vec<_> = EXPECTED.iter().map(|(name, ..)| *name).collect();
+    let found: Vec<_> = scrape.types.keys().collect();
+    assert_eq!(found, names);
+    for (name, kind, labels) in EXPECTED {
+        assert_eq!(scrape.types[name], kind, "{name}");
+        let suffix = if kind == "histogram" { "_count" } else { "" };
+        let series = format!("{name}{suffix}");
+        let mut samples = scrape
+            .samples
+            .iter()
+            .filter(|s| s.name == series)
+            .peekable();
+        assert!(samples.peek().is_some(), "no sample of {name}");
+        for sample in samples {
+            let found: Vec<_> = sample.labels.keys().collect();
+            assert_eq!(found, labels, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_second_set_in_one_registry_is_an_error() {
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry).unwrap();
+    assert!(Metrics::new(&registry).is_err());
+    metrics.capture.watch(&registry, Arc::new(Kernel)).unwrap();
+    assert!(metrics.capture.watch(&registry, Arc::new(Kernel)).is_err());
+}
+
+#[test]
+fn the_kernel_side_is_read_on_scrape() {
+    let (registry, _metrics) = everything();
+    let scrape = Scrape::of(&registry);
+    let value = |name, labels: &[_]| scrape.value(name, labels);
+    assert_eq!(value("underpass_capture_redirected_total", &[]), Some(7.0));
+    let internal = [("reason", "internal")];
+    assert_eq!(
+        value("underpass_capture_skipped_total", &internal),
+        Some(3.0)
+    );
+    let map = [("map", "ORIGINAL")];
+    assert_eq!(value("underpass_capture_map_entries", &map), Some(5.0));
+    assert_eq!(value("underpass_capture_map_capacity", &map), Some(1024.0));
+    assert_eq!(value("underpass_namespaces_enrolled", &[]), Some(2.0));
+}
+
+#[test]
+fn durations_are_in_seconds_up_to_the_deadline_of_connect() {
+    let (registry, _metrics) = everything();
+    let scrape = Scrape::of(&registry);
+    let name = "underpass_tunnel_establish_duration_seconds";
+    let bucket = |phase, le| {
+        let labels = [("phase", phase), ("le", le)];
+        scrape.value(&format!("{name}_bucket"), &labels)
+    };
+    assert_eq!(bucket("tcp", "0.025"), Some(0.0));
+    assert_eq!(bucket("tcp", "0.05"), Some(1.0));
+    assert_eq!(bucket("connect", "15"), Some(0.0));
+    assert_eq!(bucket("connect", "+Inf"), Some(1.0));
+    let sum = scrape.value(&format!("{name}_sum"), &[("phase", "connect")]);
+    assert_eq!(sum, Some(20.0));
+}
+
+#[test]
+fn active_is_while_the_guard_is_held() {
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry).unwrap();
+    let active = || Scrape::of(&registry).value("underpass_proxy_connections_active", &[]);
+    let first = metrics.proxy.connected(&PROXY, &ENDPOINT);
+    let second = metrics.proxy.connected(&PROXY, &ENDPOINT);
+    assert_eq!(active(), Some(2.0));
+    drop(first);
+    assert_eq!(active(), Some(1.0));
+    drop(second);
+    assert_eq!(active(), Some(0.0));
+    let total = Scrape::of(&registry).value("underpass_proxy_connections_total", &[]);
+    assert_eq!(total, Some(2.0));
+}
+
+#[test]
+fn the_series_of_an_endpoint_go_with_it() {
+    let (registry, metrics) = everything();
+    let other = Label::of(&"192.0.2.2:3128");
+    let stands = metrics.proxy.connected(&PROXY, &ENDPOINT);
+    drop(metrics.proxy.connected(&PROXY, &other));
+    metrics.proxy.forget_endpoint(&PROXY, &ENDPOINT);
+    // What still stands must not bring the series back.
+    drop(stands);
+    let scrape = Scrape::of(&registry);
+    let endpoints: BTreeSet<_> = scrape
+        .samples
+        .iter()
+        .filter_map(|sample| sample.labels.get("endpoint"))
+        .collect();
+    assert_eq!(endpoints, BTreeSet::from([&"192.0.2.2:3128".to_owned()]));
+}
