@@ -1,9 +1,9 @@
-//! What the operator sees: metrics and the access log.
+//! What the operator sees: metrics, the access log, and the log itself.
 //!
 //! Every accepted connection owns one [`ConnectionRecord`]. It is filled on the way, stands in the
 //! [`ConnectionTable`] while the connection lives, and on drop writes exactly one access-log line
 //! and counts the connection as closed. [`Metrics`] is registered into a registry that is passed
-//! in; nothing here is global.
+//! in; nothing here is global but the subscriber that [`logging::init`] installs.
 //!
 //! **Direction.** Everywhere in Underpass `sent` is what the workload sent and `received` is what
 //! it received. Istio's `istio_tcp_sent_bytes_total` looks from the server's side (sent in the
@@ -11,6 +11,7 @@
 
 pub mod connections;
 pub mod label;
+pub mod logging;
 pub mod metrics;
 pub mod outcome;
 pub mod record;
@@ -20,6 +21,7 @@ mod text;
 
 pub use connections::{ByteCounts, ConnectionTable};
 pub use label::{Destination, Label, Workload};
+pub use logging::{LogConfig, LogHandle};
 pub use metrics::Metrics;
 pub use outcome::{
     ConnectFailure, Decision, Deduction, DenyReason, Inspection, Phase, Reload, ResponseFlag,
