@@ -1,0 +1,162 @@
+//! What is wrong with a policy, and where.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// One problem of one document. Its text is a line of `underpass check`:
+/// `FILE:LINE: KIND/NAME: key: reason`.
+///
+/// Problems order by file, then by line.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Problem {
+    file: PathBuf,
+    line: u32,
+    subject: Subject,
+    key: String,
+    reason: String,
+}
+
+impl Problem {
+    pub(super) fn new(
+        place: Place<'_>,
+        subject: Subject,
+        key: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self {
+            file: place.file.to_owned(),
+            line: place.line,
+            subject,
+            key: key.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// The file it is in.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The line in the file, from 1.
+    pub fn line(&self) -> u32 {
+        self.line
+    }
+
+    /// Where in the document, as a dotted path: `spec.proxy.port`.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What is wrong.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            file,
+            line,
+            subject,
+            key,
+            reason,
+        } = self;
+        write!(f, "{}:{line}: {subject}: {key}: {reason}", file.display())
+    }
+}
+
+/// A line of a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// The file.
+    pub(super) file: &'a Path,
+    /// The line, from 1.
+    pub(super) line: u32,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// What a problem is about.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Subject {
+    /// A directory as such.
+    Directory,
+    /// A document whose kind or name is not known: its number in the file, from 1.
+    Document(usize),
+    /// A file as such.
+    File,
+    /// A document by kind and name.
+    Object {
+        /// `Tunnel`.
+        kind: String,
+        /// `metadata.name`.
+        name: String,
+    },
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory => f.write_str("directory"),
+            Self::Document(number) => write!(f, "document {number}"),
+            Self::File => f.write_str("file"),
+            Self::Object { kind, name } => write!(f, "{kind}/{name}"),
+        }
+    }
+}
+
+/// Text of a document as a message may quote it: on one line, and not endless.
+pub(super) fn quotable(text: &str) -> String {
+    const LIMIT: usize = 80;
+    let mut shown = String::new();
+    for c in text.chars().take(LIMIT) {
+        // Letters of all alphabets stay readable; what breaks or turns a line does not.
+        if c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    if text.chars().nth(LIMIT).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_reads_as_the_contract_has_it() {
+        let place = Place {
+            file: Path::new("etc/a.yaml"),
+            line: 7,
+        };
+        let subject = Subject::Object {
+            kind: "Tunnel".into(),
+            name: "all".into(),
+        };
+        let problem = Problem::new(place, subject, "spec.proxy.port", "it is missing");
+        assert_eq!(
+            problem.to_string(),
+            "etc/a.yaml:7: Tunnel/all: spec.proxy.port: it is missing"
+        );
+        let problem = Problem::new(place, Subject::Document(3), "kind", "it is missing");
+        assert_eq!(
+            problem.to_string(),
+            "etc/a.yaml:7: document 3: kind: it is missing"
+        );
+    }
+
+    #[test]
+    fn quoted_text_stays_on_one_short_line() {
+        assert_eq!(quotable("a\nb\u{1b}[0m é"), "a\\nb\\u{1b}[0m é");
+        assert_eq!(quotable(&"x".repeat(81)), format!("{}...", "x".repeat(80)));
+    }
+}
