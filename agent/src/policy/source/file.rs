@@ -1,0 +1,113 @@
+//! Documents from files: the only place in policy that does I/O.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::policy::document::Documents;
+use crate::policy::problem::{Place, Problem, Subject};
+
+/// The largest file that is read, in bytes: some 50,000 documents.
+const MAX_FILE: u64 = 16 << 20;
+
+/// Adds the documents of files and directories. What cannot be read is reported there too.
+pub(super) fn read(paths: &[PathBuf], documents: &mut Documents) {
+    let mut seen = HashSet::new();
+    for path in paths {
+        if path.is_dir() {
+            read_directory(path, documents, &mut seen);
+        } else {
+            read_file(path, documents, &mut seen);
+        }
+    }
+}
+
+fn read_directory(path: &Path, documents: &mut Documents, seen: &mut HashSet<PathBuf>) {
+    let files = match policy_files(path) {
+        Ok(files) => files,
+        Err(err) => return report(documents, path, Subject::Directory, unreadable(&err)),
+    };
+    let mut count = 0;
+    for file in files {
+        count += read_file(&file, documents, seen);
+    }
+    if count == 0 {
+        let reason = "there is no document in it; they are looked for in *.yaml, *.yml and *.json";
+        report(documents, path, Subject::Directory, reason.to_owned());
+    }
+}
+
+/// The files of a directory that are policy, in the order of their names. Symbolic links are
+/// followed, as in a mounted ConfigMap.
+fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let policy = path
+            .extension()
+            .is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
+        if policy && !hidden && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// How many documents there were. A file that was read already is not read again.
+fn read_file(path: &Path, documents: &mut Documents, seen: &mut HashSet<PathBuf>) -> usize {
+    let text = fs::canonicalize(path).and_then(|canonical| {
+        if seen.insert(canonical) {
+            read_bounded(path).map(Some)
+        } else {
+            Ok(None)
+        }
+    });
+    match text.map(|bytes| bytes.map(String::from_utf8)) {
+        Ok(None) => 1,
+        Ok(Some(Ok(text))) => documents.add(path, &text),
+        Ok(Some(Err(err))) => {
+            let valid = &err.as_bytes()[..err.utf8_error().valid_up_to()];
+            let newlines = valid.iter().filter(|b| **b == b'\n').count();
+            let line = u32::try_from(newlines + 1).unwrap_or(u32::MAX);
+            let place = Place { file: path, line };
+            let reason = "it is not UTF-8 text";
+            documents.report(Problem::new(place, Subject::File, "yaml", reason));
+            1
+        }
+        Err(err) => {
+            report(documents, path, Subject::File, unreadable(&err));
+            1
+        }
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::other("it is larger than 16 MiB"));
+    }
+    Ok(bytes)
+}
+
+fn unreadable(err: &io::Error) -> String {
+    format!("it cannot be read: {err}")
+}
+
+fn report(documents: &mut Documents, path: &Path, subject: Subject, reason: String) {
+    let place = Place {
+        file: path,
+        line: 1,
+    };
+    documents.report(Problem::new(place, subject, "path", reason));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Files and directories as they come.
+
+use std::os::unix::fs::symlink;
+
+use crate::policy::{Options, Policy, load};
+
+use super::*;
+
+fn tunnel(name: &str) -> String {
+    format!(
+        "apiVersion: underpass.dev/v1alpha1\nkind: Tunnel\nmetadata:\n  name: {name}\n\
+         spec:\n  proxy: {{host: proxy.example, port: 3128}}\n"
+    )
+}
+
+fn write(directory: &Path, name: &str, text: &str) -> PathBuf {
+    let path = directory.join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// Problems without the directory they are in.
+fn problems(result: Result<Policy, crate::policy::LoadError>, directory: &Path) -> Vec<String> {
+    let directory = directory.display().to_string();
+    let error = result.unwrap_err();
+    let lines = error.problems().iter().map(ToString::to_string);
+    lines.map(|line| line.replace(&directory, "DIR")).collect()
+}
+
+#[test]
+fn a_directory_is_read_in_the_order_of_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    write(path, "b.yml", &tunnel("same"));
+    write(path, "a.yaml", &tunnel("same"));
+    write(path, "c.json", "{\"kind\": \"Secret\"}");
+    write(path, "notes.txt", "kind: [");
+    write(path, ".hidden.yaml", "kind: [");
+    fs::create_dir(path.join("deeper.yaml")).unwrap();
+    write(&path.join("deeper.yaml"), "d.yaml", "kind: [");
+    assert_eq!(
+        problems(load(&[path.into()], &Options::default()), path),
+        [
+            "DIR/b.yml:4: Tunnel/same: metadata.name: `same` is already the name of a Tunnel in \
+             DIR/a.yaml:4",
+            "DIR/c.json:1: document 1: kind: `Secret` is not supported by this version",
+        ]
+    );
+}
+
+#[test]
+fn a_mounted_config_map_is_read_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    fs::create_dir(path.join("..2024")).unwrap();
+    write(&path.join("..2024"), "a.yaml", &tunnel("all"));
+    symlink("..2024", path.join("..data")).unwrap();
+    symlink("..data/a.yaml", path.join("a.yaml")).unwrap();
+    let policy = load(&[path.into()], &Options::default()).unwrap();
+    assert_eq!(policy.proxies().count(), 1);
+    let both = [path.to_owned(), path.join("a.yaml")];
+    assert!(load(&both, &Options::default()).is_ok());
+}
+
+#[test]
+fn what_cannot_be_read_is_a_problem_and_hides_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let empty = path.join("empty");
+    fs::create_dir(&empty).unwrap();
+    write(&empty, "e.yaml", "---\n# nothing\n");
+    let paths = [
+        path.join("missing.yaml"),
+        empty,
+        write(path, "bad.yaml", "kind: Tunnel\n"),
+        path.join("latin1.yaml"),
+        path.join("huge.yaml"),
+    ];
+    fs::write(path.join("latin1.yaml"), b"a: 1\nb: \xe9\n").unwrap();
+    let huge = File::create(path.join("huge.yaml")).unwrap();
+    huge.set_len(MAX_FILE + 1).unwrap();
+    symlink("nowhere", path.join("dangling.yaml")).unwrap();
+    assert_eq!(
+        problems(load(&paths, &Options::default()), path),
+        [
+            "DIR/bad.yaml:1: document 1: apiVersion: it is missing",
+            "DIR/bad.yaml:1: document 1: metadata: it is missing",
+            "DIR/empty:1: directory: path: there is no document in it; they are looked for in \
+             *.yaml, *.yml and *.json",
+            "DIR/huge.yaml:1: file: path: it cannot be read: it is larger than 16 MiB",
+            "DIR/latin1.yaml:2: file: yaml: it is not UTF-8 text",
+            "DIR/missing.yaml:1: file: path: it cannot be read: No such file or directory (os \
+             error 2)",
+        ]
+    );
+    let found = problems(load(&[path.into()], &Options::default()), path);
+    assert!(
+        found
+            .iter()
+            .any(|line| line.starts_with("DIR/dangling.yaml:1: file: path: ")),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn the_error_has_one_line_per_problem() {
+    let error = load(&["/nonexistent/a".into()], &Options::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the policy is not valid:\n/nonexistent/a:1: file: path: it cannot be read: No such file \
+         or directory (os error 2)"
+    );
+}
