@@ -72,18 +72,18 @@ impl Resolver {
     /// Until then a lookup fails with [`DnsError::NoServers`], except for what the other file
     /// knows.
     pub fn from_system(sockets: Arc<dyn SocketFactory>) -> Self {
+        let (resolv_conf, hosts) = (Path::new("/etc/resolv.conf"), Path::new("/etc/hosts"));
+        Self::from_files(sockets, resolv_conf, hosts)
+    }
+
+    /// As [`Self::from_system`], after other files in the same format.
+    pub fn from_files(sockets: Arc<dyn SocketFactory>, resolv_conf: &Path, hosts: &Path) -> Self {
         let times = Times {
             deadline: DEADLINE,
             stagger: STAGGER,
             grace: GRACE,
         };
-        Self::new(
-            sockets,
-            Path::new("/etc/resolv.conf"),
-            Path::new("/etc/hosts"),
-            53,
-            times,
-        )
+        Self::new(sockets, resolv_conf, hosts, 53, times)
     }
 
     fn new(

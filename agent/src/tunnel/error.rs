@@ -1,0 +1,224 @@
+//! Why a tunnel is not there, in words for people and in words for programs.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use super::connect::{ExchangeError, Refusal};
+use super::dial::{DialError, DialErrorKind};
+use super::{Attempt, Timings};
+use crate::dns::DnsError;
+use crate::name::Target;
+use crate::policy::Proxy;
+
+/// How much of what the proxy wrote a message quotes.
+const MAX_QUOTE: usize = 160;
+
+/// Why a tunnel could not be opened. Its text names proxy, target and cause, and what to do.
+#[derive(Debug)]
+pub struct TunnelError(Box<Failed>);
+
+#[derive(Debug)]
+struct Failed {
+    proxy: String,
+    target: Target,
+    authenticated: bool,
+    attempt: Attempt,
+    cause: Cause,
+}
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// The proxy was there, and no tunnel came of it.
+    #[error(transparent)]
+    Connect(#[from] ExchangeError),
+    /// The proxy's name has no address.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    /// The deadline passed while the proxy's name was looked up.
+    #[error("its name was not resolved in time")]
+    DnsTimeout,
+    /// No connection to the proxy.
+    #[error("cannot connect: {0}")]
+    Tcp(#[from] DialError),
+}
+
+/// Where a failure has to be looked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    /// On this node.
+    Agent,
+    /// At the proxy, or on the way there.
+    Proxy,
+    /// At the target, as the proxy says.
+    Target,
+}
+
+impl Side {
+    /// The value for a log field.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Proxy => "proxy",
+            Self::Target => "target",
+        }
+    }
+}
+
+impl TunnelError {
+    pub(super) fn new(proxy: &Proxy, target: &Target, attempt: Attempt, cause: Cause) -> Self {
+        Self(Box::new(Failed {
+            proxy: proxy.to_string(),
+            target: target.clone(),
+            authenticated: proxy.credentials.is_some(),
+            attempt,
+            cause,
+        }))
+    }
+
+    /// What went wrong.
+    pub fn cause(&self) -> &Cause {
+        &self.0.cause
+    }
+
+    /// The address of the proxy, if a connection to it was made.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.0.attempt.endpoint
+    }
+
+    /// How long each phase took, up to the one that failed.
+    pub fn timings(&self) -> Timings {
+        self.0.attempt.timings
+    }
+
+    /// The proxy's refusal, if it said no.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match &self.0.cause {
+            Cause::Connect(ExchangeError::Refused(refusal)) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// The proxy's status code, if it said no.
+    pub fn code(&self) -> Option<u16> {
+        self.refusal().map(|refusal| refusal.code)
+    }
+
+    /// Where to look.
+    pub fn side(&self) -> Side {
+        match &self.0.cause {
+            Cause::Dns(DnsError::NoServers { .. }) => Side::Agent,
+            Cause::Tcp(error) => match error.kind() {
+                DialErrorKind::NoSocket | DialErrorKind::Denied => Side::Agent,
+                _ => Side::Proxy,
+            },
+            _ if self.code().is_some_and(is_about_the_target) => Side::Target,
+            _ => Side::Proxy,
+        }
+    }
+
+    /// The failure as a metric label: one word out of a fixed list.
+    pub fn reason(&self) -> &'static str {
+        match &self.0.cause {
+            Cause::Dns(_) | Cause::DnsTimeout => "dns",
+            Cause::Tcp(error) => match error.kind() {
+                DialErrorKind::NoSocket => "no_socket",
+                DialErrorKind::Refused => "tcp_refused",
+                DialErrorKind::Reset => "tcp_reset",
+                DialErrorKind::Timeout => "tcp_timeout",
+                DialErrorKind::Denied => "tcp_denied",
+                DialErrorKind::Failed => "tcp_failed",
+                DialErrorKind::Unreachable => "tcp_unreachable",
+            },
+            Cause::Connect(error) => match error {
+                ExchangeError::BadAnswer(_) | ExchangeError::TooManyInterim => "malformed",
+                ExchangeError::ClosedEarly { .. } => "closed_early",
+                ExchangeError::Read(error) | ExchangeError::Write(error) => match error.kind() {
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "reset",
+                    _ => "broken",
+                },
+                ExchangeError::Refused(refusal) if refusal.code == 407 => "auth_required",
+                ExchangeError::Refused(_) => "refused",
+                ExchangeError::Timeout { .. } => "connect_timeout",
+            },
+        }
+    }
+
+    /// Whether another endpoint of the proxy may do better.
+    pub fn retryable(&self) -> bool {
+        match &self.0.cause {
+            Cause::Dns(_) | Cause::DnsTimeout => false,
+            Cause::Tcp(error) => error.kind() != DialErrorKind::NoSocket,
+            Cause::Connect(ExchangeError::Refused(refusal)) => is_about_the_target(refusal.code),
+            Cause::Connect(_) => true,
+        }
+    }
+}
+
+/// Codes by which a gateway says that it could not serve, not that it would not.
+fn is_about_the_target(code: u16) -> bool {
+    matches!(code, 502..=504)
+}
+
+impl fmt::Display for TunnelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Failed {
+            proxy,
+            target,
+            cause,
+            ..
+        } = &*self.0;
+        write!(f, "no tunnel to {target} through proxy {proxy}")?;
+        // The address says more than the name, unless the proxy was given by address.
+        if let Some(endpoint) = self.endpoint().filter(|at| at.to_string() != *proxy) {
+            write!(f, " ({endpoint})")?;
+        }
+        write!(f, ": {cause}")?;
+        if let Some(refusal) = self.refusal() {
+            self.explain(refusal, f)?;
+        }
+        Ok(())
+    }
+}
+
+impl TunnelError {
+    fn explain(&self, refusal: &Refusal, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match refusal.code {
+            403 => write!(f, ": its access rules do not allow {}", self.0.target)?,
+            407 => self.explain_authentication(&refusal.schemes, f)?,
+            _ => {}
+        }
+        let is_page = refusal.body.starts_with('<');
+        if !is_page && !refusal.body.is_empty() {
+            let quote: String = refusal.body.chars().take(MAX_QUOTE).collect();
+            write!(f, "; it says: {quote}")?;
+        }
+        Ok(())
+    }
+
+    fn explain_authentication(
+        &self,
+        schemes: &[String],
+        f: &mut fmt::Formatter<'_>,
+    ) -> fmt::Result {
+        if self.0.authenticated {
+            f.write_str(": it does not accept the credentials configured for it")?;
+        } else {
+            f.write_str(": it wants credentials and none are configured for it")?;
+        }
+        if schemes.is_empty() {
+            return f.write_str(" (it names no scheme)");
+        }
+        let is_basic = |scheme: &String| scheme.eq_ignore_ascii_case("basic");
+        let hint = if schemes.iter().any(is_basic) {
+            ""
+        } else {
+            ", none of which is supported: let it offer Basic"
+        };
+        write!(f, " (it offers {}{hint})", schemes.join(", "))
+    }
+}
+
+// The cause is part of the text, so it is not a `source` as well: it would be told twice.
+impl std::error::Error for TunnelError {}
