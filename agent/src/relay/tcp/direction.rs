@@ -1,0 +1,246 @@
+//! One direction of a relay.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Counter;
+
+/// Runs `work` with the read buffer of this thread.
+///
+/// The buffer is taken out meanwhile, so a relay that is polled inside another one (a stream may
+/// do anything in its `poll_read`) gets a buffer of its own for the time.
+pub(super) fn with_buffer<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut buffer = READ_BUFFER
+        .take()
+        .unwrap_or_else(|| vec![0; BUFFER_SIZE].into_boxed_slice());
+    let result = work(&mut buffer);
+    READ_BUFFER.set(Some(buffer));
+    result
+}
+
+/// Which end of a direction failed.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The side that is read.
+    From(io::Error),
+    /// The side that is written.
+    To(io::Error),
+}
+
+/// The state of one direction. Between polls it holds only bytes that the receiver did not take.
+#[derive(Debug)]
+pub(super) struct Direction {
+    unsent: Bytes,
+    read_size: usize,
+    state: State,
+    passes_end_on: bool,
+    unflushed: bool,
+    active: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    /// The receiver has failed.
+    Broken,
+    Open,
+    /// The sender has finished; the receiver is to be told once it has everything.
+    Ending,
+    Ended,
+}
+
+impl Direction {
+    /// A direction in which `first` goes out before anything is read.
+    pub(super) fn new(first: Bytes) -> Self {
+        Self {
+            unsent: first,
+            read_size: FIRST_READ_SIZE,
+            state: State::Open,
+            passes_end_on: true,
+            unflushed: false,
+            active: false,
+        }
+    }
+
+    /// Whether there is nothing left to do: ended, or failed.
+    pub(super) fn is_over(&self) -> bool {
+        match self.state {
+            State::Broken | State::Ended => true,
+            State::Ending => !self.passes_end_on && self.unsent.is_empty(),
+            State::Open => false,
+        }
+    }
+
+    /// Makes the end of the sender's data, from now on, no reason to tell the receiver that it has
+    /// everything.
+    pub(super) fn keep_end(&mut self) {
+        self.passes_end_on = false;
+    }
+
+    /// Whether anything has moved since the last call.
+    pub(super) fn take_activity(&mut self) -> bool {
+        std::mem::take(&mut self.active)
+    }
+
+    /// Moves what can be moved, within a bound that keeps one busy connection from holding its
+    /// thread; ready when the direction is over. A failed receiver is reported once.
+    pub(super) fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        from: &mut R,
+        to: &mut W,
+        counter: &Counter,
+    ) -> Poll<Result<(), Fault>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let result = ready!(self.poll_steps(cx, buffer, from, to, counter));
+        if let Err(Fault::To(_)) = result {
+            self.state = State::Broken;
+            self.unsent = Bytes::new();
+        }
+        Poll::Ready(result)
+    }
+
+    fn poll_steps<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        from: &mut R,
+        to: &mut W,
+        counter: &Counter,
+    ) -> Poll<Result<(), Fault>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        ready!(self.poll_unsent(cx, to, counter))?;
+        for _ in 0..READS_PER_POLL {
+            match self.state {
+                State::Open => {}
+                State::Ending if self.passes_end_on => {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Fault::To)?;
+                    self.state = State::Ended;
+                    self.active = true;
+                    return Poll::Ready(Ok(()));
+                }
+                State::Broken | State::Ended | State::Ending => return Poll::Ready(Ok(())),
+            }
+            let mut read = ReadBuf::new(&mut buffer[..self.read_size]);
+            if let Poll::Ready(result) = Pin::new(&mut *from).poll_read(cx, &mut read) {
+                result.map_err(Fault::From)?;
+            } else {
+                ready!(self.poll_flush(cx, to))?;
+                return Poll::Pending;
+            }
+            self.active = true;
+            if read.filled().is_empty() {
+                self.state = State::Ending;
+            } else {
+                ready!(self.poll_forward(cx, read.filled(), to, counter))?;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes `bytes`, just read; keeps what is not taken.
+    fn poll_forward<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        to: &mut W,
+        counter: &Counter,
+    ) -> Poll<Result<(), Fault>> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.poll_write(cx, rest, to, counter) {
+                Poll::Ready(written) => rest = &rest[written?..],
+                Poll::Pending => {
+                    // Next time no more is read than was taken now: less to copy, and less to
+                    // hold for a receiver that is slow.
+                    let taken = bytes.len() - rest.len();
+                    self.read_size = taken.clamp(LEAST_READ_SIZE, BUFFER_SIZE);
+                    self.unsent = Bytes::copy_from_slice(rest);
+                    return Poll::Pending;
+                }
+            }
+        }
+        if bytes.len() == self.read_size {
+            self.read_size = (2 * self.read_size).min(BUFFER_SIZE);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_unsent<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+        counter: &Counter,
+    ) -> Poll<Result<(), Fault>> {
+        while !self.unsent.is_empty() {
+            let mut unsent = std::mem::take(&mut self.unsent);
+            let written = self.poll_write(cx, &unsent, to, counter);
+            if let Poll::Ready(Ok(written)) = written {
+                unsent.advance(written);
+            }
+            if !unsent.is_empty() {
+                self.unsent = unsent;
+            }
+            ready!(written)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        to: &mut W,
+        counter: &Counter,
+    ) -> Poll<Result<usize, Fault>> {
+        let written = ready!(Pin::new(to).poll_write(cx, bytes)).map_err(Fault::To)?;
+        if written == 0 {
+            return Poll::Ready(Err(Fault::To(io::ErrorKind::WriteZero.into())));
+        }
+        counter.add(written);
+        self.unflushed = true;
+        self.active = true;
+        Poll::Ready(Ok(written))
+    }
+
+    /// A stream that buffers what it is given (TLS) must not keep it while the sender is silent.
+    fn poll_flush<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+    ) -> Poll<Result<(), Fault>> {
+        if self.unflushed {
+            ready!(Pin::new(to).poll_flush(cx)).map_err(Fault::To)?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The size of a thread's read buffer; larger reads no longer gain throughput.
+pub(super) const BUFFER_SIZE: usize = 256 * 1024;
+
+/// The reads of a direction grow from here as long as the receiver takes all of them.
+const FIRST_READ_SIZE: usize = 64 * 1024;
+
+/// A slow receiver does not bring them below this.
+const LEAST_READ_SIZE: usize = 16 * 1024;
+
+/// At the full buffer size 2 MiB, about a millisecond of copying.
+const READS_PER_POLL: usize = 8;
+
+thread_local! {
+    static READ_BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
