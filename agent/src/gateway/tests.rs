@@ -1,0 +1,228 @@
+//! A whole gateway on loopback, asked by raw TCP clients.
+
+mod logs;
+mod refusals;
+mod tunnels;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::Ipv4Addr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::*;
+
+/// A gateway at work, until it is dropped.
+struct Running {
+    address: SocketAddr,
+    shutdown: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+/// Starts a gateway that knows the names of [`Table`].
+async fn start(config: GatewayConfig) -> Running {
+    let config = GatewayConfig {
+        listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+        ..config
+    };
+    let gateway = Gateway::bind(config, Table::default()).await.unwrap();
+    let address = gateway.addresses()[0];
+    let (shutdown, stopped) = oneshot::channel();
+    let serving = tokio::spawn(gateway.serve(async {
+        let _ = stopped.await;
+    }));
+    Running {
+        address,
+        shutdown,
+        serving,
+    }
+}
+
+/// Loopback is allowed, by whatever name.
+fn local() -> GatewayConfig {
+    allow(&["*:*", "127.0.0.0/8:*"])
+}
+
+fn allow(rules: &[&str]) -> GatewayConfig {
+    GatewayConfig {
+        allow: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
+        ..GatewayConfig::default()
+    }
+}
+
+fn credentials(text: &str) -> CredentialFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    CredentialFile::load(file.path()).unwrap()
+}
+
+/// Names and addresses that never change.
+struct Table(HashMap<&'static str, Vec<IpAddr>>);
+
+impl Default for Table {
+    fn default() -> Self {
+        let table = [
+            ("here.example", vec!["127.0.0.1"]),
+            ("metadata.example", vec!["169.254.169.254", "fe80::1"]),
+            ("second.example", vec!["169.254.169.254", "127.0.0.1"]),
+            ("empty.example", vec![]),
+            ("slow.example", vec![]),
+        ];
+        Self(
+            table
+                .into_iter()
+                .map(|(name, addrs)| {
+                    let addrs = addrs.iter().map(|addr| addr.parse().unwrap()).collect();
+                    (name, addrs)
+                })
+                .collect(),
+        )
+    }
+}
+
+impl Resolve for Table {
+    fn resolve<'a>(&'a self, name: &'a HostName) -> Resolving<'a> {
+        Resolving::new(async {
+            if name.as_str() == "slow.example" {
+                std::future::pending::<()>().await;
+            }
+            let addrs = self.0.get(name.as_str()).cloned();
+            addrs.ok_or_else(|| io::Error::other("no such name"))
+        })
+    }
+}
+
+/// A server on loopback that takes one connection.
+struct Server(TcpListener);
+
+impl Server {
+    async fn new() -> Self {
+        Self(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap())
+    }
+
+    fn port(&self) -> u16 {
+        self.0.local_addr().unwrap().port()
+    }
+
+    async fn accept(&self) -> TcpStream {
+        self.0.accept().await.unwrap().0
+    }
+}
+
+/// An answer of the gateway.
+struct Answer {
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn status(&self) -> &str {
+        &self.head[9..12]
+    }
+
+    /// The value of a field, whose name is in lower case.
+    fn field(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (own, value) = line.split_once(": ")?;
+            (own == name).then_some(value)
+        })
+    }
+}
+
+struct Client(TcpStream);
+
+impl Client {
+    async fn new(gateway: &Running) -> Self {
+        Self(TcpStream::connect(gateway.address).await.unwrap())
+    }
+
+    /// A client whose tunnel to `server` stands.
+    async fn tunnel(gateway: &Running, server: &Server) -> (Self, TcpStream) {
+        let mut client = Self::new(gateway).await;
+        let target = format!("here.example:{}", server.port());
+        let answer = client.connect(&target).await;
+        assert_eq!(answer.status(), "200", "{}", answer.body);
+        (client, server.accept().await)
+    }
+
+    async fn connect(&mut self, target: &str) -> Answer {
+        self.ask(&format!(
+            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"
+        ))
+        .await
+    }
+
+    async fn ask(&mut self, request: &str) -> Answer {
+        self.0.write_all(request.as_bytes()).await.unwrap();
+        self.answer().await
+    }
+
+    /// Reads one answer and not a byte more.
+    async fn answer(&mut self) -> Answer {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(self.0.read_u8().await.unwrap());
+        }
+        let mut answer = Answer {
+            head: String::from_utf8(head).unwrap(),
+            body: String::new(),
+        };
+        let length = answer.field("content-length").map(str::parse);
+        let mut body = vec![0; length.map_or(0, Result::unwrap)];
+        self.0.read_exact(&mut body).await.unwrap();
+        answer.body = String::from_utf8(body).unwrap();
+        answer
+    }
+
+    /// Everything up to the end of the connection.
+    async fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let reading = self.0.read_to_end(&mut bytes);
+        timeout(Duration::from_secs(5), reading).await.unwrap()?;
+        Ok(bytes)
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_had_is_named_with_what_to_do() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let taken = taken.local_addr().map(|address| (taken, address)).unwrap();
+    for (listen, parts) in [
+        (vec![taken.1], [taken.1.to_string().as_str(), "in use"]),
+        (
+            vec!["203.0.113.7:3128".parse().unwrap()],
+            ["203.0.113.7:3128", "no interface"],
+        ),
+        (vec![], ["no address", "127.0.0.1:3128"]),
+    ] {
+        let config = GatewayConfig {
+            listen,
+            ..GatewayConfig::default()
+        };
+        let error = Gateway::bind(config, Table::default()).await.unwrap_err();
+        let message = error.to_string();
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    let denied = io::ErrorKind::PermissionDenied.into();
+    let message = GatewayError::listen("0.0.0.0:80".parse().unwrap(), denied).to_string();
+    assert!(message.contains("0.0.0.0:80") && message.contains("CAP_NET_BIND_SERVICE"));
+}
+
+#[tokio::test]
+async fn every_listener_serves() {
+    let config = GatewayConfig {
+        listen: vec![(Ipv4Addr::LOCALHOST, 0).into(); 2],
+        ..local()
+    };
+    let gateway = Gateway::bind(config, Table::default()).await.unwrap();
+    let addresses = gateway.addresses().to_vec();
+    assert_ne!(addresses[0], addresses[1]);
+    tokio::spawn(gateway.serve(std::future::pending()));
+    for address in addresses {
+        let mut client = Client(TcpStream::connect(address).await.unwrap());
+        assert_eq!(client.ask("GET / HTTP/1.1\r\n\r\n").await.status(), "405");
+    }
+}
