@@ -1,1 +1,50 @@
-fn main() {}
+//! `cargo xtask <verb>`: set-up, build and tests of Underpass. One file per verb.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod cgroup;
+mod launch;
+mod project;
+mod report;
+mod setup;
+mod supervise;
+mod test;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install what building and testing need
+    Setup(setup::Arguments),
+    /// Build the agent with its eBPF programs, and print where the binary is
+    Build(build::Arguments),
+    /// Check everything: formatting, lints, documentation, unit, property and end-to-end tests
+    Test(test::Arguments),
+    #[command(hide = true)]
+    Launch(launch::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup(arguments) => setup::run(&arguments),
+        Verb::Build(arguments) => build::run(&arguments),
+        Verb::Test(arguments) => test::run(&arguments),
+        Verb::Launch(arguments) => launch::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::failure(&error);
+            let stopped = error.downcast_ref::<supervise::Stopped>();
+            stopped.map_or(ExitCode::FAILURE, |stopped| stopped.exit_code().into())
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `cargo xtask test`
+
+use std::{fmt, process::Command, time::Instant};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use nix::unistd::geteuid;
+
+use crate::{
+    build,
+    cgroup::Subtree,
+    project::Project,
+    report::{self, Seconds},
+    setup,
+    supervise::{self, Supervisor},
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Run only this stage (may be given several times); `e2e` builds first
+    #[arg(long, value_name = "STAGE")]
+    only: Vec<Stage>,
+
+    /// Passed to the end-to-end test binaries: names of tests, --nocapture, …
+    #[arg(last = true, value_name = "FILTER")]
+    filter: Vec<String>,
+}
+
+/// The stages, in the order in which they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// What building and testing need is installed
+    Setup,
+    /// All sources are formatted
+    Fmt,
+    /// No lint speaks up
+    Clippy,
+    /// The documentation builds and its links lead somewhere
+    Doc,
+    /// Unit and property tests
+    Unit,
+    /// Those of them that need root: the kernel takes the eBPF programs
+    Kernel,
+    /// The agent as users get it
+    Build,
+    /// End-to-end tests with the agent that was built
+    E2e,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Setup => "setup",
+            Self::Fmt => "fmt",
+            Self::Clippy => "clippy",
+            Self::Doc => "doc",
+            Self::Unit => "unit",
+            Self::Kernel => "kernel",
+            Self::Build => "build",
+            Self::E2e => "e2e",
+        })
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let project = Project::find()?;
+    let supervisor = Supervisor::new()?;
+    for &stage in Stage::value_variants() {
+        if !arguments.only.is_empty() && !arguments.only.contains(&stage) {
+            continue;
+        }
+        report::progress(format_args!("[{stage}]"));
+        report::timed(&stage.to_string(), || {
+            run_stage(stage, &project, &supervisor, &arguments.filter).map(|()| "passed")
+        })
+        .with_context(|| format!("stage {stage} failed"))?;
+    }
+    report::progress(format_args!("in {} altogether", Seconds(start.elapsed())));
+    if arguments.only.is_empty() && arguments.filter.is_empty() {
+        report::result("all checks passed");
+    } else {
+        report::result("the checks asked for passed");
+    }
+    Ok(())
+}
+
+fn run_stage(
+    stage: Stage,
+    project: &Project,
+    supervisor: &Supervisor,
+    filter: &[String],
+) -> anyhow::Result<()> {
+    match stage {
+        Stage::Setup => setup::install(project, supervisor),
+        Stage::Fmt => supervisor.check(project.cargo("fmt").args(["--all", "--check"])),
+        Stage::Clippy => supervisor.check(workspace(project, "clippy").args([
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ])),
+        Stage::Doc => supervisor.check(
+            workspace(project, "doc")
+                .arg("--no-deps")
+                .env("RUSTDOCFLAGS", "-D rustdoc::broken_intra_doc_links"),
+        ),
+        Stage::Unit => supervisor.check(project.cargo("test").arg("--locked")),
+        Stage::Kernel => {
+            require_root()?;
+            let mut test = project.cargo("test");
+            test.args([
+                "--locked",
+                "--package",
+                "underpass",
+                "--lib",
+                "--",
+                "--ignored",
+            ]);
+            in_subtree(supervisor, &test)
+        }
+        Stage::Build => build::agent(project, supervisor, true),
+        Stage::E2e => end_to_end(project, supervisor, filter),
+    }
+}
+
+/// A cargo command for every package that compiles for this machine.
+fn workspace(project: &Project, subcommand: &str) -> Command {
+    let mut command = project.cargo(subcommand);
+    command.args(["--locked", "--workspace", "--exclude", "underpass-ebpf"]);
+    command
+}
+
+fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> anyhow::Result<()> {
+    require_root()?;
+    build::agent(project, supervisor, true)?;
+    let package = ["--locked", "--package", "underpass-tests"];
+    supervisor.check(project.cargo("test").args(package).arg("--no-run"))?;
+    let mut test = project.cargo("test");
+    test.args(package)
+        .arg("--")
+        .args(filter)
+        .env("UNDERPASS_BIN", project.binary(true));
+    in_subtree(supervisor, &test)
+}
+
+/// Runs tests that start servers, agents and workloads, and leaves none of those behind, however
+/// the tests end.
+fn in_subtree(supervisor: &Supervisor, test: &Command) -> anyhow::Result<()> {
+    let subtree = Subtree::create("underpass-tests")?;
+    let status = supervisor.run_in_cgroup(test, subtree.path(), || {
+        if let Err(error) = subtree.kill() {
+            report::progress(format_args!("warning: {error:#}"));
+        }
+    })?;
+    supervise::succeeded(test, status)
+}
+
+fn require_root() -> anyhow::Result<()> {
+    if !geteuid().is_root() {
+        bail!("these tests load eBPF programs and make network namespaces: run them as root");
+    }
+    Ok(())
+}
