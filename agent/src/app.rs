@@ -1,1 +1,434 @@
-//! (being written)
+//! The composition root: the one place that knows all the parts and puts them together.
+
+mod health;
+mod policy_source;
+mod proxies;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use prometheus::Registry;
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use underpass_abi::{Counter, Outcome, Verdict, map};
+
+use crate::admin::{AdminError, AdminServer, AdminState, AdminThread, Endpoints, Readiness};
+use crate::capture::{
+    Attachment, Canary, Capture, CaptureConfig, CaptureError, Flows, Incoming, KernelCounters,
+    Listener,
+};
+use crate::connection::Way;
+use crate::dns::Resolver;
+use crate::inspect;
+use crate::policy::{LoadError, Policy, Side};
+use crate::relay::Timeouts;
+use crate::sockets::SocketFactory;
+use crate::telemetry::metrics::{CaptureSource, MapUsage};
+use crate::telemetry::{Label, LogHandle, Metrics, Reload};
+use crate::tunnel::{TunnelConfig, Tunneler};
+
+pub use policy_source::PolicySource;
+
+/// Between two sweeps of the flow map. The listeners run dry in far less, so an entry that two
+/// sweeps see belongs to no connection that waits to be accepted.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// After `accept` failed because the process or the system ran out of something.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// For the TCP handshake of a direct connection: as long as a tunnel may take.
+const DIRECT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// What an agent is built from.
+pub struct Config {
+    /// The cgroup whose processes, and those below it, are captured.
+    pub cgroup: PathBuf,
+    /// What becomes of them in network namespaces without a listener of ours.
+    pub not_enrolled: Verdict,
+    /// Connections at a time; past them new ones are reset.
+    pub max_connections: u32,
+    /// Whether the programs log each decision.
+    pub verbose: bool,
+    /// Where policy comes from.
+    pub policy: PolicySource,
+    /// Where the endpoints listen.
+    pub endpoints: Endpoints,
+    /// How long connections may live on after [`Running::drain`] was called.
+    pub drain: Duration,
+}
+
+/// Why the agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An endpoint.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The kernel side.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// A metric is registered twice.
+    #[error("cannot register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] LoadError),
+}
+
+/// A running agent. When it is dropped, nothing is captured any more.
+pub struct Running {
+    // Detached first, so that nothing is redirected to listeners that are gone.
+    _attachment: Attachment,
+    admin: AdminThread,
+    capture: Arc<Mutex<Capture>>,
+    cgroup: PathBuf,
+    drain: Duration,
+    families: Vec<Family>,
+    policy: PolicySource,
+    readiness: Readiness,
+    tasks: Tasks,
+    way: Arc<Way>,
+}
+
+/// An address family that is captured.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+/// What runs, and how it is stopped.
+#[derive(Clone)]
+struct Tasks {
+    connections: TaskTracker,
+    /// No new connections.
+    closing: CancellationToken,
+    /// Nor old ones.
+    cut: CancellationToken,
+}
+
+/// Builds the agent and attaches it: connections are captured when this returns. To be called on
+/// a multi-thread runtime.
+///
+/// # Errors
+/// Whatever stands in the way, before anything is captured.
+pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError> {
+    // What the user can get wrong comes first.
+    let policy = config.policy.load()?;
+    for warning in policy.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let admin = AdminServer::bind(config.endpoints)?;
+
+    let mut capture = Capture::load(&CaptureConfig {
+        max_connections: config.max_connections,
+        not_enrolled: config.not_enrolled,
+        verbose: config.verbose,
+    })?;
+    tokio::spawn(capture.logs()?);
+
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::new(&registry)?);
+    let kernel = KernelSide {
+        counters: capture.counters(),
+        flows: capture.flows(),
+    };
+    metrics.capture.watch(&registry, Arc::new(kernel))?;
+
+    let sockets: Arc<dyn SocketFactory> = capture.sockets();
+    let resolver = Resolver::from_system(Arc::clone(&sockets));
+    let way = Arc::new(Way {
+        policy: ArcSwap::from_pointee(policy),
+        proxies: ArcSwap::default(),
+        tunneler: Tunneler::new(
+            Arc::clone(&sockets),
+            resolver.clone(),
+            TunnelConfig::default(),
+        ),
+        resolver,
+        sockets,
+        metrics: Arc::clone(&metrics),
+        inspection: inspect::Limits::default(),
+        relay: Timeouts::default(),
+        direct_deadline: DIRECT_DEADLINE,
+    });
+
+    let listeners = capture.enrol()?;
+    metrics.capture.set_namespaces_enrolled(1);
+    let families = families(&listeners);
+    apply(&way.policy.load(), &mut capture)?;
+    announce(&way.policy.load(), &metrics);
+    let capture = Arc::new(Mutex::new(capture));
+    // Before the programs are attached: who speaks to a proxy himself must never be captured.
+    let refresh = proxies::refresh(&way, &capture).await;
+    tokio::spawn(proxies::keep_fresh(
+        Arc::clone(&way),
+        Arc::clone(&capture),
+        refresh,
+    ));
+
+    let tasks = Tasks {
+        connections: TaskTracker::new(),
+        closing: CancellationToken::new(),
+        cut: CancellationToken::new(),
+    };
+    for listener in listeners {
+        tokio::spawn(accept(
+            listener,
+            Arc::clone(&way),
+            tasks.clone(),
+            config.max_connections,
+        ));
+    }
+    let flows = capture.lock().flows();
+    tokio::spawn(sweep(flows));
+
+    let attachment = capture.lock().attach(&config.cgroup)?;
+    tracing::info!(cgroup = %config.cgroup.display(), "capturing");
+
+    let readiness = Readiness::default();
+    let admin = admin.spawn_thread(AdminState {
+        registry,
+        readiness: readiness.clone(),
+        config_dump: config_dump(&config, &way),
+        connections: metrics.connections().clone(),
+        log,
+    })?;
+    Ok(Running {
+        _attachment: attachment,
+        admin,
+        capture,
+        cgroup: config.cgroup,
+        drain: config.drain,
+        families,
+        policy: config.policy,
+        readiness,
+        tasks,
+        way,
+    })
+}
+
+impl Running {
+    /// Where the endpoints really listen.
+    pub fn endpoints(&self) -> Endpoints {
+        self.admin.addrs()
+    }
+
+    /// Sends one canary of each family through, and waits for it.
+    ///
+    /// # Errors
+    /// One was not captured.
+    pub async fn prove_capture(&self) -> Result<(), CaptureError> {
+        let mut canary = Canary::start(&self.cgroup)?;
+        for family in &self.families {
+            canary.sing(*family == Family::V6).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends canaries for as long as the process lives, on a thread of its own, and has readiness
+    /// tell what came of them.
+    pub fn watch_capture(&self) -> JoinHandle<()> {
+        health::watch(self.cgroup.clone(), self.families.clone(), &self.readiness)
+    }
+
+    /// Reads policy again. A bad one changes nothing but the metric and the log.
+    pub fn reload(&self) {
+        let metrics = &self.way.metrics.policy;
+        let policy = match self.policy.load() {
+            Ok(policy) => policy,
+            Err(error) => {
+                metrics.reloaded(Reload::Failure);
+                tracing::error!(%error, "policy not reloaded, the last good one stays in force");
+                return;
+            }
+        };
+        for warning in policy.warnings() {
+            tracing::warn!("{warning}");
+        }
+        if let Err(error) = apply(&policy, &mut self.capture.lock()) {
+            metrics.reloaded(Reload::Failure);
+            tracing::error!(%error, "policy not reloaded");
+            return;
+        }
+        announce(&policy, &self.way.metrics);
+        self.way.policy.store(Arc::new(policy));
+        metrics.reloaded(Reload::Success);
+        tracing::info!("policy reloaded");
+    }
+
+    /// Takes what has arrived, then no more, and waits for the connections to end; those that
+    /// outlive the time for it are reset. New ones are refused in the kernel meanwhile.
+    pub async fn drain(&self) {
+        self.readiness.check("draining").pending();
+        self.tasks.closing.cancel();
+        self.tasks.connections.close();
+        if timeout(self.drain, self.tasks.connections.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                connections = self.tasks.connections.len(),
+                "the time to drain is over: resetting what is left"
+            );
+            self.tasks.cut.cancel();
+            self.tasks.connections.wait().await;
+        }
+    }
+}
+
+fn families(listeners: &[Listener]) -> Vec<Family> {
+    listeners
+        .iter()
+        .filter_map(|listener| listener.local_addr().ok())
+        .map(|addr| {
+            if addr.is_ipv6() {
+                Family::V6
+            } else {
+                Family::V4
+            }
+        })
+        .collect()
+}
+
+/// Tells the programs what policy wants captured.
+fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), CaptureError> {
+    let plan = policy.capture_plan();
+    let prefixes = plan.prefixes.iter().map(|(prefix, side)| {
+        let side = match side {
+            Side::External => underpass_abi::Side::External,
+            Side::Internal => underpass_abi::Side::Internal,
+        };
+        (*prefix, side)
+    });
+    capture.rules().set_prefixes(prefixes)?;
+    capture.rules().set_ports(|port| plan.ports.contains(port))
+}
+
+/// Has the proxies' series stand at zero before anything happens, so that a rate has a start.
+fn announce(policy: &Policy, metrics: &Metrics) {
+    for proxy in policy.proxies() {
+        let label = Label::of(proxy);
+        metrics.proxy.announce(&label, &label);
+    }
+}
+
+/// Accepts until told to stop, and then what still waits in the queue.
+async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks, max_connections: u32) {
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            incoming = listener.accept() => incoming,
+            () = tasks.closing.cancelled() => break,
+        };
+        match incoming {
+            Ok(Incoming::Redirected(accepted)) if Canary::is_canary(accepted.original_dst) => {
+                tokio::spawn(Canary::greet(accepted.stream));
+            }
+            Ok(Incoming::Redirected(accepted))
+                if tasks.connections.len() >= max_connections as usize =>
+            {
+                way.refuse(&accepted, max_connections);
+            }
+            Ok(Incoming::Redirected(accepted)) => {
+                let way = Arc::clone(&way);
+                let cut = tasks.cut.clone();
+                tasks
+                    .connections
+                    .spawn(async move { way.serve(accepted, &cut).await });
+            }
+            Ok(Incoming::Stranger(client)) => {
+                way.metrics.capture.original_destination_missed();
+                tracing::warn!(%client, "reset a connection that nothing had redirected here");
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Removes flows that nobody will take, for ever.
+async fn sweep(flows: Arc<Flows>) {
+    let mut sweeper = flows.sweeper();
+    let mut ticks = interval(SWEEP_INTERVAL);
+    // After a pause of the whole process the next tick must not come before the listeners do.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match sweeper.sweep() {
+            Ok(0) => {}
+            Ok(removed) => tracing::debug!(removed, "swept flows that nobody took"),
+            Err(error) => tracing::error!(%error, "cannot sweep flows"),
+        }
+    }
+}
+
+/// What the kernel side counts, as metrics want it.
+struct KernelSide {
+    counters: Arc<KernelCounters>,
+    flows: Arc<Flows>,
+}
+
+impl KernelSide {
+    fn by(&self, pick: impl Fn(Outcome) -> Option<&'static str>) -> Vec<(&'static str, u64)> {
+        Counter::ALL
+            .iter()
+            .filter_map(|counter| Some((pick(counter.outcome())?, self.counters.value(*counter))))
+            .collect()
+    }
+}
+
+impl CaptureSource for KernelSide {
+    fn redirected(&self) -> u64 {
+        self.counters.value(Counter::Redirected)
+    }
+
+    fn skipped(&self) -> Vec<(&'static str, u64)> {
+        self.by(|outcome| match outcome {
+            Outcome::Skipped(reason) => Some(reason),
+            Outcome::Redirected(_) | Outcome::Refused(_) => None,
+        })
+    }
+
+    fn refused(&self) -> Vec<(&'static str, u64)> {
+        self.by(|outcome| match outcome {
+            Outcome::Refused(reason) => Some(reason),
+            Outcome::Redirected(_) | Outcome::Skipped(_) => None,
+        })
+    }
+
+    fn maps(&self) -> Vec<MapUsage> {
+        vec![MapUsage {
+            map: map::FLOWS,
+            entries: self.flows.len(),
+            capacity: u64::from(self.flows.capacity()),
+        }]
+    }
+}
+
+/// What `/config_dump` shows. Nothing in it is secret: policy masks its credentials itself.
+fn config_dump(config: &Config, way: &Arc<Way>) -> Arc<dyn Fn() -> Value + Send + Sync> {
+    let way = Arc::clone(way);
+    let fixed = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "cgroup": config.cgroup,
+        "max_connections": config.max_connections,
+        "drain_seconds": config.drain.as_secs(),
+    });
+    Arc::new(move || {
+        let proxies: Vec<SocketAddr> = way.proxies.load().iter().copied().collect();
+        json!({
+            "agent": fixed,
+            "policy": **way.policy.load(),
+            "proxy_addresses": proxies,
+        })
+    })
+}

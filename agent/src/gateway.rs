@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::dns::Resolver;
 use crate::name::HostName;
 use crate::relay::Timeouts;
 use connection::Stop;
@@ -74,6 +75,12 @@ impl Default for GatewayConfig {
 pub trait Resolve: Send + Sync {
     /// The addresses of `name`, best first. An error says why in words for the client.
     fn resolve<'a>(&'a self, name: &'a HostName) -> Resolving<'a>;
+}
+
+impl Resolve for Resolver {
+    fn resolve<'a>(&'a self, name: &'a HostName) -> Resolving<'a> {
+        Resolving::new(async move { self.lookup(name).await.map(|found| found.addrs) })
+    }
 }
 
 /// The future of [`Resolve::resolve`].

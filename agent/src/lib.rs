@@ -15,6 +15,8 @@ pub mod relay;
 pub mod telemetry;
 pub mod tunnel;
 
+mod connection;
+
 pub mod app;
 pub mod cli;
 pub mod gateway;

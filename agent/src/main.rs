@@ -1,1 +1,7 @@
-fn main() {}
+//! The `underpass` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    underpass::cli::main()
+}

@@ -57,3 +57,8 @@ pub fn reset_on_close(stream: &TcpStream) {
     // Without it the peer merely gets a FIN: worse for it, but nothing to fail over.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
+
+/// Undoes [`reset_on_close`]: closing `stream` delivers what was written and then a FIN.
+pub fn finish_on_close(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}

@@ -81,11 +81,6 @@ impl Tunneler {
             }),
             Err(cause) => {
                 let error = TunnelError::new(proxy, target, attempt, cause);
-                if let Some(refusal) = error.refusal() {
-                    // Pages of HTML are left out of the error's text.
-                    let (code, body) = (refusal.code, &refusal.body);
-                    tracing::debug!(%proxy, %target, code, body, "the proxy refuses");
-                }
                 Err(error)
             }
         }

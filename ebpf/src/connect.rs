@@ -161,7 +161,10 @@ fn decide(ctx: &SockAddrContext, dst: &Endpoint, ipv6: bool) -> Step {
                 return Step::Refuse;
             };
             *stored = redirect;
-            count(Counter::Redirected);
+            // No service has port 0: that is a canary of the agent's own.
+            if dst.port != 0 {
+                count(Counter::Redirected);
+            }
             debug!(ctx, "redirected, port {} to {}", dst.port, port);
             Step::Redirect(port)
         }

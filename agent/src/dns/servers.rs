@@ -140,7 +140,7 @@ impl NameServers {
         let mut order: Vec<&Server> = self.servers.iter().collect();
         // Stable: among the equal the order of the file.
         order.sort_by_key(|server| server.is_suspect(now));
-        let attempts = order.iter().copied().enumerate();
+        let attempts: Vec<_> = order.iter().copied().enumerate().collect();
         let result = first_success(attempts, self.stagger, |(place, server)| async move {
             match server.ask(question, family).await {
                 Ok(answer) => Ok((place, answer)),

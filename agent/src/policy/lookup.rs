@@ -206,6 +206,18 @@ impl Policy {
         route.tunnel(facts, note)
     }
 
+    /// Whether the decision about a connection to `dst` may depend on a name that its first bytes
+    /// tell. Where it does not, there is nothing to wait for.
+    pub fn wants_name(&self, dst: OriginalDst) -> bool {
+        self.tunnel.as_ref().is_some_and(|route| {
+            let by_name = match route.target_host {
+                TargetRule::AutoSni | TargetRule::BestKnown => true,
+                TargetRule::Fixed { .. } | TargetRule::OriginalDst => route.no_proxy.has_names(),
+            };
+            by_name && self.direct_by_addr(route, dst).is_none()
+        })
+    }
+
     /// Whether the decision would be another if the claimed name were known to belong to the
     /// address: only then is it worth resolving.
     pub fn wants_verification(&self, facts: &Facts) -> bool {

@@ -157,6 +157,11 @@ impl HostList {
         self.entries.is_empty()
     }
 
+    /// Whether any entry is by name.
+    pub fn has_names(&self) -> bool {
+        !self.names.is_empty()
+    }
+
     /// The entries, as they were given.
     pub fn entries(&self) -> impl Iterator<Item = &HostEntry> {
         self.entries.iter().map(|entry| &**entry)

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use crate::name::{OriginalDst, Target};
+use crate::relay::Traffic;
 use crate::telemetry::label::{Destination, Label, Workload};
 use crate::telemetry::metrics::ByteSeries;
 use crate::telemetry::outcome::{
@@ -27,6 +28,16 @@ pub trait ByteCounts: Send + Sync {
 
     /// Payload bytes to the workload.
     fn received(&self) -> u64;
+}
+
+impl ByteCounts for Traffic {
+    fn sent(&self) -> u64 {
+        Traffic::sent(self)
+    }
+
+    fn received(&self) -> u64 {
+        Traffic::received(self)
+    }
 }
 
 /// The connections that live now: for `/connections`, and so that a scrape sees bytes of

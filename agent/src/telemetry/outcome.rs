@@ -1,7 +1,6 @@
 //! What can happen to a connection, as bounded label values.
 
 use std::fmt;
-use std::io;
 
 /// Declares an enum whose variants are label values.
 macro_rules! label_values {
@@ -66,44 +65,6 @@ label_values! {
         Dns = "dns",
         /// The TCP handshake with the proxy.
         Tcp = "tcp",
-    }
-}
-
-label_values! {
-    /// Why there is no usable connection to an endpoint of a proxy.
-    pub enum ConnectFailure {
-        /// Its name could not be resolved.
-        Dns = "dns",
-        /// Something else; the log has the error.
-        Other = "other",
-        /// What it answered is not HTTP.
-        Protocol = "protocol",
-        /// It answered the handshake with a reset.
-        Refused = "refused",
-        /// It closed or reset the connection before it answered CONNECT.
-        Reset = "reset",
-        /// The deadline passed.
-        Timeout = "timeout",
-        /// No route, or the network said that it cannot be reached.
-        Unreachable = "unreachable",
-    }
-}
-
-impl From<&io::Error> for ConnectFailure {
-    fn from(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused => Self::Refused,
-            io::ErrorKind::BrokenPipe
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::UnexpectedEof => Self::Reset,
-            io::ErrorKind::TimedOut => Self::Timeout,
-            io::ErrorKind::AddrNotAvailable
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkDown
-            | io::ErrorKind::NetworkUnreachable => Self::Unreachable,
-            _ => Self::Other,
-        }
     }
 }
 
@@ -207,6 +168,7 @@ label_values! {
     /// | `SI` | was idle for too long |
     /// | `UC` | was served, and then the proxy or the target reset it |
     /// | `UF` | the proxy, or the destination of a direct connection, cannot be reached |
+    /// | `UO` | was over a limit of the agent |
     /// | `UPE` | the proxy broke the rules of HTTP |
     /// | `UT` | there was no answer to CONNECT in time |
     pub enum ResponseFlag {
@@ -230,6 +192,8 @@ label_values! {
         UpstreamClosed = "UC",
         /// `UF`: the proxy, or a direct destination, cannot be reached.
         UpstreamFailure = "UF",
+        /// `UO`: over a limit of the agent.
+        Overflow = "UO",
         /// `UPE`: the proxy broke the rules of HTTP.
         UpstreamProtocol = "UPE",
         /// `UT`: no answer to CONNECT in time.
@@ -284,21 +248,5 @@ mod tests {
         assert!(TunnelCode::Status(204).is_success());
         assert!(!TunnelCode::Status(101).is_success());
         assert!(!TunnelCode::None.is_success());
-    }
-
-    #[test]
-    fn errors_of_connect_have_their_reason() {
-        for (kind, reason) in [
-            (io::ErrorKind::ConnectionRefused, "refused"),
-            (io::ErrorKind::UnexpectedEof, "reset"),
-            (io::ErrorKind::TimedOut, "timeout"),
-            (io::ErrorKind::HostUnreachable, "unreachable"),
-            (io::ErrorKind::PermissionDenied, "other"),
-        ] {
-            assert_eq!(
-                ConnectFailure::from(&io::Error::from(kind)).as_str(),
-                reason
-            );
-        }
     }
 }

@@ -1,5 +1,7 @@
 //! The HTTP/1.1 CONNECT exchange (RFC 9110 section 9.3.6) on any stream.
 
+mod page;
+
 use std::fmt::Write;
 use std::io;
 use std::time::Duration;
@@ -19,8 +21,11 @@ const FIRST_READ: usize = 1024;
 const MAX_INTERIM: usize = 16;
 
 /// How much of the body of a refusal is read, and for how long.
-const MAX_BODY: usize = 1024;
+const MAX_BODY: usize = 16 * 1024;
 const BODY_TIME: Duration = Duration::from_secs(1);
+
+/// How much is kept of what the body says.
+const MAX_TEXT: usize = 1024;
 
 /// The request for a tunnel to `target`, to be sent as it is.
 pub fn request(target: &Target, credentials: Option<&Credentials>) -> Vec<u8> {
@@ -160,13 +165,16 @@ async fn body_text<S: AsyncRead + Unpin>(
         }
         BodyLength::UntilClose => raw.to_vec(),
     };
-    let text = String::from_utf8_lossy(&body);
-    let mut line = String::with_capacity(text.len());
+    let text = page::text(&String::from_utf8_lossy(&body));
+    let mut line = String::new();
     for word in text.split_whitespace() {
+        if line.len() >= MAX_TEXT {
+            break;
+        }
         if !line.is_empty() {
             line.push(' ');
         }
-        for c in word.chars() {
+        for c in word.chars().take(MAX_TEXT - line.len()) {
             match c {
                 '"' | '\'' | '\\' => line.push(c),
                 // Escapes what does not print, marks of text direction too.
@@ -222,7 +230,8 @@ pub struct Refusal {
     pub reason: String,
     /// The authentication schemes offered.
     pub schemes: Vec<String>,
-    /// How the body begins, 1 KiB of it at most, as one printable line.
+    /// What the body says, without tags if it is a page, cut after about 1 KiB, as one printable
+    /// line.
     pub body: String,
 }
 

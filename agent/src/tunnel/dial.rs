@@ -33,10 +33,11 @@ pub(super) async fn dial(
     port: u16,
     deadline: Instant,
 ) -> Result<(TcpStream, SocketAddr), DialError> {
-    let endpoints = addrs
+    let endpoints: Vec<_> = addrs
         .iter()
         .take(MAX_ADDRESSES)
-        .map(|addr| SocketAddr::new(*addr, port));
+        .map(|addr| SocketAddr::new(*addr, port))
+        .collect();
     first_success(endpoints, HEAD_START, |endpoint| async move {
         let connected = tokio::time::timeout_at(deadline, sockets.connect(endpoint))
             .await

@@ -12,7 +12,7 @@ use crate::name::Target;
 use crate::policy::Proxy;
 
 /// How much of what the proxy wrote a message quotes.
-const MAX_QUOTE: usize = 160;
+const MAX_QUOTE: usize = 300;
 
 /// Why a tunnel could not be opened. Its text names proxy, target and cause, and what to do.
 #[derive(Debug)]
@@ -189,8 +189,7 @@ impl TunnelError {
             407 => self.explain_authentication(&refusal.schemes, f)?,
             _ => {}
         }
-        let is_page = refusal.body.starts_with('<');
-        if !is_page && !refusal.body.is_empty() {
+        if !refusal.body.is_empty() {
             let quote: String = refusal.body.chars().take(MAX_QUOTE).collect();
             write!(f, "; it says: {quote}")?;
         }

@@ -245,10 +245,12 @@ async fn other_refusals_tell_code_and_text() {
     let error = refused_with(page, None).await;
     assert_eq!((error.side(), error.retryable()), (Side::Target, true));
     assert!(
-        error.to_string().ends_with(": it answered 502 Bad Gateway"),
+        error
+            .to_string()
+            .ends_with(": it answered 502 Bad Gateway; it says: no route"),
         "{error}"
     );
-    assert_eq!(error.refusal().unwrap().body, "<html>no route</html>");
+    assert_eq!(error.refusal().unwrap().body, "no route");
 }
 
 #[tokio::test]

@@ -122,7 +122,7 @@ spec:
             "a.yaml:11: Tunnel/all: spec.action: not supported by this version",
             "a.yaml:13: Tunnel/all: spec.proxy.host: a URL is not a host: give the name or the \
              address alone, and the port in the field for ports",
-            "a.yaml:14: Tunnel/all: spec.proxy.port: expected a port number from 1 to 65535",
+            "a.yaml:14: Tunnel/all: spec.proxy.port: expected a port number from 1 to 65535, found 0",
             "a.yaml:15: Tunnel/all: spec.proxy.tls: not supported by this version",
             "a.yaml:16: Tunnel/all: spec.proxy.protocol: not supported by this version",
             "a.yaml:17: Tunnel/all: spec.proxy.authentication: not supported by this version",
@@ -188,7 +188,7 @@ fn one_bad_document_hides_no_other() {
             "a.yaml:15: document 5: kind: it is missing",
             "a.yaml:29: document 7: metadata.name: `NO` is not a name: at most 253 lower-case \
              letters, digits, `-` and `.`, with a letter or digit at either end of each part",
-            "a.yaml:33: document 7: spec.proxy.port: expected a port number from 1 to 65535",
+            "a.yaml:33: document 7: spec.proxy.port: expected a port number from 1 to 65535, found 70000",
             "a.yaml:36: document 8: yaml: mapping values are not allowed in this context",
         ]
     );

@@ -198,7 +198,7 @@ impl de::Error for DecodeError {
         Self::new(Reason::Other(msg.to_string()))
     }
 
-    // The values themselves are not shown: what stands at a wrong place may be a secret.
+    // Only numbers are shown: any other value may be a secret that stands at a wrong place.
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
         let found = match found {
             Unexpected::Bool(_) => "true or false",
@@ -212,8 +212,13 @@ impl de::Error for DecodeError {
         Self::new(Reason::Other(format!("expected {expected}, found {found}")))
     }
 
-    fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new(Reason::Other(format!("expected {expected}")))
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let found = match found {
+            Unexpected::Signed(number) => format!(", found {number}"),
+            Unexpected::Unsigned(number) => format!(", found {number}"),
+            _ => String::new(),
+        };
+        Self::new(Reason::Other(format!("expected {expected}{found}")))
     }
 
     fn missing_field(field: &'static str) -> Self {

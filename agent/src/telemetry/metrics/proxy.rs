@@ -7,7 +7,7 @@ use prometheus::{
 };
 
 use crate::telemetry::label::Label;
-use crate::telemetry::outcome::{ConnectFailure, Phase, TunnelCode, TunnelProtocol};
+use crate::telemetry::outcome::{Phase, TunnelCode, TunnelProtocol};
 
 use super::{counters, gauges, register};
 
@@ -74,6 +74,17 @@ impl ProxyMetrics {
         })
     }
 
+    /// Makes the series of an endpoint, at zero.
+    pub fn announce(&self, proxy: &Label, endpoint: &Label) {
+        for protocol in TunnelProtocol::ALL {
+            self.tunnels
+                .with_label_values(&[proxy.as_str(), protocol.as_str()]);
+        }
+        let labels = [proxy.as_str(), endpoint.as_str()];
+        self.connections.with_label_values(&labels);
+        self.active.with_label_values(&labels);
+    }
+
     /// Counts a TCP connection established to `endpoint`; it is active until the guard is dropped.
     pub fn connected(&self, proxy: &Label, endpoint: &Label) -> ActiveGuard {
         let labels = [proxy.as_str(), endpoint.as_str()];
@@ -81,10 +92,11 @@ impl ProxyMetrics {
         ActiveGuard::new(self.active.with_label_values(&labels))
     }
 
-    /// Counts a try that gave no usable connection to `endpoint`.
-    pub fn connect_failed(&self, proxy: &Label, endpoint: &Label, reason: ConnectFailure) {
+    /// Counts a try that gave no usable connection to `endpoint`; `reason` is the failure's own
+    /// word for itself.
+    pub fn connect_failed(&self, proxy: &Label, endpoint: &Label, reason: &'static str) {
         self.failures
-            .with_label_values(&[proxy.as_str(), endpoint.as_str(), reason.as_str()])
+            .with_label_values(&[proxy.as_str(), endpoint.as_str(), reason])
             .inc();
     }
 
@@ -99,19 +111,6 @@ impl ProxyMetrics {
         self.establish
             .with_label_values(&[proxy.as_str(), protocol.as_str(), phase.as_str()])
             .observe(duration.as_secs_f64());
-    }
-
-    /// Drops the series of an endpoint that configuration has no more. Connections to it that
-    /// still stand are not shown any longer.
-    pub fn forget_endpoint(&self, proxy: &Label, endpoint: &Label) {
-        let labels = [proxy.as_str(), endpoint.as_str()];
-        // An error only says that there was no such series.
-        let _ = self.connections.remove_label_values(&labels);
-        let _ = self.active.remove_label_values(&labels);
-        for reason in ConnectFailure::ALL {
-            let labels = [proxy.as_str(), endpoint.as_str(), reason.as_str()];
-            let _ = self.failures.remove_label_values(&labels);
-        }
     }
 
     /// Counts an answer to CONNECT, or its absence; the record of the connection does that.

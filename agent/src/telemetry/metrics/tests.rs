@@ -1,12 +1,11 @@
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::telemetry::scrape::Scrape;
 use crate::telemetry::{
-    ByteCounts, ConnectFailure, ConnectionRecord, Decision, Deduction, DenyReason, Inspection,
-    Label, Phase, Reload, TargetSource, TunnelCode, TunnelProtocol,
+    ByteCounts, ConnectionRecord, Decision, Deduction, DenyReason, Inspection, Label, Phase,
+    Reload, TargetSource, TunnelCode, TunnelProtocol,
 };
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
@@ -157,7 +156,7 @@ fn everything() -> (Registry, Arc<Metrics>) {
     drop(metrics.proxy.connected(&PROXY, &ENDPOINT));
     metrics
         .proxy
-        .connect_failed(&PROXY, &ENDPOINT, ConnectFailure::Refused);
+        .connect_failed(&PROXY, &ENDPOINT, "tcp_refused");
     let phases = [(Phase::Dns, 2), (Phase::Tcp, 30), (Phase::Connect, 20_000)];
     for (phase, millis) in phases {
         let took = Duration::from_millis(millis);
@@ -256,22 +255,4 @@ fn active_is_while_the_guard_is_held() {
     assert_eq!(active(), Some(0.0));
     let total = Scrape::of(&registry).value("underpass_proxy_connections_total", &[]);
     assert_eq!(total, Some(2.0));
-}
-
-#[test]
-fn the_series_of_an_endpoint_go_with_it() {
-    let (registry, metrics) = everything();
-    let other = Label::of(&"192.0.2.2:3128");
-    let stands = metrics.proxy.connected(&PROXY, &ENDPOINT);
-    drop(metrics.proxy.connected(&PROXY, &other));
-    metrics.proxy.forget_endpoint(&PROXY, &ENDPOINT);
-    // What still stands must not bring the series back.
-    drop(stands);
-    let scrape = Scrape::of(&registry);
-    let endpoints: BTreeSet<_> = scrape
-        .samples
-        .iter()
-        .filter_map(|sample| sample.labels.get("endpoint"))
-        .collect();
-    assert_eq!(endpoints, BTreeSet::from([&"192.0.2.2:3128".to_owned()]));
 }

@@ -69,9 +69,9 @@ wrong: 1
         faults(text),
         [
             "1 name: expected a string, found a number",
-            "2 count: expected u16",
+            "2 count: expected u16, found 65536",
             "5 list[1]: expected u8, found a string",
-            "6 list[2]: expected u8",
+            "6 list[2]: expected u8, found 256",
             "9 inner.value: expected a boolean, found a string",
             "10 inner.later: not supported by this version",
             "12 inner.other: unknown field `other`, expected `value`",

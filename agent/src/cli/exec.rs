@@ -1,0 +1,182 @@
+//! `underpass exec -- CMD`: tunnels one command.
+
+pub(super) mod enter;
+pub(super) mod guard;
+mod supervise;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::unistd::geteuid;
+use tokio::runtime::Runtime;
+use underpass_abi::Verdict;
+
+use super::options::{CaptureOptions, LogOptions, OptionalEndpoints};
+use super::{FLUSH, Failure, argv};
+use crate::admin::Endpoints;
+use crate::app::{self, Config, PolicySource};
+use crate::capture;
+use crate::capture::cgroup::OwnedCgroup;
+use crate::policy::{HostList, Options, Policy, Proxy};
+use guard::Guard;
+use supervise::Signals;
+
+/// Exit status when `exec` itself fails, as of env(1) and timeout(1): the command's own statuses
+/// stay the command's.
+const EXIT_OWN_FAILURE: u8 = 125;
+
+/// How long what the command sent may still take to reach its targets after the command's end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Environment variables that hold credentials, and are not for the command.
+const PROXY_VARIABLE: &str = "UNDERPASS_PROXY";
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The forward proxy: http://[USER:PASSWORD@]HOST[:PORT]
+    ///
+    /// What stands here is in the process list until the command starts to run; in the
+    /// environment variable it never is.
+    #[arg(long, value_name = "URL", env = PROXY_VARIABLE, hide_env_values = true)]
+    proxy: Option<String>,
+
+    /// Policy files, and directories of them, instead of a proxy
+    #[arg(long, value_name = "PATH", conflicts_with = "proxy", num_args = 1..)]
+    policy: Vec<PathBuf>,
+
+    /// Hosts that are reached directly: names (with all below them), .names (only below),
+    /// addresses, CIDRs, each with an optional :PORT; separated by commas
+    #[arg(
+        long,
+        value_name = "LIST",
+        conflicts_with = "policy",
+        env = "UNDERPASS_NO_PROXY"
+    )]
+    no_proxy: Option<String>,
+
+    /// Name of the command's cgroup [default: underpass-exec-PID]
+    #[arg(long, value_name = "NAME", value_parser = cgroup_name)]
+    cgroup_name: Option<String>,
+
+    #[command(flatten)]
+    capture: CaptureOptions,
+
+    #[command(flatten)]
+    endpoints: OptionalEndpoints,
+
+    #[command(flatten)]
+    log: LogOptions,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
+    let source = policy_source(&args)?;
+    run(args, source).map_err(|failure| failure.with_status(EXIT_OWN_FAILURE))
+}
+
+fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
+    let mut signals = Signals::take()?;
+    let verbose = args.log.verbose();
+    let log = args.log.start("warn")?;
+    let hierarchy = capture::preflight()?;
+    let name = args
+        .cgroup_name
+        .unwrap_or_else(|| format!("underpass-exec-{}", std::process::id()));
+    // Below our own cgroup, so that whatever limits hold for us hold for the command.
+    let cgroup = OwnedCgroup::create(hierarchy.own(), &name)?;
+
+    let runtime = Runtime::new().context("cannot start the runtime")?;
+    let config = Config {
+        cgroup: cgroup.path().to_owned(),
+        // The command may make a network namespace of its own; what it does there must not slip
+        // past the tunnel.
+        not_enrolled: Verdict::Refuse,
+        max_connections: args.capture.max_connections,
+        verbose,
+        policy,
+        endpoints: Endpoints {
+            metrics: args.endpoints.metrics_addr,
+            ready: args.endpoints.ready_addr,
+            admin: args.endpoints.admin_addr,
+        },
+        drain: DRAIN,
+    };
+    let running = runtime.block_on(app::build(config, log.clone()))?;
+    let guard = Guard::start(cgroup.path())?;
+    // From here on the guard removes the cgroup, whatever becomes of us.
+    runtime.block_on(running.prove_capture())?;
+
+    let command = spawn(&args.command, cgroup.path().to_owned())?;
+    let status = signals.supervise(&command);
+    guard.end()?;
+    runtime.block_on(running.drain());
+    log.flush(FLUSH);
+    Ok(status?)
+}
+
+/// Starts the command in its cgroup, as the user who called sudo if somebody did.
+fn spawn(command: &[OsString], cgroup: PathBuf) -> anyhow::Result<Child> {
+    let mut entry = Command::new("/proc/self/exe");
+    entry
+        .arg("exec-enter")
+        .arg("--cgroup")
+        .arg(cgroup)
+        .arg("--supervisor")
+        .arg(std::process::id().to_string());
+    if let Some((uid, gid)) = sudo_caller() {
+        entry.args(["--uid", &uid, "--gid", &gid]);
+    }
+    entry.arg("--").args(command).env_remove(PROXY_VARIABLE);
+    entry.spawn().context("cannot start the command")
+}
+
+/// User and group of the user who called sudo.
+fn sudo_caller() -> Option<(String, String)> {
+    if !geteuid().is_root() {
+        return None;
+    }
+    let id = |name| {
+        let value = env::var(name).ok()?;
+        value.parse::<u32>().ok().map(|_| value)
+    };
+    Some((id("SUDO_UID")?, id("SUDO_GID")?))
+}
+
+fn policy_source(args: &Args) -> Result<PolicySource, Failure> {
+    let options = Options {
+        internal_cidrs: args.capture.internal_cidr.clone(),
+    };
+    let Some(url) = &args.proxy else {
+        if args.policy.is_empty() {
+            return Err(Failure::usage(anyhow::anyhow!(
+                "no proxy: give one with --proxy URL, {PROXY_VARIABLE}, or --policy PATH"
+            )));
+        }
+        return Ok(PolicySource::files(args.policy.clone(), options));
+    };
+    if let Some(secret) = argv::secret_of(url) {
+        argv::hide(secret).context("cannot hide the password from the process list")?;
+    }
+    let proxy = Proxy::from_url(url)
+        .map_err(|error| Failure::usage(anyhow::Error::from(error).context("--proxy")))?;
+    let no_proxy = args.no_proxy.as_deref().unwrap_or_default();
+    let no_proxy: HostList = no_proxy
+        .parse()
+        .map_err(|error| Failure::usage(anyhow::Error::from(error).context("--no-proxy")))?;
+    let policy = Policy::for_proxy(proxy, no_proxy, &options);
+    Ok(PolicySource::fixed(policy))
+}
+
+fn cgroup_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.starts_with('.') || text.contains('/') || text.contains('\0') {
+        return Err("must be the name of one directory".to_owned());
+    }
+    Ok(text.to_owned())
+}

@@ -1,0 +1,72 @@
+//! Options that several verbs have.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use super::Failure;
+use crate::telemetry::logging::{self, LogConfig, LogFormat, LogHandle, LogOutput};
+
+#[derive(clap::Args)]
+pub(super) struct LogOptions {
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    /// Which log lines are written: off, error, warn, info, debug, trace, or a filter such as
+    /// `info,underpass::capture=debug`
+    #[arg(long, value_name = "FILTER", env = "UNDERPASS_LOG")]
+    log_level: Option<String>,
+
+    /// Write the log to this file instead of standard error
+    #[arg(long, value_name = "PATH")]
+    log_file: Option<PathBuf>,
+}
+
+impl LogOptions {
+    /// Starts logging, at `default_level` unless the user said otherwise.
+    pub(super) fn start(self, default_level: &str) -> Result<LogHandle, Failure> {
+        logging::init(&LogConfig {
+            format: self.log_format,
+            filter: self.log_level.unwrap_or_else(|| default_level.to_owned()),
+            output: self.log_file.map_or(LogOutput::Stderr, LogOutput::File),
+        })
+        .map_err(Failure::usage)
+    }
+
+    /// Whether the eBPF programs should log each decision.
+    pub(super) fn verbose(&self) -> bool {
+        self.log_level
+            .as_deref()
+            .is_some_and(|level| level.contains("debug") || level.contains("trace"))
+    }
+}
+
+#[derive(clap::Args)]
+pub(super) struct CaptureOptions {
+    /// Addresses that are internal besides those that always are; may be given several times
+    #[arg(long, value_name = "CIDR")]
+    pub(super) internal_cidr: Vec<IpNet>,
+
+    /// Connections at a time; past them new ones are reset
+    #[arg(long, value_name = "N", default_value_t = 65_536,
+          value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub(super) max_connections: u32,
+}
+
+/// The endpoints of `exec`: none unless asked for.
+#[derive(clap::Args)]
+pub(super) struct OptionalEndpoints {
+    /// Serve /metrics here
+    #[arg(long, value_name = "ADDR")]
+    pub(super) metrics_addr: Option<SocketAddr>,
+
+    /// Serve /healthz/ready and /healthz/live here
+    #[arg(long, value_name = "ADDR")]
+    pub(super) ready_addr: Option<SocketAddr>,
+
+    /// Serve /config_dump, /connections and /logging here
+    #[arg(long, value_name = "ADDR")]
+    pub(super) admin_addr: Option<SocketAddr>,
+}

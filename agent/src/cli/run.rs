@@ -1,0 +1,107 @@
+//! `underpass run`: the agent of a node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use underpass_abi::Verdict;
+
+use super::options::{CaptureOptions, LogOptions};
+use super::{FLUSH, Failure};
+use crate::admin::Endpoints;
+use crate::app::{self, Config, PolicySource, Running};
+use crate::capture;
+use crate::policy::Options;
+
+/// Less than the 30 s that Kubernetes and systemd give a process to end.
+const DRAIN: Duration = Duration::from_secs(25);
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Policy files, and directories of them; SIGHUP reads them again
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    policy: Vec<PathBuf>,
+
+    /// Capture what this cgroup and those below it connect to [default: the whole node]
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+
+    #[command(flatten)]
+    capture: CaptureOptions,
+
+    /// Serve /metrics and /stats/prometheus here
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15020")]
+    metrics_addr: SocketAddr,
+
+    /// Serve /healthz/ready and /healthz/live here
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15021")]
+    ready_addr: SocketAddr,
+
+    /// Serve /config_dump, /connections and /logging here
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
+    admin_addr: SocketAddr,
+
+    #[command(flatten)]
+    log: LogOptions,
+}
+
+pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
+    let verbose = args.log.verbose();
+    let log = args.log.start("info")?;
+    let hierarchy = capture::preflight()?;
+    let cgroup = match &args.cgroup {
+        Some(path) => hierarchy.cgroup(path).map_err(Failure::usage)?,
+        None => hierarchy.root().to_owned(),
+    };
+    let options = Options {
+        internal_cidrs: args.capture.internal_cidr,
+    };
+    let config = Config {
+        cgroup,
+        // Containers have network namespaces of their own, which are not enrolled yet.
+        not_enrolled: Verdict::Pass,
+        max_connections: args.capture.max_connections,
+        verbose,
+        policy: PolicySource::files(args.policy, options),
+        endpoints: Endpoints {
+            metrics: Some(args.metrics_addr),
+            ready: Some(args.ready_addr),
+            admin: Some(args.admin_addr),
+        },
+        drain: DRAIN,
+    };
+    let runtime = Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let running = app::build(config, log.clone()).await?;
+        running.watch_capture();
+        let status = until_told(running).await;
+        log.flush(FLUSH);
+        status
+    })
+}
+
+/// Runs until SIGTERM or SIGINT, then drains; a second one ends that.
+async fn until_told(running: Running) -> Result<ExitCode, Failure> {
+    let listen = |kind| signal(kind).context("cannot take signals");
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => running.reload(),
+        }
+    }
+    tracing::info!("draining; a second signal stops at once");
+    tokio::select! {
+        () = running.drain() => tracing::info!("drained"),
+        _ = terminate.recv() => tracing::warn!("stopped before the drain was over"),
+        _ = interrupt.recv() => tracing::warn!("stopped before the drain was over"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
