@@ -1,0 +1,257 @@
+//! The agent under test.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::cgroup::Cgroup;
+use crate::http;
+use crate::metrics::Metrics;
+use crate::process::{Cmd, Running};
+use crate::{Must as _, Place, World, poll};
+
+/// Where the agents of all tests serve metrics: every world has a loopback of its own.
+pub const METRICS: SocketAddr = local(15020);
+/// Where they serve readiness.
+pub const READY: SocketAddr = local(15021);
+/// Where they serve the admin interface.
+pub const ADMIN: SocketAddr = local(15000);
+
+/// `underpass run` on the world's host, capturing the world's workload cgroup.
+pub struct Agent {
+    running: Running,
+    place: Place,
+}
+
+impl Agent {
+    /// Starts it with one policy file and waits until it is ready.
+    #[track_caller]
+    pub fn start(world: &World, policy: &str) -> Self {
+        Self::start_with(world, policy, &[])
+    }
+
+    /// As [`start`](Self::start), with further options.
+    #[track_caller]
+    pub fn start_with(world: &World, policy: &str, options: &[&str]) -> Self {
+        Self::start_in(world.services(), world, policy, options)
+    }
+
+    /// As [`start_with`](Self::start_with), with the agent itself in `cgroup`.
+    #[track_caller]
+    pub fn start_in(cgroup: &Cgroup, world: &World, policy: &str, options: &[&str]) -> Self {
+        let file = world.dir().join("policy.yaml");
+        fs::write(&file, policy).must("write a policy");
+        let mut running = underpass(world)
+            .in_cgroup(cgroup)
+            .arg("run")
+            .arg("--policy")
+            .arg(file)
+            .arg("--cgroup")
+            .arg(world.workload().path())
+            .args(["--metrics-addr", &METRICS.to_string()])
+            .args(["--ready-addr", &READY.to_string()])
+            .args(["--admin-addr", &ADMIN.to_string()])
+            .args(["--log-format", "json"])
+            .args(options)
+            .start();
+        let place = world.host().clone();
+        running.wait_for("the agent is ready", Duration::from_secs(20), || {
+            http::get(&place, READY, "/healthz/ready").is_ok_and(|answer| answer.status == 200)
+        });
+        Self { running, place }
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Running {
+        &mut self.running
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// Holds it still until [`resume`](Self::resume).
+    pub fn hold(&self) {
+        self.running.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.running.signal(Signal::SIGCONT);
+    }
+
+    /// How many descriptors it has open.
+    pub fn open_files(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.pid());
+        fs::read_dir(path)
+            .must("list the agent's descriptors")
+            .count()
+    }
+
+    /// A scrape of its metrics.
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        let answer = http::get(&self.place, METRICS, "/metrics").must("scrape metrics");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        Metrics::parse(&answer.body)
+    }
+
+    /// Waits until the sum of these samples is `value`; panics with the sum after five seconds.
+    #[track_caller]
+    pub fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let reached = poll(Duration::from_secs(5), || {
+            (self.metrics().sum(name, labels) == Some(value)).then_some(())
+        });
+        let is = self.metrics().sum(name, labels);
+        assert!(
+            reached.is_some(),
+            "{name}{labels:?} is {is:?}, not {value}\n{}",
+            self.tails()
+        );
+    }
+
+    /// A document of the admin interface.
+    #[track_caller]
+    pub fn admin(&self, path: &str) -> Value {
+        let answer = http::get(&self.place, ADMIN, path).must("ask the admin interface");
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        serde_json::from_str(&answer.body).must(format_args!("read {path} as JSON"))
+    }
+
+    /// The access log so far.
+    pub fn access_log(&self) -> Vec<Access> {
+        access_log(&self.running)
+    }
+
+    /// Waits for a record for which `condition` holds; panics with the log after five seconds.
+    #[track_caller]
+    pub fn wait_for_access(&self, what: &str, condition: impl Fn(&Access) -> bool) -> Access {
+        let found = || {
+            self.access_log()
+                .into_iter()
+                .find(|record| condition(record))
+        };
+        poll(Duration::from_secs(5), found)
+            .unwrap_or_else(|| panic!("no access log record: {what}\n{}", self.tails()))
+    }
+
+    /// Waits until the access log has `count` records; panics with the log after five seconds.
+    #[track_caller]
+    pub fn wait_for_accesses(&self, count: usize) -> Vec<Access> {
+        let complete = || Some(self.access_log()).filter(|log| log.len() >= count);
+        poll(Duration::from_secs(5), complete)
+            .unwrap_or_else(|| panic!("no {count} access log records\n{}", self.tails()))
+    }
+
+    /// The addresses it listens on for captured connections: all that are none of its endpoints.
+    #[track_caller]
+    pub fn listeners(&self) -> Vec<SocketAddr> {
+        let ss = self.place.command("ss").args(["-H", "-l", "-t", "-n"]);
+        let table = ss.run(Duration::from_secs(5)).expect_success().stdout;
+        let local = table
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(3)?.parse().ok());
+        local
+            .filter(|address| ![METRICS, READY, ADMIN].contains(address))
+            .collect()
+    }
+
+    /// The ends of its logs, for a message.
+    pub fn tails(&self) -> String {
+        self.running.tails()
+    }
+}
+
+/// One record of the access log.
+#[derive(Clone, Debug)]
+pub struct Access(Value);
+
+impl Access {
+    /// A field as text, whatever its type; empty if it is not there.
+    pub fn text(&self, field: &str) -> String {
+        match &self.0[field] {
+            Value::Null => String::new(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        }
+    }
+
+    /// A field as a number.
+    #[track_caller]
+    pub fn number(&self, field: &str) -> u64 {
+        let text = self.text(field);
+        text.parse()
+            .unwrap_or_else(|_| panic!("{field} is no number: {:?}", self.0))
+    }
+}
+
+/// `underpass exec`, still without its command: arguments added to the result are the command's.
+pub fn exec(world: &World, proxy: &str, options: &[&str]) -> Cmd {
+    underpass(world)
+        .args(["exec", "--proxy", proxy])
+        .args(options)
+        .arg("--")
+}
+
+/// The access log a process has written to its standard error as JSON.
+pub fn access_log(process: &Running) -> Vec<Access> {
+    let log = process.stderr();
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let records = lines.filter(|line| line["logger"] == "underpass::access");
+    records.map(Access).collect()
+}
+
+/// A policy with one Tunnel for everything through the world's proxy; `spec` are further lines of
+/// its `spec`, such as `targetHost: AUTO_SNI`.
+pub fn tunnel_policy(spec: &[&str]) -> String {
+    let more: String = spec.iter().map(|line| format!("  {line}\n")).collect();
+    format!(
+        "apiVersion: underpass.dev/v1alpha1\n\
+         kind: Tunnel\n\
+         metadata:\n\
+         \x20 name: everything\n\
+         spec:\n\
+         \x20 proxy:\n\
+         \x20   host: proxy.example\n\
+         \x20   port: 3128\n\
+         {more}"
+    )
+}
+
+/// The program on the world's host.
+#[track_caller]
+pub fn underpass(world: &World) -> Cmd {
+    world.host().command(binary())
+}
+
+/// The program under test: `$UNDERPASS_BIN`, or the release build beside this test's own.
+#[track_caller]
+pub fn binary() -> PathBuf {
+    let beside = || {
+        // This is TARGET/debug/deps/NAME.
+        let own = std::env::current_exe().must("find this program");
+        let target = own
+            .ancestors()
+            .nth(3)
+            .expect("a test runs from cargo's target folder");
+        target.join("release/underpass")
+    };
+    let path = std::env::var_os("UNDERPASS_BIN").map_or_else(beside, PathBuf::from);
+    assert!(
+        path.is_file(),
+        "no agent at {}: `cargo xtask build --release` makes it, UNDERPASS_BIN names another",
+        path.display()
+    );
+    path
+}
+
+const fn local(port: u16) -> SocketAddr {
+    SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+}

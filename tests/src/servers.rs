@@ -1,0 +1,8 @@
+//! What answers in `inet`: real servers, and in-process ones for what no real server does on
+//! request.
+
+pub mod dns;
+pub mod fake_proxy;
+pub mod nginx;
+pub mod squid;
+pub mod tcp;

@@ -1,0 +1,47 @@
+//! The one place with `unsafe`: what a child process does between fork and exec.
+#![expect(unsafe_code, reason = "CommandExt::pre_exec is unsafe by nature")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{setsid, write};
+
+/// Where a child process shall find itself when its program starts.
+#[derive(Default)]
+pub(crate) struct Entry {
+    /// Network and mount namespace.
+    pub(crate) namespaces: Option<(Arc<OwnedFd>, Arc<OwnedFd>)>,
+    /// An open `cgroup.procs`.
+    pub(crate) cgroup_procs: Option<File>,
+    /// Whether it leads a session of its own, out of reach of the terminal's Ctrl-C.
+    pub(crate) new_session: bool,
+}
+
+/// Makes `command` start its program inside `entry`.
+///
+/// `ip netns exec` is no substitute: it remounts `/sys`, which hides the cgroup tree.
+pub(crate) fn enter(command: &mut Command, entry: Entry) {
+    let enter = move || -> io::Result<()> {
+        // The cgroup first: from then on the janitor finds this process whatever happens.
+        if let Some(procs) = &entry.cgroup_procs {
+            write(procs, b"0")?;
+        }
+        if let Some((net, mnt)) = &entry.namespaces {
+            setns(net.as_ref(), CloneFlags::CLONE_NEWNET)?;
+            setns(mnt.as_ref(), CloneFlags::CLONE_NEWNS)?;
+        }
+        if entry.new_session {
+            setsid()?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs in a forked child of a process with many threads, so it must not
+    // allocate or take locks. It makes bare system calls on descriptors that were opened before
+    // the fork; their errors carry an errno and no heap value.
+    unsafe { command.pre_exec(enter) };
+}
