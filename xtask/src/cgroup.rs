@@ -3,7 +3,8 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process, thread,
+    process::{self, Command},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::report;
+use crate::{
+    report,
+    supervise::{self, Supervisor},
+};
 
 /// How long killed processes may take to disappear.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -44,6 +48,17 @@ impl Subtree {
     /// Its directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Runs a command that starts servers, agents and workloads, and leaves none of those behind,
+    /// however it ends.
+    pub(crate) fn run(self, supervisor: &Supervisor, command: &Command) -> anyhow::Result<()> {
+        let status = supervisor.run_in_cgroup(command, self.path(), || {
+            if let Err(error) = self.kill() {
+                report::progress(format_args!("warning: {error:#}"));
+            }
+        })?;
+        supervise::succeeded(command, status)
     }
 
     /// Kills everything in the subtree.

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod cgroup;
+mod demo;
 mod launch;
 mod project;
 mod report;
@@ -26,6 +27,8 @@ enum Verb {
     Setup(setup::Arguments),
     /// Build the agent with its eBPF programs, and print where the binary is
     Build(build::Arguments),
+    /// Show the main job in a closed world: curl, tunnelled without knowing it
+    Demo,
     /// Check everything: formatting, lints, documentation, unit, property and end-to-end tests
     Test(test::Arguments),
     #[command(hide = true)]
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
+        Verb::Demo => demo::run(),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Launch(arguments) => launch::run(&arguments),
     };

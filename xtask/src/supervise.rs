@@ -16,7 +16,7 @@ use nix::{
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
     },
-    unistd::Pid,
+    unistd::{Pid, geteuid},
 };
 
 /// The signals that ask a verb to stop.
@@ -154,6 +154,14 @@ impl Supervisor {
         let status = self.run(command)?;
         succeeded(command, status)
     }
+}
+
+/// Some verbs load eBPF programs and make network namespaces.
+pub(crate) fn require_root() -> anyhow::Result<()> {
+    if !geteuid().is_root() {
+        bail!("this loads eBPF programs and makes network namespaces: run it as root");
+    }
+    Ok(())
 }
 
 /// An error naming the command unless it was successful.

@@ -2,9 +2,8 @@
 
 use std::{fmt, process::Command, time::Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use nix::unistd::geteuid;
 
 use crate::{
     build,
@@ -107,7 +106,7 @@ fn run_stage(
         ),
         Stage::Unit => supervisor.check(project.cargo("test").arg("--locked")),
         Stage::Kernel => {
-            require_root()?;
+            supervise::require_root()?;
             let mut test = project.cargo("test");
             test.args([
                 "--locked",
@@ -117,7 +116,7 @@ fn run_stage(
                 "--",
                 "--ignored",
             ]);
-            in_subtree(supervisor, &test)
+            Subtree::create("underpass-tests")?.run(supervisor, &test)
         }
         Stage::Build => build::agent(project, supervisor, true),
         Stage::E2e => end_to_end(project, supervisor, filter),
@@ -132,7 +131,7 @@ fn workspace(project: &Project, subcommand: &str) -> Command {
 }
 
 fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> anyhow::Result<()> {
-    require_root()?;
+    supervise::require_root()?;
     build::agent(project, supervisor, true)?;
     let package = ["--locked", "--package", "underpass-tests"];
     supervisor.check(project.cargo("test").args(package).arg("--no-run"))?;
@@ -141,24 +140,5 @@ fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> 
         .arg("--")
         .args(filter)
         .env("UNDERPASS_BIN", project.binary(true));
-    in_subtree(supervisor, &test)
-}
-
-/// Runs tests that start servers, agents and workloads, and leaves none of those behind, however
-/// the tests end.
-fn in_subtree(supervisor: &Supervisor, test: &Command) -> anyhow::Result<()> {
-    let subtree = Subtree::create("underpass-tests")?;
-    let status = supervisor.run_in_cgroup(test, subtree.path(), || {
-        if let Err(error) = subtree.kill() {
-            report::progress(format_args!("warning: {error:#}"));
-        }
-    })?;
-    supervise::succeeded(test, status)
-}
-
-fn require_root() -> anyhow::Result<()> {
-    if !geteuid().is_root() {
-        bail!("these tests load eBPF programs and make network namespaces: run them as root");
-    }
-    Ok(())
+    Subtree::create("underpass-tests")?.run(supervisor, &test)
 }

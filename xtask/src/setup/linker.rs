@@ -91,7 +91,7 @@ fn distribution() -> Option<Rustc> {
 /// A prefix with the compiler's LLVM in `lib`, as bpf-linker's build wants it.
 ///
 /// It links with the shared library and needs nothing else of LLVM: no headers, no llvm-config. The
-/// compiler's own libLLVM will do, which saves the 120 MB of Debian's `llvm-NN-dev`.
+/// compiler's own libLLVM will do, which saves the 90 MB of Debian's `llvm-NN-dev`.
 fn llvm_prefix(session: &Session<'_>, rustc: &Rustc, tools: &Path) -> anyhow::Result<PathBuf> {
     let installed = PathBuf::from(format!("/usr/lib/llvm-{}", rustc.llvm));
     if installed.join("lib/libLLVM.so").exists() {
