@@ -34,12 +34,12 @@ fn main() -> ExitCode {
     // curl knows nothing of a proxy. The second curl reads the agent's metrics, over loopback,
     // which is never captured.
     let log = scene.world.dir().join("agent.log");
-    let script = "curl -sS --cacert \"$CA\" https://site.example/ \
+    let script = "curl -4 -sS --cacert \"$CA\" https://site.example/ \
                   -w 'curl: connected to %{remote_ip} port %{remote_port}, HTTP/%{http_version}, \
                   certificate %{ssl_verify_result} (0 = good), status %{http_code}\\n' \
                   && curl -sS http://127.0.0.1:15020/metrics >\"$METRICS\"";
     let metrics = scene.world.dir().join("metrics");
-    println!("$ underpass exec --proxy http://proxy.example:3128 -- curl https://site.example/");
+    println!("$ underpass exec --proxy http://proxy.example:3128 -- curl -4 https://site.example/");
     let exec = underpass(&scene.world)
         .args(["exec", "--proxy", "http://proxy.example:3128"])
         .args(["--metrics-addr", "127.0.0.1:15020", "--log-level", "info"])
@@ -70,6 +70,7 @@ fn main() -> ExitCode {
     .iter()
     .flat_map(|name| lines_with(&metrics, name))
     .filter(|line| !line.starts_with('#'))
+    .map(|line| without_unknown(&line))
     .collect();
     show(&counted);
     let direct = scene.world.direct_arrivals();
@@ -114,6 +115,19 @@ fn lines_with(text: &str, what: &str) -> Vec<String> {
         .filter(|line| line.contains(what))
         .map(str::to_owned)
         .collect()
+}
+
+/// A sample without the labels that say nothing.
+fn without_unknown(line: &str) -> String {
+    let (name, rest) = line.split_once('{').unwrap_or((line, ""));
+    let Some((labels, value)) = rest.rsplit_once('}') else {
+        return line.to_owned();
+    };
+    let telling: Vec<&str> = labels
+        .split(',')
+        .filter(|label| !label.ends_with("=\"unknown\""))
+        .collect();
+    format!("{name}{{{}}}{value}", telling.join(","))
 }
 
 fn show(lines: &[String]) {
