@@ -22,12 +22,12 @@ use underpass_abi::{Counter, Outcome, Verdict, map};
 use crate::admin::{AdminError, AdminServer, AdminState, AdminThread, Endpoints, Readiness};
 use crate::capture::{
     Attachment, Canary, Capture, CaptureConfig, CaptureError, Flows, Incoming, KernelCounters,
-    Listener,
+    Listener, cgroup,
 };
 use crate::connection::Way;
 use crate::dns::Resolver;
 use crate::inspect;
-use crate::policy::{LoadError, Policy, Side};
+use crate::policy::{FailureMode, LoadError, Policy, Side};
 use crate::relay::Timeouts;
 use crate::sockets::SocketFactory;
 use crate::telemetry::metrics::{CaptureSource, MapUsage};
@@ -56,6 +56,9 @@ pub struct Config {
     pub max_connections: u32,
     /// Whether the programs log each decision.
     pub verbose: bool,
+    /// Whether, under a closed policy, the programs stay when the agent is gone, and whether what
+    /// an earlier agent left so is taken over.
+    pub outlives_us: bool,
     /// Where policy comes from.
     pub policy: PolicySource,
     /// Where the endpoints listen.
@@ -84,12 +87,13 @@ pub enum StartError {
 /// A running agent. When it is dropped, nothing is captured any more.
 pub struct Running {
     // Detached first, so that nothing is redirected to listeners that are gone.
-    _attachment: Attachment,
+    attachment: Mutex<Attachment>,
     admin: AdminThread,
     capture: Arc<Mutex<Capture>>,
     cgroup: PathBuf,
     drain: Duration,
     families: Vec<Family>,
+    outlives_us: bool,
     policy: PolicySource,
     readiness: Readiness,
     tasks: Tasks,
@@ -189,7 +193,16 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let flows = capture.lock().flows();
     tokio::spawn(sweep(flows));
 
-    let attachment = capture.lock().attach(&config.cgroup)?;
+    let mut attachment = capture.lock().attach(&config.cgroup)?;
+    if config.outlives_us {
+        for path in cgroup::leftovers(&config.cgroup) {
+            cgroup::end(&path)?;
+        }
+        attachment.set_outliving(must_outlive(&way.policy.load()))?;
+        // Ours are on the hooks, so those of an earlier agent may go: there is no gap.
+        let agents = attachment.supersede()?;
+        tracing::info!(agents, "taken over from earlier agents");
+    }
     tracing::info!(cgroup = %config.cgroup.display(), "capturing");
 
     let readiness = Readiness::default();
@@ -201,12 +214,13 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
         log,
     })?;
     Ok(Running {
-        _attachment: attachment,
+        attachment: Mutex::new(attachment),
         admin,
         capture,
         cgroup: config.cgroup,
         drain: config.drain,
         families,
+        outlives_us: config.outlives_us,
         policy: config.policy,
         readiness,
         tasks,
@@ -257,6 +271,11 @@ impl Running {
             tracing::error!(%error, "policy not reloaded");
             return;
         }
+        if self.outlives_us
+            && let Err(error) = self.attachment.lock().set_outliving(must_outlive(&policy))
+        {
+            tracing::error!(%error, "the programs do not follow the policy's failure mode");
+        }
         announce(&policy, &self.way.metrics);
         self.way.policy.store(Arc::new(policy));
         metrics.reloaded(Reload::Success);
@@ -297,17 +316,30 @@ fn families(listeners: &[Listener]) -> Vec<Family> {
         .collect()
 }
 
+/// Whether the programs must refuse what they capture when the agent is gone.
+fn must_outlive(policy: &Policy) -> bool {
+    policy.failure_mode() == FailureMode::Closed
+}
+
 /// Tells the programs what policy wants captured.
 fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), CaptureError> {
     let plan = policy.capture_plan();
+    let external = match plan.failure_mode {
+        FailureMode::Closed => underpass_abi::Side::External,
+        FailureMode::Open => underpass_abi::Side::Open,
+    };
     let prefixes = plan.prefixes.iter().map(|(prefix, side)| {
         let side = match side {
-            Side::External => underpass_abi::Side::External,
+            Side::External => external,
             Side::Internal => underpass_abi::Side::Internal,
         };
-        (*prefix, side)
+        (*prefix, None, side)
     });
-    capture.rules().set_prefixes(prefixes)?;
+    let exceptions = plan
+        .exceptions
+        .iter()
+        .map(|(prefix, port)| (*prefix, Some(*port), underpass_abi::Side::Internal));
+    capture.rules().set_prefixes(prefixes.chain(exceptions))?;
     capture.rules().set_ports(|port| plan.ports.contains(port))
 }
 

@@ -1,8 +1,11 @@
 //! The kernel side, seen from the agent: loading and attaching the programs, the listeners that
 //! connections are redirected to, and where each of them wanted to go.
 
+mod attachment;
+mod bpf;
 mod canary;
 pub mod cgroup;
+mod claim;
 mod counters;
 mod error;
 mod flows;
@@ -10,6 +13,7 @@ mod listener;
 mod logs;
 mod netns;
 mod object;
+pub mod pins;
 mod preflight;
 mod rules;
 mod sockets;
@@ -19,12 +23,12 @@ use std::sync::Arc;
 
 use underpass_abi::{Listeners, Verdict};
 
+pub use attachment::Attachment;
 pub use canary::{Canary, serve_sockets};
 pub use counters::KernelCounters;
 pub use error::CaptureError;
 pub use flows::{Flows, Sweeper};
 pub use listener::{Accepted, Incoming, Listener};
-pub use object::Attachment;
 pub use preflight::preflight;
 pub use rules::Rules;
 pub use sockets::MarkedSockets;

@@ -19,7 +19,9 @@ use crate::capture::Accepted;
 use crate::dns::Resolver;
 use crate::inspect::{self, InspectError, Inspected, Seen, Source, inspect};
 use crate::name::{Host, OriginalDst};
-use crate::policy::{self, Claim, DirectRule, Facts, NameSource, Policy, TunnelDecision};
+use crate::policy::{
+    self, Claim, DirectRule, Facts, FailureMode, NameSource, Policy, TunnelDecision,
+};
 use crate::relay::{RelayError, Timeouts, Traffic, relay};
 use crate::sockets::{SocketFactory, finish_on_close, reset_on_close};
 use crate::telemetry::{
@@ -159,7 +161,7 @@ impl Way {
                 self.direct(workload, dst, bytes, record).await
             }
             policy::Decision::Tunnel(decision) => {
-                self.tunnel(workload, &decision, bytes, record).await
+                self.tunnel(workload, dst, &decision, bytes, record).await
             }
         }
     }
@@ -219,6 +221,7 @@ impl Way {
     async fn tunnel(
         &self,
         workload: &mut TcpStream,
+        dst: OriginalDst,
         decision: &TunnelDecision,
         bytes: Bytes,
         record: &mut ConnectionRecord,
@@ -267,6 +270,16 @@ impl Way {
                 if error.refusal().is_none() {
                     let reason = error.reason();
                     self.metrics.proxy.connect_failed(&proxy, &endpoint, reason);
+                }
+                // A refusal is the proxy's decision, not its failure.
+                if decision.failure_mode == FailureMode::Open && error.refusal().is_none() {
+                    tracing::warn!(%error, "failureMode is open: going direct");
+                    let by = Some(Label::of(&decision.policy));
+                    let rule = Some(Label::fixed(
+                        "the proxy cannot be reached: failureMode: open",
+                    ));
+                    record.decided(telemetry::Decision::Direct, by, rule);
+                    return self.direct(workload, dst, bytes, record).await;
                 }
                 return Err(Failure::new(flag(&error), error));
             }

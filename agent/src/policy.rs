@@ -19,7 +19,7 @@ mod proxy_url;
 mod source;
 mod yaml;
 
-pub use compile::{CapturePlan, Options, Policy};
+pub use compile::{CapturePlan, FailureMode, Options, Policy};
 pub use document::Documents;
 pub use external::Side;
 pub use lookup::{

@@ -11,7 +11,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::{debug, warn};
 use underpass_abi::{
-    Address, Counter, Endpoint, Flow, Listeners, Redirect, Side, Verdict, port_slot,
+    Address, Counter, Endpoint, Flow, Listeners, Redirect, RuleKey, Side, Verdict, port_slot,
 };
 
 use crate::listener;
@@ -197,11 +197,8 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
             _ => Class::Skip(Counter::SkippedInternal),
         };
     }
-    let prefix = Key::new(128, dst.address);
-    if PREFIXES
-        .get(&prefix)
-        .is_some_and(|side| *side == Side::Internal as u32)
-    {
+    let side = side(dst);
+    if side == Side::Internal as u32 {
         return Class::Skip(Counter::SkippedInternal);
     }
     // SAFETY: only asks whether it is there.
@@ -234,7 +231,24 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
         return Class::Refuse(Counter::RefusedFamily);
     }
     if !listener::is_ours(ctx, port, ipv6) {
-        return Class::Refuse(Counter::RefusedListener);
+        return if side == Side::Open as u32 {
+            Class::Skip(Counter::SkippedAgentGone)
+        } else {
+            Class::Refuse(Counter::RefusedListener)
+        };
     }
     Class::Capture(cookie, port)
+}
+
+/// The side that rules put a destination on; a rule for its port goes before one for any.
+#[inline(always)]
+fn side(dst: &Endpoint) -> u32 {
+    let on_port = Key::new(RuleKey::BITS, RuleKey::new(dst.port, dst.address));
+    if let Some(side) = PREFIXES.get(&on_port) {
+        return *side;
+    }
+    let on_any = Key::new(RuleKey::BITS, RuleKey::new(0, dst.address));
+    PREFIXES
+        .get(&on_any)
+        .map_or(Side::External as u32, |side| *side)
 }

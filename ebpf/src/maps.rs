@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use underpass_abi::{
-    Address, Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Redirect,
+    Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Redirect, RuleKey,
 };
 
 #[btf_map]
@@ -24,7 +24,7 @@ pub static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 
 /// The values are `Side`s.
 #[btf_map]
-pub static PREFIXES: LpmTrie<Address, u32, 16_384> = LpmTrie::new();
+pub static PREFIXES: LpmTrie<RuleKey, u32, 16_384> = LpmTrie::new();
 
 /// A set: the values mean nothing.
 #[btf_map]

@@ -39,7 +39,7 @@ fn a_good_policy_passes_without_a_word() {
     let full = tunnel_policy(&[
         "targetHost: AUTO_SNI",
         "targetPort: 443",
-        "noProxy: [.corp.example, 203.0.113.0/24]",
+        "noProxy: ['203.0.113.7:25', 203.0.113.0/24]",
     ]);
     let full = checker.file("full.yaml", &full);
     let done = checker.run([full]);

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use procfs::process::Process;
 
 use super::CaptureError;
+use super::claim::Claim;
 
 /// Marks a cgroup directory as made by us, so that [`leftovers`] finds those of an agent that was
 /// killed, whatever their names. Whoever may write to the cgroup may write it, and end it as well.
@@ -97,6 +98,7 @@ impl Hierarchy {
 #[derive(Debug)]
 pub struct OwnedCgroup {
     path: PathBuf,
+    _claim: Option<Claim>,
 }
 
 impl OwnedCgroup {
@@ -115,9 +117,13 @@ impl OwnedCgroup {
             }
         };
         fs::create_dir(&path).map_err(failed("make it"))?;
-        let cgroup = Self { path: path.clone() };
-        xattr::set(&path, MARK, std::process::id().to_string().as_bytes())
-            .map_err(failed("mark it as ours"))?;
+        // Claimed before it is marked: a mark without a claim means that its maker is gone.
+        let claim = Claim::take(&path);
+        let cgroup = Self {
+            path: path.clone(),
+            _claim: claim.map_err(failed("claim it"))?,
+        };
+        xattr::set(&path, MARK, b"1").map_err(failed("mark it as ours"))?;
         Ok(cgroup)
     }
 
@@ -181,33 +187,14 @@ pub fn leftovers(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending = vec![root.to_owned()];
     while let Some(directory) = pending.pop() {
-        if made_by(&directory).is_some_and(|pid| !is_underpass(pid)) {
+        let is_ours = matches!(xattr::get(&directory, MARK), Ok(Some(_)));
+        if is_ours && matches!(Claim::take(&directory), Ok(Some(_))) {
             found.push(directory);
             continue;
         }
         pending.extend(children(&directory));
     }
     found
-}
-
-/// The process that made this cgroup, if it is one of ours.
-fn made_by(directory: &Path) -> Option<i32> {
-    let mark = xattr::get(directory, MARK).ok()??;
-    std::str::from_utf8(&mark).ok()?.parse().ok()
-}
-
-/// Whether that process runs and is of our program; process ids are used again.
-fn is_underpass(pid: i32) -> bool {
-    let own = fs::read_link("/proc/self/exe").ok();
-    let other = Process::new(pid).and_then(|process| process.exe()).ok();
-    let name = |path: &PathBuf| {
-        path.file_name().map(|name| {
-            name.to_string_lossy()
-                .trim_end_matches(" (deleted)")
-                .to_owned()
-        })
-    };
-    other.is_some() && other.as_ref().and_then(name) == own.as_ref().and_then(name)
 }
 
 fn kill_all(path: &Path) {

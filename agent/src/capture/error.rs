@@ -76,6 +76,17 @@ pub enum CaptureError {
         /// The running kernel's release.
         found: String,
     },
+    /// A link that is none.
+    #[error(
+        "program `{program}` has no link, is the kernel older than 5.7? {}",
+        chain(source)
+    )]
+    Link {
+        /// The program.
+        program: &'static str,
+        /// What aya said.
+        source: aya::programs::links::LinkError,
+    },
     /// A listener on loopback.
     #[error("cannot listen on {address} for redirected connections: {source}")]
     Listen {
@@ -111,12 +122,27 @@ pub enum CaptureError {
         "cannot read the cookie of the network namespace: {0}; the kernel must be 5.14 or later"
     )]
     NetnsCookie(io::Error),
+    /// No BPF file system.
+    #[error(
+        "a closed policy needs the BPF file system, so that its programs outlive the agent, and \
+         none is mounted: mount it with `mount -t bpf bpf /sys/fs/bpf` ({0}), or choose \
+         failureMode: open"
+    )]
+    NoBpffs(io::Error),
     /// A build without programs.
     #[error(
         "this build of Underpass has no eBPF programs, so it cannot capture anything: build it \
          with `cargo xtask setup` and `cargo xtask build`"
     )]
     NoPrograms,
+    /// A pin in the BPF file system.
+    #[error("cannot pin, or take over what is pinned, at {}: {source}", path.display())]
+    Pin {
+        /// The pin or its directory.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
     /// The verifier or the kernel refused a program.
     #[error("the kernel did not take program `{program}`: {}", chain(source))]
     Program {

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::path::Path;
 
 use aya::maps::{Map, MapError};
-use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+use super::attachment::Attachment;
 use super::{CaptureConfig, CaptureError};
 
 /// Compiled by the build script; empty where it found no toolchain for it.
@@ -95,32 +95,21 @@ impl Object {
         // First what must be there when `connect` starts to redirect. With links, `Single` is
         // multi-attach: other agents' programs stay.
         let program = sock_ops(&mut self.ebpf)?;
-        let sock_ops = program
+        let link = program
             .attach(&directory, CgroupAttachMode::Single)
             .and_then(|id| program.take_link(id))
             .map_err(refused(SOCK_OPS_PROGRAM))?;
-        let mut sock_addr_links = Vec::with_capacity(SOCK_ADDR_PROGRAMS.len());
+        let mut links = vec![(SOCK_OPS_PROGRAM, FdLink::try_from(link))];
         for name in SOCK_ADDR_PROGRAMS.into_iter().rev() {
             let program = sock_addr(&mut self.ebpf, name)?;
             let link = program
                 .attach(&directory, CgroupAttachMode::Single)
                 .and_then(|id| program.take_link(id))
                 .map_err(refused(name))?;
-            sock_addr_links.push(link);
+            links.push((name, FdLink::try_from(link)));
         }
-        Ok(Attachment {
-            _sock_addr: sock_addr_links,
-            _sock_ops: sock_ops,
-        })
+        Attachment::new(links, cgroup)
     }
-}
-
-/// The programs on one cgroup; dropping it detaches them.
-#[derive(Debug)]
-pub struct Attachment {
-    // Detached before sockops, so that nothing is redirected without an entry.
-    _sock_addr: Vec<CgroupSockAddrLink>,
-    _sock_ops: SockOpsLink,
 }
 
 fn sock_addr<'a>(

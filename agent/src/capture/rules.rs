@@ -7,7 +7,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapError};
 use ipnet::IpNet;
 use underpass_abi::{
-    Address, Config, Endpoint, Listeners, PORT_WORDS, Side, Verdict, map, port_slot,
+    Address, Config, Endpoint, Listeners, PORT_WORDS, RuleKey, Side, Verdict, map, port_slot,
 };
 
 use super::CaptureError;
@@ -19,7 +19,7 @@ use super::object::Object;
 pub struct Rules {
     namespaces: HashMap<MapData, u64, Listeners>,
     ports: Array<MapData, u64>,
-    prefixes: LpmTrie<MapData, Address, u32>,
+    prefixes: LpmTrie<MapData, RuleKey, u32>,
     proxies: HashMap<MapData, Endpoint, u32>,
 }
 
@@ -48,20 +48,21 @@ impl Rules {
             .map_err(failed(map::NAMESPACES, "insert into"))
     }
 
-    /// Sets which prefixes are on which side; the longest prefix that holds an address decides,
-    /// and an address in none is external. Canaries are external whatever is set.
+    /// Sets which destinations are on which side, by prefix and, if not all are meant, port. A rule
+    /// for the port goes before one for all; then the longest prefix decides, and an address in
+    /// none is external. Canaries are external whatever is set.
     ///
     /// # Errors
     /// The map is full or cannot be changed.
     pub fn set_prefixes(
         &mut self,
-        prefixes: impl IntoIterator<Item = (IpNet, Side)>,
+        prefixes: impl IntoIterator<Item = (IpNet, Option<u16>, Side)>,
     ) -> Result<(), CaptureError> {
         let mut wanted = HashSet::new();
         let canaries = [canary::DESTINATION_V4, canary::DESTINATION_V6]
-            .map(|address| (IpNet::from(address), Side::External));
-        for (prefix, side) in prefixes.into_iter().chain(canaries) {
-            let key = trie_key(prefix);
+            .map(|address| (IpNet::from(address), None, Side::External));
+        for (prefix, port, side) in prefixes.into_iter().chain(canaries) {
+            let key = trie_key(prefix, port);
             wanted.insert((key.prefix_len(), key.data()));
             self.prefixes
                 .insert(&key, side as u32, 0)
@@ -129,12 +130,13 @@ impl Rules {
 }
 
 /// An IPv4 prefix stands below `::ffff:0:0/96`, as the programs look addresses up.
-fn trie_key(prefix: IpNet) -> Key<Address> {
+fn trie_key(prefix: IpNet, port: Option<u16>) -> Key<RuleKey> {
     let length = match prefix {
         IpNet::V4(_) => 96 + u32::from(prefix.prefix_len()),
         IpNet::V6(_) => u32::from(prefix.prefix_len()),
     };
-    Key::new(length, Address::from(prefix.network()))
+    let key = RuleKey::new(port.unwrap_or(0), Address::from(prefix.network()));
+    Key::new(RuleKey::PORT_BITS + length, key)
 }
 
 fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {

@@ -100,6 +100,8 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
         not_enrolled: Verdict::Refuse,
         max_connections: args.capture.max_connections,
         verbose,
+        // The guard sees to that: it ends the command.
+        outlives_us: false,
         policy,
         endpoints: Endpoints {
             metrics: args.endpoints.metrics_addr,

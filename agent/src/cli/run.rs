@@ -66,6 +66,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         not_enrolled: Verdict::Pass,
         max_connections: args.capture.max_connections,
         verbose,
+        outlives_us: true,
         policy: PolicySource::files(args.policy, options),
         endpoints: Endpoints {
             metrics: Some(args.metrics_addr),

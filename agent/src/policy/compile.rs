@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::api::tunnel::{self, Tunnel};
 use super::api::value::{Port, TargetHost};
@@ -20,6 +21,30 @@ use crate::name::{Host, HostName};
 pub struct Options {
     /// Ranges that are internal although their addresses do not tell (`--internal-cidr`).
     pub internal_cidrs: Vec<IpNet>,
+}
+
+/// What becomes of a connection when there is no tunnel to be had: the proxy cannot be reached, or
+/// the agent itself is gone.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum FailureMode {
+    /// It is refused.
+    #[default]
+    Closed,
+    /// It goes to its original destination, past the proxy.
+    Open,
+}
+
+impl TryFrom<String> for FailureMode {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "closed" => Ok(Self::Closed),
+            "open" => Ok(Self::Open),
+            _ => Err("expected `closed` or `open`"),
+        }
+    }
 }
 
 /// A policy, checked and indexed; it never changes.
@@ -41,6 +66,7 @@ pub(super) struct Route {
     /// Unset: the original port.
     pub(super) target_port: Option<u16>,
     pub(super) no_proxy: HostList,
+    pub(super) failure_mode: FailureMode,
 }
 
 /// How the host of a target is found.
@@ -62,6 +88,10 @@ pub(super) enum TargetRule {
 pub struct CapturePlan {
     /// Which ranges are external; together they cover every IPv4 and IPv6 address.
     pub prefixes: Vec<(IpNet, Side)>,
+    /// Ranges that are internal on one port only, which goes before `prefixes`.
+    pub exceptions: Vec<(IpNet, u16)>,
+    /// What becomes of the rest when the agent is gone.
+    pub failure_mode: FailureMode,
     /// The TCP ports that policy is about; none if there is nothing to do.
     pub ports: PortSet,
 }
@@ -89,6 +119,7 @@ impl Policy {
         let route = Route::compile(&first.object);
         let mut policy = Self::new(Some(route), options);
         policy.warnings = others.iter().map(|other| shadowed(other, first)).collect();
+        policy.warnings.extend(closed_to_names(&policy, first));
         policy.warnings.sort();
         Ok(policy)
     }
@@ -102,6 +133,7 @@ impl Policy {
             target_host: TargetRule::BestKnown,
             target_port: None,
             no_proxy,
+            failure_mode: FailureMode::Closed,
         };
         Self::new(Some(route), options)
     }
@@ -110,8 +142,21 @@ impl Policy {
     pub fn capture_plan(&self) -> CapturePlan {
         CapturePlan {
             prefixes: self.sides.prefixes().collect(),
+            exceptions: self
+                .tunnel
+                .iter()
+                .flat_map(|route| route.no_proxy.nets_on_ports())
+                .collect(),
+            failure_mode: self.failure_mode(),
             ports: self.tunnel.as_ref().map(Route::ports).unwrap_or_default(),
         }
+    }
+
+    /// What becomes of captured connections when the agent is gone; open where nothing is captured.
+    pub fn failure_mode(&self) -> FailureMode {
+        self.tunnel
+            .as_ref()
+            .map_or(FailureMode::Open, |route| route.failure_mode)
     }
 
     /// Every proxy in use.
@@ -164,6 +209,7 @@ impl Route {
             },
             target_port: spec.target_port.map(Port::get),
             no_proxy: spec.no_proxy.iter().flatten().cloned().collect(),
+            failure_mode: spec.failure_mode,
         }
     }
 
@@ -200,6 +246,20 @@ fn shadowed(loser: &Document<Tunnel>, winner: &Document<Tunnel>) -> Problem {
         winner.place("metadata")
     );
     loser.problem("spec", reason)
+}
+
+/// The kernel side knows no names, so what only names exempt is refused like the rest while the
+/// agent is gone.
+fn closed_to_names(policy: &Policy, document: &Document<Tunnel>) -> Option<Problem> {
+    let route = policy.tunnel.as_ref()?;
+    let closed = route.failure_mode == FailureMode::Closed && route.no_proxy.has_names();
+    closed.then(|| {
+        document.problem(
+            "spec.noProxy",
+            "names in it are refused, too, while the agent is gone, because only the agent knows \
+             names; addresses and ranges are not",
+        )
+    })
 }
 
 fn duplicates(documents: &[Document<Tunnel>]) -> Vec<Problem> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::compile::{Policy, Route, TargetRule};
+use super::compile::{FailureMode, Policy, Route, TargetRule};
 use super::external::Side;
 use super::no_proxy::HostEntry;
 use super::ports::PortSet;
@@ -53,6 +53,7 @@ struct RouteDump<'a> {
     /// `null`: the original port.
     target_port: Option<u16>,
     no_proxy: Vec<&'a HostEntry>,
+    failure_mode: FailureMode,
 }
 
 #[derive(Serialize)]
@@ -84,6 +85,7 @@ impl<'a> RouteDump<'a> {
             },
             target_port: route.target_port,
             no_proxy: route.no_proxy.entries().collect(),
+            failure_mode: route.failure_mode,
         }
     }
 }
@@ -115,12 +117,14 @@ mod tests {
                 "targetHost": "AUTO_SNI",
                 "targetPort": 443,
                 "noProxy": ["*:25", "*.example.com"],
+                "failureMode": "closed",
             }])
         );
         assert_eq!(dump["capturedPorts"], "1-24,26-65535");
         let loopback = json!({"prefix": "127.0.0.0/8", "side": "internal"});
         assert!(dump["prefixes"].as_array().unwrap().contains(&loopback));
-        assert_eq!(dump["warnings"], json!([]));
+        let warnings = dump["warnings"].as_array().unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::compile::{Policy, Route, TargetRule};
+use super::compile::{FailureMode, Policy, Route, TargetRule};
 use super::external::Side;
 use super::no_proxy::HostEntry;
 use super::proxy::Proxy;
@@ -71,6 +71,8 @@ pub struct TunnelDecision {
     /// The host that policy declares for this connection, if it does: the only name that is fit
     /// for a metric label.
     pub destination_service: Option<Arc<HostName>>,
+    /// What becomes of it if the proxy cannot be reached.
+    pub failure_mode: FailureMode,
     /// What an operator may wonder about.
     pub note: Option<Note>,
 }
@@ -273,6 +275,7 @@ impl Route {
                 TargetRule::Fixed { service, .. } => service.clone(),
                 _ => None,
             },
+            failure_mode: self.failure_mode,
             note,
         })
     }

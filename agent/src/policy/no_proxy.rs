@@ -202,6 +202,17 @@ impl HostList {
         })
     }
 
+    /// The ranges that are in the list on one port.
+    pub(super) fn nets_on_ports(&self) -> impl Iterator<Item = (IpNet, u16)> {
+        self.entries().filter_map(|entry| match entry {
+            HostEntry {
+                hosts: Hosts::Net(net),
+                port: Some(port),
+            } => Some((*net, *port)),
+            _ => None,
+        })
+    }
+
     /// The ports that are in the list whatever the host: `None` means all of them.
     pub(super) fn ports(&self) -> impl Iterator<Item = Option<u16>> {
         self.all.iter().map(|entry| entry.port)

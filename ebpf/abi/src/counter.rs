@@ -42,6 +42,8 @@ counters! {
     Redirected => Redirected "redirected",
     /// A connection of the agent itself.
     SkippedAgent => Skipped "agent",
+    /// No agent is there, and the policy is open.
+    SkippedAgentGone => Skipped "agent_gone",
     /// An internal address.
     SkippedInternal => Skipped "internal",
     /// A network namespace without our listeners.

@@ -15,7 +15,7 @@ pub use address::{Address, Endpoint};
 pub use counter::{Counter, Outcome};
 pub use flow::{Flow, FlowKey, Redirect};
 pub use namespace::Listeners;
-pub use rule::{Config, PORT_WORDS, Side, SocketRole, Verdict, port_slot};
+pub use rule::{Config, PORT_WORDS, RuleKey, Side, SocketRole, Verdict, port_slot};
 
 /// Names of the maps, as the programs define them.
 pub mod map {
@@ -29,7 +29,7 @@ pub mod map {
     pub const NAMESPACES: &str = "NAMESPACES";
     /// Array of [`PORT_WORDS`](crate::PORT_WORDS) `u64`: one bit per captured TCP port.
     pub const PORTS: &str = "PORTS";
-    /// Longest-prefix trie from [`Address`](crate::Address) to [`Side`](crate::Side).
+    /// Longest-prefix trie from [`RuleKey`](crate::RuleKey) to [`Side`](crate::Side).
     pub const PREFIXES: &str = "PREFIXES";
     /// Hash set of the proxies' [`Endpoint`](crate::Endpoint)s.
     pub const PROXIES: &str = "PROXIES";

@@ -1,13 +1,45 @@
 //! What the agent tells the programs: whom to leave alone, and what to do in doubt.
 
-/// Which side of the border an address prefix is on; value of the prefix trie.
+use crate::address::Address;
+
+/// Which side of the border a destination is on; value of the prefix trie.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
-    /// Captured.
+    /// Captured; refused where no agent is.
     External = 0,
     /// Left alone.
     Internal = 1,
+    /// Captured; goes its own way where no agent is.
+    Open = 2,
+}
+
+/// Key of the prefix trie: destinations on one port, or on any. A rule for the port goes before
+/// one for any.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct RuleKey {
+    /// The port, as four bytes in network byte order; 0 for any.
+    pub port: [u8; 4],
+    /// The address.
+    pub address: Address,
+}
+
+impl RuleKey {
+    /// Bits of the key before the address.
+    pub const PORT_BITS: u32 = 32;
+
+    /// All bits of the key.
+    pub const BITS: u32 = Self::PORT_BITS + 128;
+
+    /// The key of an address on a port in host byte order, 0 for any.
+    #[inline(always)]
+    pub const fn new(port: u16, address: Address) -> Self {
+        Self {
+            port: (port as u32).to_be_bytes(),
+            address,
+        }
+    }
 }
 
 /// What to do with a connection that cannot be redirected.
@@ -52,6 +84,8 @@ pub const fn port_slot(port: u16) -> (u32, u64) {
 }
 
 const _: () = assert!(size_of::<Config>() == 8);
+const _: () = assert!(size_of::<RuleKey>() == 20 && align_of::<RuleKey>() == 1);
+const _: () = assert!(core::mem::offset_of!(RuleKey, address) == 4);
 
 #[cfg(feature = "user")]
 mod user {
@@ -59,6 +93,8 @@ mod user {
 
     // SAFETY: repr(C), two integers, no padding.
     unsafe impl aya::Pod for super::Config {}
+    // SAFETY: repr(C), bytes only.
+    unsafe impl aya::Pod for super::RuleKey {}
 }
 
 #[cfg(test)]

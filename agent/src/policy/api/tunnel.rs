@@ -5,6 +5,7 @@ use serde::de::IgnoredAny;
 
 use super::metadata::Metadata;
 use super::value::{HostField, Port, TargetHost};
+use crate::policy::compile::FailureMode;
 use crate::policy::no_proxy::HostEntry;
 use crate::policy::yaml::FieldNotes;
 
@@ -22,7 +23,6 @@ pub(in crate::policy) const API_VERSIONS: &[&str] = &[
 pub(in crate::policy) const NOTES: FieldNotes = FieldNotes {
     later: &[
         "spec.action",
-        "spec.failureMode",
         "spec.proxy.authentication",
         "spec.proxy.protocol",
         "spec.proxy.tls",
@@ -71,6 +71,9 @@ pub(in crate::policy) struct TunnelSpec {
     pub(in crate::policy) target_port: Option<Port>,
     /// What does not go through the proxy.
     pub(in crate::policy) no_proxy: Option<Vec<HostEntry>>,
+    /// What becomes of connections when there is no tunnel to be had.
+    #[serde(default)]
+    pub(in crate::policy) failure_mode: FailureMode,
 }
 
 /// A forward proxy.

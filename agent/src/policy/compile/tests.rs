@@ -102,7 +102,7 @@ spec:
     - example.com
     - 10.1.2.3/8
     - 25
-  failureMode: open
+  failureMode: ajar
   workloadSelector: {}
   retries: 3
 ";
@@ -133,10 +133,10 @@ spec:
             "a.yaml:23: Tunnel/all: spec.noProxy[1]: `10.1.2.3/8` has bits set beyond the prefix; \
              write `10.0.0.0/8`",
             "a.yaml:24: Tunnel/all: spec.noProxy[2]: expected a string, found a number",
-            "a.yaml:25: Tunnel/all: spec.failureMode: not supported by this version",
+            "a.yaml:25: Tunnel/all: spec.failureMode: expected `closed` or `open`",
             "a.yaml:26: Tunnel/all: spec.workloadSelector: not supported by this version",
             "a.yaml:27: Tunnel/all: spec.retries: unknown field `retries`, expected one of \
-             `proxy`, `targetHost`, `targetPort`, `noProxy`",
+             `proxy`, `targetHost`, `targetPort`, `noProxy`, `failureMode`",
         ]
     );
 }
@@ -332,4 +332,28 @@ proptest! {
             prop_assert!(problem.starts_with("a.yaml:") && !problem.contains('\n'), "{problem}");
         }
     }
+}
+
+#[test]
+fn the_failure_mode_is_closed_unless_said() {
+    let closed = compile(&[("a.yaml", ALL)]).unwrap();
+    assert_eq!(closed.failure_mode(), FailureMode::Closed);
+    assert_eq!(shown(closed.warnings()), [""; 0]);
+    let named = compile(&[("a.yaml", &tunnel("all", "  noProxy: [example.com]\n"))]).unwrap();
+    assert_eq!(
+        shown(named.warnings()),
+        [
+            "a.yaml:9: Tunnel/all: spec.noProxy: names in it are refused, too, while the agent is \
+             gone, because only the agent knows names; addresses and ranges are not"
+        ]
+    );
+    let more = "  failureMode: open\n  noProxy: [example.com, '203.0.113.7:25']\n";
+    let open = compile(&[("a.yaml", &tunnel("all", more))]).unwrap();
+    assert_eq!(open.failure_mode(), FailureMode::Open);
+    assert_eq!(shown(open.warnings()), [""; 0]);
+    let plan = open.capture_plan();
+    assert_eq!(plan.exceptions, [("203.0.113.7/32".parse().unwrap(), 25)]);
+    // Nothing is captured, so nothing can be refused.
+    let none = compile(&[("a.yaml", "---\n")]).unwrap();
+    assert_eq!(none.failure_mode(), FailureMode::Open);
 }

@@ -1,0 +1,99 @@
+//! The programs on the hooks of one cgroup.
+
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+
+use super::CaptureError;
+use super::pins::Pins;
+
+/// The programs on one cgroup; dropping it takes them off, unless they are to outlive us.
+#[derive(Debug)]
+pub struct Attachment {
+    /// Dropped from the first to the last: `connect` before sockops, so that nothing is redirected
+    /// without an entry.
+    links: Vec<(&'static str, Link)>,
+    pins: Option<Pins>,
+    cgroup: PathBuf,
+}
+
+#[derive(Debug)]
+enum Link {
+    Held(FdLink),
+    Pinned(PinnedLink),
+    /// Between the two; no link stays so.
+    Moving,
+}
+
+impl Attachment {
+    /// Of links in the order in which they were attached.
+    pub(super) fn new(
+        links: Vec<(&'static str, Result<FdLink, LinkError>)>,
+        cgroup: &Path,
+    ) -> Result<Self, CaptureError> {
+        let mut held = Vec::with_capacity(links.len());
+        for (program, link) in links.into_iter().rev() {
+            let link = link.map_err(|source| CaptureError::Link { program, source })?;
+            held.push((program, Link::Held(link)));
+        }
+        Ok(Self {
+            links: held,
+            pins: None,
+            cgroup: cgroup.to_owned(),
+        })
+    }
+
+    /// Decides whether the programs stay on their hooks when this process ends. They then refuse
+    /// what they would have redirected.
+    ///
+    /// # Errors
+    /// They cannot be pinned, or a pin cannot be removed.
+    pub fn set_outliving(&mut self, outliving: bool) -> Result<(), CaptureError> {
+        match (outliving, self.pins.take()) {
+            (true, None) => {
+                let pins = Pins::create(&self.cgroup)?;
+                // Kept even if a pin fails: what was pinned before must be found again.
+                let pins = self.pins.insert(pins);
+                for (program, link) in &mut self.links {
+                    let path = pins.path(program);
+                    match std::mem::replace(link, Link::Moving) {
+                        Link::Held(held) => {
+                            *link = Link::Pinned(held.pin(&path).map_err(|error| {
+                                CaptureError::Pin {
+                                    path,
+                                    source: std::io::Error::other(error),
+                                }
+                            })?);
+                        }
+                        other => *link = other,
+                    }
+                }
+            }
+            (false, Some(pins)) => {
+                for (program, link) in &mut self.links {
+                    match std::mem::replace(link, Link::Moving) {
+                        Link::Pinned(pinned) => {
+                            *link =
+                                Link::Held(pinned.unpin().map_err(|source| CaptureError::Pin {
+                                    path: pins.path(program),
+                                    source,
+                                })?);
+                        }
+                        other => *link = other,
+                    }
+                }
+            }
+            (_, pins) => self.pins = pins,
+        }
+        Ok(())
+    }
+
+    /// Takes the programs of earlier agents off the same cgroup, now that ours are on it: so there
+    /// is no moment without any. Returns how many agents that were.
+    ///
+    /// # Errors
+    /// One of their programs cannot be taken off.
+    pub fn supersede(&self) -> Result<usize, CaptureError> {
+        Pins::supersede(&self.cgroup, self.pins.as_ref())
+    }
+}
