@@ -43,6 +43,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// After `accept` failed because the process or the system ran out of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a retired listener still takes what was redirected to it before: those connections
+/// are on loopback, so they are there in far less.
+const LAST_CALL: Duration = Duration::from_millis(20);
+
 /// For the TCP handshake of a direct connection: as long as a tunnel may take.
 const DIRECT_DEADLINE: Duration = Duration::from_secs(15);
 
@@ -110,6 +114,7 @@ pub(crate) enum Family {
 /// What runs, and how it is stopped.
 #[derive(Clone)]
 struct Tasks {
+    acceptors: TaskTracker,
     connections: TaskTracker,
     /// No new connections.
     closing: CancellationToken,
@@ -178,12 +183,13 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     ));
 
     let tasks = Tasks {
+        acceptors: TaskTracker::new(),
         connections: TaskTracker::new(),
         closing: CancellationToken::new(),
         cut: CancellationToken::new(),
     };
     for listener in listeners {
-        tokio::spawn(accept(
+        tasks.acceptors.spawn(accept(
             listener,
             Arc::clone(&way),
             tasks.clone(),
@@ -287,6 +293,8 @@ impl Running {
     pub async fn drain(&self) {
         self.readiness.check("draining").pending();
         self.tasks.closing.cancel();
+        self.tasks.acceptors.close();
+        self.tasks.acceptors.wait().await;
         self.tasks.connections.close();
         if timeout(self.drain, self.tasks.connections.wait())
             .await
@@ -351,38 +359,62 @@ fn announce(policy: &Policy, metrics: &Metrics) {
     }
 }
 
-/// Accepts until told to stop, and then what still waits in the queue.
+/// Accepts until told to stop, and then what was on its way here.
 async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks, max_connections: u32) {
     loop {
-        let incoming = tokio::select! {
-            biased;
-            incoming = listener.accept() => incoming,
+        tokio::select! {
+            incoming = listener.accept() => {
+                receive(incoming, &way, &tasks, max_connections).await;
+            }
             () = tasks.closing.cancelled() => break,
-        };
-        match incoming {
-            Ok(Incoming::Redirected(accepted)) if Canary::is_canary(accepted.original_dst) => {
-                tokio::spawn(Canary::greet(accepted.stream));
+        }
+    }
+    if let Err(error) = listener.retire() {
+        tracing::warn!(%error, "connections made right now may be reset");
+    }
+    let last_call = sleep(LAST_CALL);
+    tokio::pin!(last_call);
+    loop {
+        tokio::select! {
+            biased;
+            incoming = listener.accept() => {
+                receive(incoming, &way, &tasks, max_connections).await;
             }
-            Ok(Incoming::Redirected(accepted))
-                if tasks.connections.len() >= max_connections as usize =>
-            {
-                way.refuse(&accepted, max_connections);
-            }
-            Ok(Incoming::Redirected(accepted)) => {
-                let way = Arc::clone(&way);
-                let cut = tasks.cut.clone();
-                tasks
-                    .connections
-                    .spawn(async move { way.serve(accepted, &cut).await });
-            }
-            Ok(Incoming::Stranger(client)) => {
-                way.metrics.capture.original_destination_missed();
-                tracing::warn!(%client, "reset a connection that nothing had redirected here");
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot accept connections");
-                sleep(ACCEPT_PAUSE).await;
-            }
+            () = &mut last_call => break,
+        }
+    }
+}
+
+/// Sends what was accepted on its way.
+async fn receive(
+    incoming: std::io::Result<Incoming>,
+    way: &Arc<Way>,
+    tasks: &Tasks,
+    max_connections: u32,
+) {
+    match incoming {
+        Ok(Incoming::Redirected(accepted)) if Canary::is_canary(accepted.original_dst) => {
+            tokio::spawn(Canary::greet(accepted.stream));
+        }
+        Ok(Incoming::Redirected(accepted))
+            if tasks.connections.len() >= max_connections as usize =>
+        {
+            way.refuse(&accepted, max_connections);
+        }
+        Ok(Incoming::Redirected(accepted)) => {
+            let way = Arc::clone(way);
+            let cut = tasks.cut.clone();
+            tasks
+                .connections
+                .spawn(async move { way.serve(accepted, &cut).await });
+        }
+        Ok(Incoming::Stranger(client)) => {
+            way.metrics.capture.original_destination_missed();
+            tracing::warn!(%client, "reset a connection that nothing had redirected here");
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot accept connections");
+            sleep(ACCEPT_PAUSE).await;
         }
     }
 }

@@ -22,6 +22,7 @@ pub struct Listener {
     socket: TcpListener,
     netns_cookie: u64,
     flows: Arc<Flows>,
+    sockets: Arc<MarkedSockets>,
 }
 
 /// A redirected connection.
@@ -71,6 +72,14 @@ impl Listener {
         }))
     }
 
+    /// Has the programs redirect nothing more here. What they already did still arrives.
+    ///
+    /// # Errors
+    /// The mark cannot be taken off.
+    pub fn retire(&self) -> io::Result<()> {
+        self.sockets.unmark(&self.socket)
+    }
+
     /// The loopback address it listens on.
     ///
     /// # Errors
@@ -84,7 +93,7 @@ impl Listener {
 /// 127.0.0.1, and on ::1 where there is IPv6. To be called on a tokio runtime.
 pub(super) fn open(
     netns_cookie: u64,
-    sockets: &MarkedSockets,
+    sockets: &Arc<MarkedSockets>,
     flows: &Arc<Flows>,
 ) -> Result<(Vec<Listener>, Listeners), CaptureError> {
     let bind = |address: IpAddr| {
@@ -94,6 +103,7 @@ pub(super) fn open(
             socket,
             netns_cookie,
             flows: Arc::clone(flows),
+            sockets: Arc::clone(sockets),
         };
         Ok((listener, port))
     };

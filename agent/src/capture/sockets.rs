@@ -31,6 +31,14 @@ impl MarkedSockets {
             .insert(socket, role as u32, 0)
             .map_err(|error| io::Error::other(format!("cannot mark the agent's socket: {error}")))
     }
+
+    /// Takes the mark off, so that nothing is redirected to the socket any more.
+    pub(super) fn unmark(&self, socket: &impl AsRawFd) -> io::Result<()> {
+        self.roles
+            .lock()
+            .remove(socket)
+            .map_err(|error| io::Error::other(format!("cannot unmark the socket: {error}")))
+    }
 }
 
 impl SocketFactory for MarkedSockets {
