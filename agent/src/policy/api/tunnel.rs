@@ -24,7 +24,6 @@ pub(in crate::policy) const NOTES: FieldNotes = FieldNotes {
     later: &[
         "spec.action",
         "spec.proxy.authentication",
-        "spec.proxy.protocol",
         "spec.proxy.tls",
         "spec.selector",
         "spec.workloadSelector",
@@ -88,4 +87,26 @@ pub(in crate::policy) struct ProxyRef {
     pub(in crate::policy) host: HostField,
     /// Its port.
     pub(in crate::policy) port: Port,
+    /// How a tunnel is asked for; one way is known, so there is nothing to keep.
+    #[serde(default, rename = "protocol")]
+    _protocol: Option<Protocol>,
+}
+
+/// How a tunnel is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Protocol;
+
+impl TryFrom<String> for Protocol {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "HTTP-CONNECT" => Ok(Self),
+            "HTTP2-CONNECT" | "HTTP2-POST" | "HTTP" | "HTTPS" | "TCP" | "TLS" => {
+                Err("only `HTTP-CONNECT` is supported by this version")
+            }
+            _ => Err("expected `HTTP-CONNECT`"),
+        }
+    }
 }

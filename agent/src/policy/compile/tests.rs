@@ -93,7 +93,7 @@ spec:
     host: http://user:hunter2@proxy.example
     port: 0
     tls: {}
-    protocol: HTTP-CONNECT
+    protocol: HTTP2-CONNECT
     authentication:
       credentialName: c
   targetHost: '*.example.com'
@@ -124,7 +124,8 @@ spec:
              address alone, and the port in the field for ports",
             "a.yaml:14: Tunnel/all: spec.proxy.port: expected a port number from 1 to 65535, found 0",
             "a.yaml:15: Tunnel/all: spec.proxy.tls: not supported by this version",
-            "a.yaml:16: Tunnel/all: spec.proxy.protocol: not supported by this version",
+            "a.yaml:16: Tunnel/all: spec.proxy.protocol: only `HTTP-CONNECT` is supported by this \
+             version",
             "a.yaml:17: Tunnel/all: spec.proxy.authentication: not supported by this version",
             "a.yaml:19: Tunnel/all: spec.targetHost: `*.example.com` is not a host name: only \
              letters, digits, hyphens and underscores may stand in it",
