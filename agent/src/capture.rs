@@ -3,6 +3,7 @@
 
 mod attachment;
 mod bpf;
+mod btf;
 mod canary;
 pub mod cgroup;
 mod claim;

@@ -17,6 +17,7 @@ use underpass_abi::{
 use crate::listener;
 use crate::maps::{CONFIG, NAMESPACES, PORTS, PREFIXES, PROXIES, REDIRECTS, ROLES, count};
 use crate::socket::{forget, storage, storage_or};
+use crate::task::is_kernel_thread;
 
 const PROTOCOL_TCP: u32 = 6;
 const PROTOCOL_MPTCP: u32 = 262;
@@ -185,6 +186,9 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
     // SAFETY: `sk` is the context's.
     if unsafe { storage(&ROLES, sk) }.is_some() {
         return Class::Skip(Counter::SkippedAgent);
+    }
+    if is_kernel_thread() {
+        return Class::Skip(Counter::SkippedKernel);
     }
     if dst.address.is_loopback() {
         // SAFETY: the context is valid while the program runs.

@@ -14,6 +14,7 @@ mod listener;
 mod maps;
 mod peername;
 mod socket;
+mod task;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -10,6 +10,7 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::attachment::Attachment;
+use super::btf;
 use super::{CaptureConfig, CaptureError};
 
 /// Compiled by the build script; empty where it found no toolchain for it.
@@ -29,6 +30,20 @@ impl Object {
         if BYTES.is_empty() {
             return Err(CaptureError::NoPrograms);
         }
+        // A kernel that does not tell has its threads captured like everybody.
+        let task_flags = btf::offset_of("task_struct", "flags").unwrap_or(0);
+        match Self::load_with(config, task_flags) {
+            // A locked-down kernel lets no program read its memory.
+            Err(error @ CaptureError::Program { .. }) if task_flags != 0 => {
+                let object = Self::load_with(config, 0).map_err(|_| error)?;
+                tracing::warn!("connections of kernel threads are captured like any other's");
+                Ok(object)
+            }
+            result => result,
+        }
+    }
+
+    fn load_with(config: &CaptureConfig, task_flags: u32) -> Result<Self, CaptureError> {
         // Kernels before 5.11 charge maps against this limit, whose default holds none of ours.
         // Later ones do not care, so a failure here is not one.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
@@ -40,6 +55,7 @@ impl Object {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(underpass_abi::map::FLOWS, config.max_connections)
             .override_global(aya_log::LEVEL, &level, true)
+            .override_global(underpass_abi::TASK_FLAGS_OFFSET, &task_flags, true)
             .load(BYTES)
             .map_err(|source| CaptureError::Load(Box::new(source)))?;
         for name in SOCK_ADDR_PROGRAMS {

@@ -46,6 +46,8 @@ counters! {
     SkippedAgentGone => Skipped "agent_gone",
     /// An internal address.
     SkippedInternal => Skipped "internal",
+    /// A thread of the kernel itself.
+    SkippedKernel => Skipped "kernel",
     /// A network namespace without our listeners.
     SkippedNotEnrolled => Skipped "not_enrolled",
     /// A port that no policy names.

@@ -17,6 +17,9 @@ pub use flow::{Flow, FlowKey, Redirect};
 pub use namespace::Listeners;
 pub use rule::{Config, PORT_WORDS, RuleKey, Side, SocketRole, Verdict, port_slot};
 
+/// Global of the programs: byte offset of `flags` in the running kernel's `task_struct`.
+pub const TASK_FLAGS_OFFSET: &str = "TASK_FLAGS_OFFSET";
+
 /// Names of the maps, as the programs define them.
 pub mod map {
     /// Array of one [`Config`](crate::Config).
