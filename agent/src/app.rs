@@ -3,6 +3,8 @@
 mod health;
 mod policy_source;
 mod proxies;
+mod shed;
+mod vital;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,6 +29,7 @@ use crate::capture::{
 use crate::connection::Way;
 use crate::dns::Resolver;
 use crate::inspect;
+use crate::limits::{Admission, Limits};
 use crate::policy::{FailureMode, LoadError, Policy, Side};
 use crate::relay::Timeouts;
 use crate::sockets::SocketFactory;
@@ -35,13 +38,12 @@ use crate::telemetry::{Label, LogHandle, Metrics, Reload};
 use crate::tunnel::{TunnelConfig, Tunneler};
 
 pub use policy_source::PolicySource;
+use shed::Shedder;
+use vital::VitalTasks;
 
 /// Between two sweeps of the flow map. The listeners run dry in far less, so an entry that two
 /// sweeps see belongs to no connection that waits to be accepted.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-
-/// After `accept` failed because the process or the system ran out of something.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a retired listener still takes what was redirected to it before: those connections
 /// are on loopback, so they are there in far less.
@@ -56,8 +58,8 @@ pub struct Config {
     pub cgroup: PathBuf,
     /// What becomes of them in network namespaces without a listener of ours.
     pub not_enrolled: Verdict,
-    /// Connections at a time; past them new ones are reset.
-    pub max_connections: u32,
+    /// What is too much; past it new connections are reset.
+    pub limits: Limits,
     /// Whether the programs log each decision.
     pub verbose: bool,
     /// Whether, under a closed policy, the programs stay when the agent is gone, and whether what
@@ -92,7 +94,7 @@ pub enum StartError {
 pub struct Running {
     // Detached first, so that nothing is redirected to listeners that are gone.
     attachment: Mutex<Attachment>,
-    admin: AdminThread,
+    admin: Arc<AdminThread>,
     capture: Arc<Mutex<Capture>>,
     cgroup: PathBuf,
     drain: Duration,
@@ -120,6 +122,8 @@ struct Tasks {
     closing: CancellationToken,
     /// Nor old ones.
     cut: CancellationToken,
+    /// What must not end before.
+    vital: VitalTasks,
 }
 
 /// Builds the agent and attaches it: connections are captured when this returns. To be called on
@@ -136,11 +140,12 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let admin = AdminServer::bind(config.endpoints)?;
 
     let mut capture = Capture::load(&CaptureConfig {
-        max_connections: config.max_connections,
+        max_connections: config.limits.connections,
         not_enrolled: config.not_enrolled,
         verbose: config.verbose,
     })?;
-    tokio::spawn(capture.logs()?);
+    let vital = VitalTasks::default();
+    vital.spawn("log of the programs", capture.logs()?);
 
     let registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&registry)?);
@@ -153,6 +158,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
     let way = Arc::new(Way {
+        admission: Arc::new(Admission::new(config.limits)),
         policy: ArcSwap::from_pointee(policy),
         proxies: ArcSwap::default(),
         tunneler: Tunneler::new(
@@ -176,28 +182,29 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let capture = Arc::new(Mutex::new(capture));
     // Before the programs are attached: who speaks to a proxy himself must never be captured.
     let refresh = proxies::refresh(&way, &capture).await;
-    tokio::spawn(proxies::keep_fresh(
-        Arc::clone(&way),
-        Arc::clone(&capture),
-        refresh,
-    ));
+    vital.spawn(
+        "proxy addresses",
+        proxies::keep_fresh(Arc::clone(&way), Arc::clone(&capture), refresh),
+    );
 
     let tasks = Tasks {
         acceptors: TaskTracker::new(),
         connections: TaskTracker::new(),
         closing: CancellationToken::new(),
         cut: CancellationToken::new(),
+        vital,
     };
     for listener in listeners {
-        tasks.acceptors.spawn(accept(
-            listener,
-            Arc::clone(&way),
-            tasks.clone(),
-            config.max_connections,
-        ));
+        let name = match listener.local_addr() {
+            Ok(addr) => format!("listener on {addr}"),
+            Err(_) => "listener".to_owned(),
+        };
+        let accepting = accept(listener, Arc::clone(&way), tasks.clone());
+        let accepting = tasks.acceptors.track_future(accepting);
+        tasks.vital.spawn(name, accepting);
     }
     let flows = capture.lock().flows();
-    tokio::spawn(sweep(flows));
+    tasks.vital.spawn("flow sweeper", sweep(flows));
 
     let mut attachment = capture.lock().attach(&config.cgroup)?;
     if config.outlives_us {
@@ -221,7 +228,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     })?;
     Ok(Running {
         attachment: Mutex::new(attachment),
-        admin,
+        admin: Arc::new(admin),
         capture,
         cgroup: config.cgroup,
         drain: config.drain,
@@ -252,10 +259,25 @@ impl Running {
         Ok(())
     }
 
-    /// Sends canaries for as long as the process lives, on a thread of its own, and has readiness
-    /// tell what came of them.
-    pub fn watch_capture(&self) -> JoinHandle<()> {
-        health::watch(self.cgroup.clone(), self.families.clone(), &self.readiness)
+    /// Checks capture for as long as the process lives, on a thread of its own, and has readiness
+    /// and a metric tell what came of it.
+    ///
+    /// # Errors
+    /// The cgroup is gone, or the kernel does not tell about a program.
+    pub fn watch_capture(&self) -> Result<JoinHandle<()>, CaptureError> {
+        let mut capture = self.capture.lock();
+        let subject = health::Subject {
+            cgroup: self.cgroup.clone(),
+            families: self.families.clone(),
+            hooks: capture.hooks(&self.cgroup)?,
+            flows: capture.flows(),
+            counters: capture.counters(),
+            tasks: self.tasks.vital.clone(),
+            closing: self.tasks.closing.clone(),
+            admin: Arc::downgrade(&self.admin),
+        };
+        let metrics = &self.way.metrics;
+        Ok(health::watch(subject, &self.readiness, metrics))
     }
 
     /// Reads policy again. A bad one changes nothing but the metric and the log.
@@ -360,11 +382,12 @@ fn announce(policy: &Policy, metrics: &Metrics) {
 }
 
 /// Accepts until told to stop, and then what was on its way here.
-async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks, max_connections: u32) {
+async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks) {
+    let mut shedder = Shedder::new();
     loop {
         tokio::select! {
             incoming = listener.accept() => {
-                receive(incoming, &way, &tasks, max_connections).await;
+                receive(incoming, &listener, &way, &tasks, &mut shedder).await;
             }
             () = tasks.closing.cancelled() => break,
         }
@@ -378,7 +401,7 @@ async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks, max_connections
         tokio::select! {
             biased;
             incoming = listener.accept() => {
-                receive(incoming, &way, &tasks, max_connections).await;
+                receive(incoming, &listener, &way, &tasks, &mut shedder).await;
             }
             () = &mut last_call => break,
         }
@@ -388,34 +411,31 @@ async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks, max_connections
 /// Sends what was accepted on its way.
 async fn receive(
     incoming: std::io::Result<Incoming>,
+    listener: &Listener,
     way: &Arc<Way>,
     tasks: &Tasks,
-    max_connections: u32,
+    shedder: &mut Shedder,
 ) {
     match incoming {
         Ok(Incoming::Redirected(accepted)) if Canary::is_canary(accepted.original_dst) => {
             tokio::spawn(Canary::greet(accepted.stream));
         }
-        Ok(Incoming::Redirected(accepted))
-            if tasks.connections.len() >= max_connections as usize =>
-        {
-            way.refuse(&accepted, max_connections);
-        }
-        Ok(Incoming::Redirected(accepted)) => {
-            let way = Arc::clone(way);
-            let cut = tasks.cut.clone();
-            tasks
-                .connections
-                .spawn(async move { way.serve(accepted, &cut).await });
-        }
+        Ok(Incoming::Redirected(accepted)) => match way.admission.admit(accepted.cgroup_id) {
+            Ok(admitted) => {
+                let way = Arc::clone(way);
+                let cut = tasks.cut.clone();
+                tasks.connections.spawn(async move {
+                    way.serve(accepted, &cut).await;
+                    drop(admitted);
+                });
+            }
+            Err(refusal) => way.refuse(&accepted, refusal),
+        },
         Ok(Incoming::Stranger(client)) => {
             way.metrics.capture.original_destination_missed();
             tracing::warn!(%client, "reset a connection that nothing had redirected here");
         }
-        Err(error) => {
-            tracing::error!(%error, "cannot accept connections");
-            sleep(ACCEPT_PAUSE).await;
-        }
+        Err(error) => shedder.failed(error, listener, way).await,
     }
 }
 
@@ -484,7 +504,9 @@ fn config_dump(config: &Config, way: &Arc<Way>) -> Arc<dyn Fn() -> Value + Send 
     let fixed = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "cgroup": config.cgroup,
-        "max_connections": config.max_connections,
+        "max_connections": config.limits.connections,
+        "max_connections_per_workload": config.limits.per_workload,
+        "max_pending_tunnels": config.limits.pending_tunnels,
         "drain_seconds": config.drain.as_secs(),
     });
     Arc::new(move || {

@@ -16,6 +16,7 @@ mod netns;
 mod object;
 pub mod pins;
 mod preflight;
+mod query;
 mod rules;
 mod sockets;
 
@@ -31,6 +32,7 @@ pub use error::CaptureError;
 pub use flows::{Flows, Sweeper};
 pub use listener::{Accepted, Incoming, Listener};
 pub use preflight::preflight;
+pub use query::Hooks;
 pub use rules::Rules;
 pub use sockets::MarkedSockets;
 
@@ -78,6 +80,14 @@ impl Capture {
     /// The cgroup cannot be opened, or the kernel refuses a program.
     pub fn attach(&mut self, cgroup: &Path) -> Result<Attachment, CaptureError> {
         self.object.attach(cgroup)
+    }
+
+    /// The hooks of `cgroup`, to check that what [`attach`](Self::attach) put there still is.
+    ///
+    /// # Errors
+    /// The cgroup cannot be opened, or the kernel does not tell about a program.
+    pub fn hooks(&mut self, cgroup: &Path) -> Result<Hooks, CaptureError> {
+        Hooks::new(self.object.ebpf(), cgroup)
     }
 
     /// Opens the agent's listeners in the calling thread's network namespace and lets

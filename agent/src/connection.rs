@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::Accepted;
 use crate::dns::Resolver;
 use crate::inspect::{self, InspectError, Inspected, Seen, Source, inspect};
+use crate::limits::{Admission, Refusal};
 use crate::name::{Host, OriginalDst};
 use crate::policy::{
     self, Claim, DirectRule, Facts, FailureMode, NameSource, Policy, TunnelDecision,
@@ -35,6 +36,7 @@ const REJECTION_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What every connection needs on its way.
 pub(crate) struct Way {
+    pub(crate) admission: Arc<Admission>,
     pub(crate) policy: ArcSwap<Policy>,
     /// Where the proxies are now. The programs leave them alone; this catches a connection made
     /// just before they learnt of an address.
@@ -89,13 +91,17 @@ impl Way {
     }
 
     /// Resets a connection that is one too many.
-    pub(crate) fn refuse(&self, accepted: &Accepted, limit: u32) {
+    pub(crate) fn refuse(&self, accepted: &Accepted, refusal: Refusal) {
         reset_on_close(&accepted.stream);
         let mut record = self.begin(accepted);
-        record.failed(
-            ResponseFlag::Overflow,
-            &format_args!("the limit of {limit} connections (--max-connections) is reached"),
-        );
+        let failure = self.over(refusal);
+        record.failed(failure.flag, &failure.error);
+    }
+
+    /// Counts a connection that is over a limit.
+    fn over(&self, refusal: Refusal) -> Failure {
+        self.metrics.limits.refused(refusal.limit);
+        Failure::new(ResponseFlag::Overflow, refusal)
     }
 
     fn begin(&self, accepted: &Accepted) -> ConnectionRecord {
@@ -243,7 +249,12 @@ impl Way {
         let endpoint = proxy.clone();
         record.endpoint(endpoint.clone());
 
+        let pending = self
+            .admission
+            .begin_tunnel()
+            .map_err(|refusal| self.over(refusal))?;
         let opened = self.tunneler.open(&decision.proxy, &decision.target).await;
+        drop(pending);
         let timings = match &opened {
             Ok(tunnel) => tunnel.timings,
             Err(error) => error.timings(),

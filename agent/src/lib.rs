@@ -15,6 +15,8 @@ pub mod relay;
 pub mod telemetry;
 pub mod tunnel;
 
+pub mod limits;
+
 mod connection;
 
 pub mod app;

@@ -24,7 +24,7 @@ pub use label::{Destination, Label, Workload};
 pub use logging::{LogConfig, LogHandle};
 pub use metrics::Metrics;
 pub use outcome::{
-    Decision, Deduction, DenyReason, Inspection, Phase, Reload, ResponseFlag, TargetSource,
+    Decision, Deduction, DenyReason, Inspection, Limit, Phase, Reload, ResponseFlag, TargetSource,
     TunnelCode, TunnelProtocol,
 };
 pub use record::ConnectionRecord;

@@ -1,61 +1,159 @@
-//! Capture health: canaries again and again, and readiness that tells what came of them.
+//! Capture health: what the kernel and the agent's own tasks are asked again and again, canaries
+//! that are sent, and readiness and a metric that tell what came of it.
+
+mod map;
 
 use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use underpass_abi::Counter;
+
 use super::Family;
-use crate::admin::{Check, Readiness};
-use crate::capture::{Canary, CaptureError};
+use super::vital::VitalTasks;
+use crate::admin::{AdminThread, Check, Readiness};
+use crate::capture::{Canary, CaptureError, Flows, Hooks, KernelCounters};
+use crate::telemetry::Metrics;
+use map::FlowMap;
 
 /// Readiness must turn red within 10 s of a program being detached: a round and its deadlines
 /// take less.
 const INTERVAL: Duration = Duration::from_secs(3);
 
-/// Starts the thread that sends canaries below `cgroup`. It has a thread of its own because the
-/// helper process answers in blocking calls, and it ends with the process.
+/// What is looked at.
+pub(super) struct Subject {
+    pub(super) cgroup: PathBuf,
+    pub(super) families: Vec<Family>,
+    pub(super) hooks: Hooks,
+    pub(super) flows: Arc<Flows>,
+    pub(super) counters: Arc<KernelCounters>,
+    pub(super) tasks: VitalTasks,
+    /// From here on accept loops are meant to end.
+    pub(super) closing: CancellationToken,
+    pub(super) admin: Weak<AdminThread>,
+}
+
+/// Starts the thread that looks. It has a thread of its own because the canary's helper process
+/// answers in blocking calls, and it ends with the process.
 pub(super) fn watch(
-    cgroup: PathBuf,
-    families: Vec<Family>,
+    subject: Subject,
     readiness: &Readiness,
+    metrics: &Arc<Metrics>,
 ) -> JoinHandle<()> {
-    let checks: Vec<(Family, Check)> = families
-        .into_iter()
-        .map(|family| {
-            let name = match family {
-                Family::V4 => "capture-ipv4",
-                Family::V6 => "capture-ipv6",
-            };
-            (family, readiness.check(name))
-        })
-        .collect();
+    let probe = |name| Probe {
+        name,
+        check: readiness.check(name),
+        metrics: Arc::clone(metrics),
+    };
+    let probes = Probes {
+        canaries: subject
+            .families
+            .iter()
+            .map(|family| {
+                let name = match family {
+                    Family::V4 => "canary-ipv4",
+                    Family::V6 => "canary-ipv6",
+                };
+                (*family, probe(name))
+            })
+            .collect(),
+        map: probe("flow-map"),
+        programs: probe("programs"),
+        tasks: probe("tasks"),
+    };
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        match tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .build();
-        let Ok(runtime) = runtime.inspect_err(|error| {
-            for (_, check) in &checks {
-                check.failed(error);
-            }
-        }) else {
-            return;
-        };
+            .build()
+        {
+            Ok(runtime) => probes.watch(&subject, &runtime),
+            Err(error) => tracing::error!(%error, "capture cannot be watched"),
+        }
+    })
+}
+
+/// The checks. When they are dropped nobody looks any more, so none of them may stay green.
+struct Probes {
+    canaries: Vec<(Family, Probe)>,
+    map: Probe,
+    programs: Probe,
+    tasks: Probe,
+}
+
+impl Probes {
+    fn watch(&self, subject: &Subject, runtime: &Runtime) {
         let mut canary = None;
+        let mut flows = FlowMap::new(subject.counters.value(Counter::RefusedMapFull));
         loop {
-            for (family, check) in &checks {
-                match runtime.block_on(sing(&mut canary, &cgroup, *family)) {
-                    Ok(()) => check.ok(),
-                    Err(error) => {
-                        tracing::error!(%error, "capture does not work");
-                        check.failed(&error);
-                        // The helper may be what is broken.
-                        canary = None;
-                    }
+            self.tasks.report(tasks(subject));
+            self.programs.report(subject.hooks.check());
+            self.map.report(flows.check(
+                subject.flows.len(),
+                subject.flows.capacity(),
+                subject.counters.value(Counter::RefusedMapFull),
+            ));
+            for (family, probe) in &self.canaries {
+                let sung = runtime.block_on(sing(&mut canary, &subject.cgroup, *family));
+                let failed = sung.is_err();
+                probe.report(sung);
+                if failed {
+                    // The helper may be what is broken.
+                    canary = None;
                 }
             }
             thread::sleep(INTERVAL);
         }
-    })
+    }
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        let canaries = self.canaries.iter().map(|(_, probe)| probe);
+        for probe in canaries.chain([&self.map, &self.programs, &self.tasks]) {
+            probe.report(Err("the thread that watches capture has ended"));
+        }
+    }
+}
+
+/// One check, in readiness and as a metric.
+struct Probe {
+    name: &'static str,
+    check: Check,
+    metrics: Arc<Metrics>,
+}
+
+impl Probe {
+    /// Says what came of it; a change is logged.
+    fn report<E: std::fmt::Display>(&self, result: Result<(), E>) {
+        self.metrics.capture.set_healthy(self.name, result.is_ok());
+        match result {
+            Ok(()) => self.check.ok(),
+            Err(error) => self.check.failed(&error),
+        }
+    }
+}
+
+/// Whether everything runs that has to.
+fn tasks(subject: &Subject) -> Result<(), String> {
+    if subject.closing.is_cancelled() {
+        return Ok(());
+    }
+    let mut ended = subject.tasks.ended();
+    if subject
+        .admin
+        .upgrade()
+        .is_some_and(|admin| !admin.is_serving())
+    {
+        ended.push("endpoints".to_owned());
+    }
+    if ended.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("ended unexpectedly: {}", ended.join(", ")))
+    }
 }
 
 async fn sing(

@@ -145,6 +145,9 @@ impl Canary {
             _ => None,
         });
         let Some(fd) = received else {
+            if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+                return Err(nix::errno::Errno::EMFILE.into());
+            }
             let status = self.helper.try_wait();
             return Err(io::Error::other(format!("it gave no socket ({status:?})")));
         };
@@ -155,6 +158,8 @@ impl Canary {
 impl Drop for Canary {
     fn drop(&mut self) {
         let _ = self.requests.shutdown(std::net::Shutdown::Both);
+        // It may have been stopped, and would not see that.
+        let _ = self.helper.kill();
         let _ = self.helper.wait();
     }
 }

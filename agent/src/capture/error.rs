@@ -70,6 +70,19 @@ pub enum CaptureError {
          systemd.unified_cgroup_hierarchy=1"
     )]
     NoCgroup2,
+    /// Programs that somebody detached.
+    #[error(
+        "{} not attached to cgroup {} any more: connections are not captured as they should be; \
+         start the agent again",
+        .programs.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+        cgroup.display()
+    )]
+    Detached {
+        /// The programs.
+        programs: Vec<&'static str>,
+        /// The cgroup.
+        cgroup: PathBuf,
+    },
     /// A kernel that is too old.
     #[error("kernel {found} is too old: Underpass needs 5.10 or later")]
     Kernel {

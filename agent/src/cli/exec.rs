@@ -21,6 +21,7 @@ use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource};
 use crate::capture;
 use crate::capture::cgroup::OwnedCgroup;
+use crate::limits::raise_descriptors;
 use crate::policy::{HostList, Options, Policy, Proxy};
 use guard::Guard;
 use supervise::Signals;
@@ -89,6 +90,13 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
     let name = args
         .cgroup_name
         .unwrap_or_else(|| format!("underpass-exec-{}", std::process::id()));
+    let limits = args.capture.limits_of_command();
+    let descriptors = raise_descriptors(limits.connections)
+        .context("cannot raise the limit of file descriptors")?;
+    if descriptors.too_few() {
+        // One command seldom comes near: not worth a warning on every terminal.
+        tracing::info!("{descriptors}");
+    }
     // Below our own cgroup, so that whatever limits hold for us hold for the command.
     let cgroup = OwnedCgroup::create(hierarchy.own(), &name)?;
 
@@ -98,7 +106,7 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
         // The command may make a network namespace of its own; what it does there must not slip
         // past the tunnel.
         not_enrolled: Verdict::Refuse,
-        max_connections: args.capture.max_connections,
+        limits,
         verbose,
         // The guard sees to that: it ends the command.
         outlives_us: false,
@@ -115,7 +123,11 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
     // From here on the guard removes the cgroup, whatever becomes of us.
     runtime.block_on(running.prove_capture())?;
 
-    let command = spawn(&args.command, cgroup.path().to_owned())?;
+    let command = spawn(
+        &args.command,
+        cgroup.path().to_owned(),
+        descriptors.inherited,
+    )?;
     let status = signals.supervise(&command);
     guard.end()?;
     runtime.block_on(running.drain());
@@ -124,14 +136,17 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
 }
 
 /// Starts the command in its cgroup, as the user who called sudo if somebody did.
-fn spawn(command: &[OsString], cgroup: PathBuf) -> anyhow::Result<Child> {
+/// `open_files` is its soft limit of file descriptors, since ours is raised.
+fn spawn(command: &[OsString], cgroup: PathBuf, open_files: u64) -> anyhow::Result<Child> {
     let mut entry = Command::new("/proc/self/exe");
     entry
         .arg("exec-enter")
         .arg("--cgroup")
         .arg(cgroup)
         .arg("--supervisor")
-        .arg(std::process::id().to_string());
+        .arg(std::process::id().to_string())
+        .arg("--open-files")
+        .arg(open_files.to_string());
     if let Some((uid, gid)) = sudo_caller() {
         entry.args(["--uid", &uid, "--gid", &gid]);
     }

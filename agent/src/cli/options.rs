@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::Failure;
+use crate::limits::Limits;
 use crate::telemetry::logging::{self, LogConfig, LogFormat, LogHandle, LogOutput};
 
 #[derive(clap::Args)]
@@ -52,7 +53,39 @@ pub(super) struct CaptureOptions {
     /// Connections at a time; past them new ones are reset
     #[arg(long, value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
-    pub(super) max_connections: u32,
+    max_connections: u32,
+
+    /// Connections at a time of one workload, that is one cgroup; past them new ones are reset; 0
+    /// for no limit [default: a quarter of --max-connections for `run`, no limit for `exec`]
+    #[arg(long, value_name = "N")]
+    max_connections_per_workload: Option<u32>,
+
+    /// Connections at a time whose tunnel is not open yet; past them new ones are reset; 0 for no
+    /// limit
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    max_pending_tunnels: u32,
+}
+
+impl CaptureOptions {
+    /// The limits for a node, where one workload must not use up what is for all. A quarter: it
+    /// takes four that run wild to shut out the others, and one that is alone still has more than
+    /// most ever need.
+    pub(super) fn limits_of_node(&self) -> Limits {
+        self.limits((self.max_connections / 4).max(1))
+    }
+
+    /// The limits for one command, which is the only workload there is.
+    pub(super) fn limits_of_command(&self) -> Limits {
+        self.limits(0)
+    }
+
+    fn limits(&self, per_workload: u32) -> Limits {
+        Limits {
+            connections: self.max_connections,
+            per_workload: self.max_connections_per_workload.unwrap_or(per_workload),
+            pending_tunnels: self.max_pending_tunnels,
+        }
+    }
 }
 
 /// The endpoints of `exec`: none unless asked for.

@@ -15,6 +15,7 @@ use super::{FLUSH, Failure};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource, Running};
 use crate::capture;
+use crate::limits::raise_descriptors;
 use crate::policy::Options;
 
 /// Less than the 30 s that Kubernetes and systemd give a process to end.
@@ -57,6 +58,12 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         Some(path) => hierarchy.cgroup(path).map_err(Failure::usage)?,
         None => hierarchy.root().to_owned(),
     };
+    let limits = args.capture.limits_of_node();
+    match raise_descriptors(limits.connections) {
+        Ok(descriptors) if descriptors.too_few() => tracing::warn!("{descriptors}"),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of file descriptors"),
+    }
     let options = Options {
         internal_cidrs: args.capture.internal_cidr,
     };
@@ -64,7 +71,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         cgroup,
         // Containers have network namespaces of their own, which are not enrolled yet.
         not_enrolled: Verdict::Pass,
-        max_connections: args.capture.max_connections,
+        limits,
         verbose,
         outlives_us: true,
         policy: PolicySource::files(args.policy, options),
@@ -78,7 +85,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let runtime = Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {
         let running = app::build(config, log.clone()).await?;
-        running.watch_capture();
+        running.watch_capture()?;
         let status = until_told(running).await;
         log.flush(FLUSH);
         status

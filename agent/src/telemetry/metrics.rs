@@ -6,6 +6,7 @@
 mod bytes;
 mod capture;
 mod family;
+mod limits;
 mod policy;
 mod process;
 mod proxy;
@@ -18,6 +19,7 @@ use crate::telemetry::connections::ConnectionTable;
 
 pub(crate) use bytes::ByteSeries;
 pub use capture::{CaptureMetrics, CaptureSource, MapUsage};
+pub use limits::LimitMetrics;
 pub use policy::PolicyMetrics;
 pub use proxy::{ActiveGuard, ProxyMetrics};
 pub(crate) use target::{TargetMetrics, target_values};
@@ -27,6 +29,8 @@ pub(crate) use target::{TargetMetrics, target_values};
 pub struct Metrics {
     /// Capture: what the kernel side did, and enrolment.
     pub capture: CaptureMetrics,
+    /// Limits of the agent.
+    pub limits: LimitMetrics,
     /// Policy: decisions, names, reloads.
     pub policy: PolicyMetrics,
     /// Proxies and tunnels.
@@ -57,6 +61,7 @@ impl Metrics {
             .set(1);
         Ok(Self {
             capture: CaptureMetrics::new(registry)?,
+            limits: LimitMetrics::new(registry)?,
             policy: PolicyMetrics::new(registry)?,
             proxy: ProxyMetrics::new(registry)?,
             target: TargetMetrics::new(registry)?,

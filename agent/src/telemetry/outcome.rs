@@ -113,6 +113,20 @@ label_values! {
 }
 
 label_values! {
+    /// A limit of the agent that a connection was over.
+    pub enum Limit {
+        /// Connections in all.
+        Connections = "connections",
+        /// File descriptors of the process.
+        Descriptors = "descriptors",
+        /// Tunnels being opened.
+        PendingTunnels = "pending_tunnels",
+        /// Connections of one workload.
+        Workload = "workload",
+    }
+}
+
+label_values! {
     /// What came of reading the policy again.
     pub enum Reload {
         /// Nothing of it could be used; the last good one stays in force.

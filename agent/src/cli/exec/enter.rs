@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, User, getppid, initgroups, setgid, setuid};
 
@@ -26,6 +27,9 @@ pub(in crate::cli) struct Args {
     /// Process id of the supervisor
     #[arg(long)]
     supervisor: i32,
+    /// Its soft limit of file descriptors
+    #[arg(long)]
+    open_files: u64,
     /// The user to become
     #[arg(long, requires = "gid")]
     uid: Option<u32>,
@@ -39,6 +43,9 @@ pub(in crate::cli) struct Args {
 
 pub(in crate::cli) fn main(args: &Args) -> Result<ExitCode, Failure> {
     cgroup::enter(&args.cgroup).map_err(exec_failure)?;
+    // Programs that use select(2), or go over all numbers, are not ready for the agent's limit.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(exec_failure)?;
+    setrlimit(Resource::RLIMIT_NOFILE, args.open_files, hard).map_err(exec_failure)?;
     let mut command = Command::new(&args.command[0]);
     command.args(&args.command[1..]);
     if let (Some(uid), Some(gid)) = (args.uid, args.gid) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Error, IntCounter, IntGauge, Registry};
+use prometheus::{Error, IntCounter, IntGauge, IntGaugeVec, Registry};
 
 use super::family::Family;
 
@@ -38,6 +38,7 @@ pub trait CaptureSource: Send + Sync {
 /// Metrics of capture.
 #[derive(Debug)]
 pub struct CaptureMetrics {
+    healthy: IntGaugeVec,
     misses: IntCounter,
     namespaces: IntGauge,
 }
@@ -45,6 +46,12 @@ pub struct CaptureMetrics {
 impl CaptureMetrics {
     pub(super) fn new(registry: &Registry) -> Result<Self, Error> {
         Ok(Self {
+            healthy: super::gauges(
+                registry,
+                "underpass_capture_healthy",
+                "Whether a part of capture works: 1, or 0 if it does not.",
+                &["check"],
+            )?,
             misses: super::register(
                 registry,
                 IntCounter::new(
@@ -64,6 +71,11 @@ impl CaptureMetrics {
     /// A connection was accepted whose original destination is not known.
     pub fn original_destination_missed(&self) {
         self.misses.inc();
+    }
+
+    /// Says whether the part of capture that this check is about works.
+    pub fn set_healthy(&self, check: &'static str, healthy: bool) {
+        self.healthy.with_label_values(&[check]).set(healthy.into());
     }
 
     /// Says in how many network namespaces the agent has a listener now.

@@ -9,7 +9,7 @@ use crate::telemetry::{
 };
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 27] = [
+const EXPECTED: [(&str, &str, &[&str]); 29] = [
     ("istio_tcp_connections_closed_total", "counter", &ISTIO),
     ("istio_tcp_connections_opened_total", "counter", &ISTIO),
     ("istio_tcp_received_bytes_total", "counter", &ISTIO),
@@ -18,6 +18,7 @@ const EXPECTED: [(&str, &str, &[&str]); 27] = [
     ("process_open_fds", "gauge", &[]),
     ("process_resident_memory_bytes", "gauge", &[]),
     ("underpass_build_info", "gauge", &["revision", "version"]),
+    ("underpass_capture_healthy", "gauge", &["check"]),
     ("underpass_capture_map_capacity", "gauge", &["map"]),
     ("underpass_capture_map_entries", "gauge", &["map"]),
     (
@@ -29,6 +30,7 @@ const EXPECTED: [(&str, &str, &[&str]); 27] = [
     ("underpass_capture_refused_total", "counter", &["reason"]),
     ("underpass_capture_skipped_total", "counter", &["reason"]),
     ("underpass_inspection_total", "counter", &["result"]),
+    ("underpass_limit_refused_total", "counter", &["limit"]),
     ("underpass_namespaces_enrolled", "gauge", &[]),
     (
         "underpass_policy_denied_total",
@@ -146,6 +148,7 @@ fn everything() -> (Registry, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new(&registry).unwrap());
     metrics.capture.watch(&registry, Arc::new(Kernel)).unwrap();
     metrics.capture.original_destination_missed();
+    metrics.capture.set_healthy("programs", true);
     metrics.capture.set_namespaces_enrolled(2);
     metrics.policy.inspected(Inspection::Tls);
     metrics.policy.reloaded(Reload::Success);

@@ -1,0 +1,106 @@
+//! File descriptors: every connection needs two.
+
+use std::fmt;
+use std::io;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// What a connection holds: the workload's socket and the one towards the proxy.
+const PER_CONNECTION: u64 = 2;
+
+/// For everything else: maps and programs, the endpoints' connections, name servers, and the
+/// second of two addresses of a proxy that are tried at a time.
+const RESERVE: u64 = 512;
+
+/// How many descriptors the process may have, and how many it should.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Descriptors {
+    /// The soft limit that the process was started with; for children that are not ours.
+    pub inherited: u64,
+    /// What is allowed now.
+    pub allowed: u64,
+    /// What the limit on connections needs.
+    pub needed: u64,
+    connections: u32,
+}
+
+impl Descriptors {
+    /// Whether that many connections cannot be had. `Display` says so.
+    pub fn too_few(&self) -> bool {
+        self.allowed < self.needed
+    }
+}
+
+impl fmt::Display for Descriptors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            allowed,
+            needed,
+            connections,
+            ..
+        } = self;
+        write!(
+            f,
+            "{connections} connections (--max-connections) need {needed} file descriptors, and \
+             the hard limit is {allowed} (RLIMIT_NOFILE): connections beyond it will be reset; \
+             raise it (`LimitNOFILE=` of systemd, `ulimit -Hn`) or lower --max-connections"
+        )
+    }
+}
+
+/// Raises the soft limit of this process to the hard one, for as many connections.
+///
+/// # Errors
+/// The limit can be neither read nor set.
+pub fn raise_descriptors(connections: u32) -> io::Result<Descriptors> {
+    let (inherited, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if inherited < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(Descriptors {
+        inherited,
+        allowed: hard,
+        needed: PER_CONNECTION * u64::from(connections) + RESERVE,
+        connections,
+    })
+}
+
+/// The limit in force now; others may change it while we run.
+pub(super) fn soft_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _hard)| soft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_numbers_are_named_where_they_do_not_fit() {
+        let descriptors = Descriptors {
+            inherited: 1024,
+            allowed: 4096,
+            needed: 20_512,
+            connections: 10_000,
+        };
+        assert!(descriptors.too_few());
+        let text = descriptors.to_string();
+        for part in ["10000 connections", "20512", "4096", "--max-connections"] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+        let enough = Descriptors {
+            allowed: 20_512,
+            ..descriptors
+        };
+        assert!(!enough.too_few());
+    }
+
+    #[test]
+    fn the_soft_limit_becomes_the_hard_one() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard / 2, hard).unwrap();
+        let descriptors = raise_descriptors(10).unwrap();
+        assert_eq!(descriptors.inherited, hard / 2);
+        assert_eq!(descriptors.allowed, hard);
+        assert_eq!(soft_limit(), hard);
+    }
+}
