@@ -32,6 +32,9 @@ const RUN_LOG: &str = "/tmp/run.log";
 /// An emulated machine may be twenty times slower than a real one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Lines of each log that are shown at the end.
+const LINES: usize = 30;
+
 /// The kinds of sockets that are captured in ways of their own: name, what the client calls
 /// `connect` with, and what the proxy is to be asked for. Each target has a port of its own, by
 /// which the logs tell them apart.
@@ -79,6 +82,7 @@ fn check_all() {
     if let Err(error) = checks() {
         tell("set-up", Err(error));
     }
+    tails();
     println!("@end");
 }
 
@@ -118,28 +122,31 @@ fn checks() -> anyhow::Result<()> {
     for (name, result) in captured(&ask_all(&enter)) {
         tell(&format!("run {name}"), result);
     }
+    let _ = until("the counts", || counted().is_ok());
     tell("counted", counted());
     tell("run killed", run_killed(&mut run, &enter));
     proxy.kill()?;
     Ok(())
 }
 
-/// Prints one result; where it failed, the ends of the logs too.
+/// Prints one result.
 fn tell(name: &str, result: anyhow::Result<()>) {
     match result {
         Ok(()) => println!("@check {name}: ok"),
         Err(error) => {
-            println!(
-                "@check {name}: failed: {}",
-                format!("{error:#}").replace('\n', " | ")
-            );
-            for log in [PROXY_LOG, EXEC_LOG, RUN_LOG] {
-                let text = fs::read_to_string(log).unwrap_or_default();
-                let lines: Vec<&str> = text.lines().collect();
-                for line in &lines[lines.len().saturating_sub(12)..] {
-                    println!("  {log}: {line}");
-                }
-            }
+            let why = format!("{error:#}").replace('\n', " | ");
+            println!("@check {name}: failed: {why}");
+        }
+    }
+}
+
+/// Prints the ends of the logs, for whoever wants to know why.
+fn tails() {
+    for log in [PROXY_LOG, EXEC_LOG, RUN_LOG] {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(LINES)..] {
+            println!("{log}: {line}");
         }
     }
 }
@@ -338,6 +345,10 @@ fn counted() -> anyhow::Result<()> {
         .lines()
         .find_map(|line| line.strip_prefix("underpass_capture_redirected_total "));
     ensure!(value == Some("3"), "redirected: {value:?}");
+    let waiting = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("underpass_capture_map_entries{map=\"FLOWS\"} "));
+    ensure!(waiting == Some("0"), "not taken: {waiting:?}");
     Ok(())
 }
 
