@@ -96,7 +96,7 @@ impl Capture {
     /// # Errors
     /// No loopback port could be bound or marked.
     pub fn enrol(&mut self) -> Result<Vec<Listener>, CaptureError> {
-        let cookie = netns::cookie()?;
+        let cookie = netns::cookie(&mut self.object, &self.sockets)?;
         let (listeners, ports) = listener::open(cookie, &self.sockets, &self.flows)?;
         self.rules.enrol(cookie, ports)?;
         Ok(listeners)

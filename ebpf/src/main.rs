@@ -3,7 +3,8 @@
 //! `connect` sends a workload's external TCP connection to the agent's listener in the same
 //! network namespace and keeps the original destination with the socket; `flow` writes it where
 //! the agent finds it, before the SYN leaves; `peername` lets the workload see the peer it asked
-//! for. Every program stays small: the verifiers of all kernels from 5.10 on must take it.
+//! for; `netns` tells the agent which namespace it is in, on kernels with no other way. Every
+//! program stays small: the verifiers of all kernels from 5.10 on must take it.
 
 #![no_std]
 #![no_main]
@@ -12,6 +13,7 @@ mod connect;
 mod flow;
 mod listener;
 mod maps;
+mod netns;
 mod peername;
 mod socket;
 mod task;

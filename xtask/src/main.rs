@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod build;
 mod cgroup;
 mod demo;
+mod kernels;
 mod launch;
 mod project;
 mod report;
@@ -31,6 +32,8 @@ enum Verb {
     Demo,
     /// Check everything: formatting, lints, documentation, unit, property and end-to-end tests
     Test(test::Arguments),
+    /// Run the agent on Debian's kernels, in an emulator
+    Kernels(kernels::Arguments),
     #[command(hide = true)]
     Launch(launch::Arguments),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Demo => demo::run(),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Kernels(arguments) => kernels::run(&arguments),
         Verb::Launch(arguments) => launch::run(&arguments),
     };
     match result {

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     build,
     cgroup::Subtree,
+    kernels,
     project::Project,
     report::{self, Seconds},
     setup,
@@ -16,7 +17,7 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Run only this stage (may be given several times); `e2e` builds first
+    /// Run only this stage (may be given several times); `e2e` and `kernels` build first
     #[arg(long, value_name = "STAGE")]
     only: Vec<Stage>,
 
@@ -44,6 +45,8 @@ enum Stage {
     Build,
     /// End-to-end tests with the agent that was built
     E2e,
+    /// The agent that was built, on other kernels
+    Kernels,
 }
 
 impl fmt::Display for Stage {
@@ -57,6 +60,7 @@ impl fmt::Display for Stage {
             Self::Kernel => "kernel",
             Self::Build => "build",
             Self::E2e => "e2e",
+            Self::Kernels => "kernels",
         })
     }
 }
@@ -120,6 +124,10 @@ fn run_stage(
         }
         Stage::Build => build::agent(project, supervisor, true),
         Stage::E2e => end_to_end(project, supervisor, filter),
+        Stage::Kernels => {
+            build::agent(project, supervisor, true)?;
+            kernels::all(project, supervisor)
+        }
     }
 }
 

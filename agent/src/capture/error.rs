@@ -131,9 +131,7 @@ pub enum CaptureError {
     #[error("the eBPF object has no `{0}`: agent and programs are not of the same build")]
     Missing(&'static str),
     /// The namespace cannot be told apart.
-    #[error(
-        "cannot read the cookie of the network namespace: {0}; the kernel must be 5.14 or later"
-    )]
+    #[error("cannot read the cookie of the network namespace: {0}")]
     NetnsCookie(io::Error),
     /// No BPF file system.
     #[error(

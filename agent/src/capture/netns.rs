@@ -1,6 +1,6 @@
 //! Network namespaces.
 
-#![expect(unsafe_code, reason = "no library knows SO_NETNS_COOKIE")]
+mod ask;
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -8,11 +8,21 @@ use std::os::fd::AsRawFd;
 
 use nix::libc;
 
-use super::CaptureError;
+use super::object::Object;
+use super::{CaptureError, MarkedSockets};
 
 /// The cookie of the calling thread's network namespace: the kernel's own name for it, never
-/// used twice. Since Linux 5.14.
-pub(super) fn cookie() -> Result<u64, CaptureError> {
+/// used twice.
+pub(super) fn cookie(object: &mut Object, sockets: &MarkedSockets) -> Result<u64, CaptureError> {
+    match option()? {
+        Some(cookie) => Ok(cookie),
+        None => ask::cookie(object, sockets),
+    }
+}
+
+/// The cookie by socket option; `None` before Linux 5.14, which has none.
+#[expect(unsafe_code, reason = "no library knows SO_NETNS_COOKIE")]
+fn option() -> Result<Option<u64>, CaptureError> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(CaptureError::NetnsCookie)?;
     let mut cookie = 0u64;
     let mut size = size_of::<u64>() as libc::socklen_t;
@@ -26,17 +36,14 @@ pub(super) fn cookie() -> Result<u64, CaptureError> {
             &raw mut size,
         )
     };
-    if result != 0 {
-        return Err(CaptureError::NetnsCookie(io::Error::last_os_error()));
+    if result == 0 {
+        return Ok(Some(cookie));
     }
-    Ok(cookie)
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        error => Err(CaptureError::NetnsCookie(error)),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    #[test]
-    fn the_namespace_has_one_cookie() {
-        let first = super::cookie().unwrap();
-        assert_eq!(first, super::cookie().unwrap());
-    }
-}
+mod tests;

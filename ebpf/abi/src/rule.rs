@@ -61,6 +61,9 @@ pub enum SocketRole {
     Dialer = 1,
     /// A listener that connections may be redirected to.
     Listener = 2,
+    /// Asks which network namespace it is in. The answer is in its
+    /// [`Redirect`](crate::Redirect), as the cookie of the key.
+    AsksNetns = 3,
 }
 
 /// Settings of the programs.

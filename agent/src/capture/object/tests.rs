@@ -30,5 +30,5 @@ fn the_kernel_takes_the_programs() {
     ] {
         assert!(object.ebpf().map(name).is_some(), "no map {name}");
     }
-    assert_eq!(object.ebpf().programs().count(), 5);
+    assert_eq!(object.ebpf().programs().count(), 6);
 }

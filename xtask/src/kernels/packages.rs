@@ -1,0 +1,136 @@
+//! What the matrix needs of Debian, unpacked once and kept.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+
+use super::{Kernel, apt::Room, machine::Emulator};
+use crate::{report, supervise::Supervisor};
+
+/// The unpacked packages below one directory; what is missing there is downloaded.
+#[derive(Debug)]
+pub(super) struct Packages<'a> {
+    directory: &'a Path,
+    supervisor: &'a Supervisor,
+    /// Where Debian's archive is, once somebody had to know.
+    archive: Option<String>,
+}
+
+impl<'a> Packages<'a> {
+    pub(super) fn new(directory: &'a Path, supervisor: &'a Supervisor) -> Self {
+        Self {
+            directory,
+            supervisor,
+            archive: None,
+        }
+    }
+
+    /// The installed emulator, else one that is only unpacked: beside some versions of its
+    /// relatives it cannot be installed.
+    pub(super) fn emulator(&mut self) -> anyhow::Result<Emulator> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        if env::split_paths(&path).any(|directory| directory.join(Emulator::NAME).is_file()) {
+            return Ok(Emulator { unpacked: None });
+        }
+        let root = self.unpacked("emulator", |packages| {
+            let room = packages.machine_room()?;
+            let archives = room.download_with_needs("qemu-system-x86")?;
+            Ok((room, archives))
+        })?;
+        Ok(Emulator {
+            unpacked: Some(root),
+        })
+    }
+
+    /// busybox without libraries.
+    pub(super) fn busybox(&mut self) -> anyhow::Result<PathBuf> {
+        let root = self.unpacked("busybox", |packages| {
+            let room = packages.machine_room()?;
+            let archives = room.download("busybox-static")?;
+            Ok((room, archives))
+        })?;
+        ["bin/busybox", "usr/bin/busybox"]
+            .into_iter()
+            .map(|path| root.join(path))
+            .find(|path| path.is_file())
+            .context("the package busybox-static has no busybox")
+    }
+
+    /// The image of a kernel.
+    pub(super) fn kernel(&mut self, kernel: &Kernel) -> anyhow::Result<PathBuf> {
+        let root = self.unpacked(kernel.version, |packages| {
+            let archive = packages.archive()?;
+            let room = packages.directory.join("apt-of-suite");
+            let room = Room::of_suite(&room, packages.supervisor, &archive, kernel.suite)?;
+            room.update()?;
+            let package = room.dependency("linux-image-cloud-amd64")?;
+            if !package.starts_with(&format!("linux-image-{}.", kernel.version)) {
+                bail!("the kernel of {} is {package}", kernel.suite);
+            }
+            let archives = room.download(&package)?;
+            Ok((room, archives))
+        })?;
+        let boot = root.join("boot");
+        for entry in fs::read_dir(&boot).with_context(|| format!("reading {}", boot.display()))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("vmlinuz-") {
+                return Ok(path);
+            }
+        }
+        bail!("no kernel in {}", boot.display())
+    }
+
+    /// The directory `name` with packages unpacked in it; if it is not there, those that `get`
+    /// downloads. It is there only if it is complete.
+    fn unpacked(
+        &mut self,
+        name: &str,
+        get: impl FnOnce(&mut Self) -> anyhow::Result<(Room<'a>, Vec<PathBuf>)>,
+    ) -> anyhow::Result<PathBuf> {
+        let root = self.directory.join(name);
+        if root.exists() {
+            return Ok(root);
+        }
+        report::progress(format_args!("getting {name} from Debian's archive"));
+        let (room, archives) = get(self)?;
+        let unfinished = self.directory.join(format!("{name}.unfinished"));
+        if unfinished.exists() {
+            fs::remove_dir_all(&unfinished)
+                .with_context(|| format!("removing {}", unfinished.display()))?;
+        }
+        for archive in &archives {
+            let mut command = Command::new("dpkg-deb");
+            command.arg("--extract").arg(archive).arg(&unfinished);
+            self.supervisor.check(&command)?;
+        }
+        fs::rename(&unfinished, &root)
+            .with_context(|| format!("renaming {}", unfinished.display()))?;
+        room.leave()?;
+        Ok(root)
+    }
+
+    fn machine_room(&mut self) -> anyhow::Result<Room<'a>> {
+        let room = Room::of_machine(&self.directory.join("apt-of-machine"), self.supervisor)?;
+        room.update_reachable()?;
+        if self.archive.is_none() {
+            self.archive = room.archive().ok();
+        }
+        Ok(room)
+    }
+
+    fn archive(&mut self) -> anyhow::Result<String> {
+        if let Some(archive) = &self.archive {
+            return Ok(archive.clone());
+        }
+        let room = self.machine_room()?;
+        let archive = room.archive()?;
+        room.leave()?;
+        self.archive = Some(archive.clone());
+        Ok(archive)
+    }
+}
