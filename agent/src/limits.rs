@@ -67,6 +67,9 @@ impl Admission {
             cgroup_id,
             counted: false,
         };
+        if self.connections.load(Ordering::Relaxed) >= descriptors::connections_allowed() {
+            return Err(Refusal::descriptors());
+        }
         let limit = self.limits.connections;
         if !take(&self.connections, limit) {
             return Err(Refusal::new(Limit::Connections, limit.into()));
@@ -145,7 +148,7 @@ impl Refusal {
         Self { limit, value }
     }
 
-    /// The process has no descriptor left.
+    /// The process has no descriptor left but those in reserve.
     pub(crate) fn descriptors() -> Self {
         Self::new(Limit::Descriptors, descriptors::soft_limit())
     }
