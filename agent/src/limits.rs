@@ -67,6 +67,9 @@ impl Admission {
             cgroup_id,
             counted: false,
         };
+        if self.connections.load(Ordering::Relaxed) >= descriptors::connections_allowed() {
+            return Err(Refusal::descriptors());
+        }
         let limit = self.limits.connections;
         if !take(&self.connections, limit) {
             return Err(Refusal::new(Limit::Connections, limit.into()));
@@ -145,7 +148,7 @@ impl Refusal {
         Self { limit, value }
     }
 
-    /// The process has no descriptor left.
+    /// The process has no descriptor left but those in reserve.
     pub(crate) fn descriptors() -> Self {
         Self::new(Limit::Descriptors, descriptors::soft_limit())
     }
@@ -223,10 +226,10 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit_for_a_workload_and_for_tunnels() {
-        let admission = admission(1000, 0, 0);
-        let held: Vec<_> = (0..1000).map(|_| admission.admit(7).unwrap()).collect();
+        let admission = admission(100, 0, 0);
+        let held: Vec<_> = (0..100).map(|_| admission.admit(7).unwrap()).collect();
         assert_eq!(admission.admit(7).unwrap_err().limit, Limit::Connections);
-        let _pending: Vec<_> = (0..1000)
+        let _pending: Vec<_> = (0..100)
             .map(|_| admission.begin_tunnel().unwrap())
             .collect();
         drop(held);

@@ -20,7 +20,7 @@ const REFUSED: &str = "underpass_limit_refused_total";
 
 /// A world in which everything can be reached through the proxy.
 struct Open {
-    proxy: Option<FakeProxy>,
+    proxy: FakeProxy,
     _echo: Server,
     world: World,
 }
@@ -29,17 +29,10 @@ impl Open {
     fn new(name: &str) -> Self {
         let world = World::new(name);
         Self {
-            proxy: Some(FakeProxy::start(world.inet(), proxy_v4(), Answer::tunnel())),
+            proxy: FakeProxy::start(world.inet(), proxy_v4(), Answer::tunnel()),
             _echo: Server::echo(world.inet(), SocketAddr::from((OTHER_V4, 7))),
             world,
         }
-    }
-
-    /// Ends the proxy, if there is one, and starts one that answers so.
-    fn restart_proxy(&mut self, answer: Answer) -> &FakeProxy {
-        self.proxy = None;
-        let proxy = FakeProxy::start(self.world.inet(), proxy_v4(), answer);
-        self.proxy.insert(proxy)
     }
 
     fn agent(&self, options: &[&str]) -> Agent {
@@ -160,10 +153,10 @@ fn one_workload_does_not_use_up_what_is_for_all() {
 
 #[test]
 fn a_proxy_that_does_not_answer_holds_no_more_than_the_pending() {
-    let mut open = Open::new("limit-pending");
+    let open = Open::new("limit-pending");
     let agent = open.agent(&["--max-pending-tunnels", "3"]);
 
-    open.restart_proxy(Answer::Silence);
+    open.proxy.set_answer(Answer::Silence);
     let held = open.hold(open.world.workload(), 5, "at-once");
     assert_eq!(held.wait_for(2), (0, 2));
     for record in agent.wait_for_accesses(2) {
@@ -174,11 +167,11 @@ fn a_proxy_that_does_not_answer_holds_no_more_than_the_pending() {
             "{error}"
         );
     }
-    let proxy = open.proxy.as_ref().expect("a proxy");
-    assert_eq!(proxy.request_lines(3).len(), 3);
+    assert_eq!(open.proxy.request_lines(3).len(), 3);
     assert_eq!(refused(&agent, "pending_tunnels"), 2.0);
 
-    open.restart_proxy(Answer::tunnel());
+    // The others are given up in the end, and there is room again.
+    open.proxy.set_answer(Answer::tunnel());
     assert_eq!(held.outcome(), (0, 5));
     agent.wait_for_accesses(5);
     // Open tunnels are not pending.
@@ -248,6 +241,32 @@ fn without_descriptors_connections_are_reset_and_later_ones_served() {
         "{lines} lines in {:?}",
         start.elapsed()
     );
+    open.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn connections_leave_descriptors_for_everything_else() {
+    let open = Open::new("reserve");
+    let workload = open.world.workload();
+    let agent = open.agent(&[]);
+
+    allow(&agent, 400);
+    let held = open.hold(workload, 110, "in-turn");
+    assert_eq!(held.outcome(), (100, 10));
+    assert_eq!(refused(&agent, "descriptors"), 10.0);
+    let record = &agent.wait_for_accesses(10)[0];
+    assert_eq!(record.text("flags"), "UO");
+    let error = record.text("error");
+    assert!(
+        error.starts_with("the limit of 400 file descriptors (RLIMIT_NOFILE"),
+        "{error}"
+    );
+    let ready = http::get(open.world.host(), READY, "/healthz/ready").must("ask");
+    assert_eq!(ready.status, 200, "{ready:?}");
+
+    drop(held);
+    agent.wait_for_accesses(110);
+    assert_eq!(open.hold(workload, 100, "in-turn").outcome(), (100, 0));
     open.world.expect_no_direct_arrivals();
 }
 

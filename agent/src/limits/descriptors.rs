@@ -9,7 +9,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 const PER_CONNECTION: u64 = 2;
 
 /// For everything else: maps and programs, the endpoints' connections, name servers, and the
-/// second of two addresses of a proxy that are tried at a time.
+/// second of two addresses of a proxy that are tried at a time. Connections leave it free, or half
+/// of what there is if that is less.
 const RESERVE: u64 = 512;
 
 /// How many descriptors the process may have, and how many it should.
@@ -65,6 +66,16 @@ pub fn raise_descriptors(connections: u32) -> io::Result<Descriptors> {
     })
 }
 
+/// How many connections the limit in force now has descriptors for.
+pub(super) fn connections_allowed() -> u32 {
+    connections_with(soft_limit())
+}
+
+fn connections_with(descriptors: u64) -> u32 {
+    let free = descriptors - RESERVE.min(descriptors / 2);
+    u32::try_from(free / PER_CONNECTION).unwrap_or(u32::MAX)
+}
+
 /// The limit in force now; others may change it while we run.
 pub(super) fn soft_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _hard)| soft)
@@ -92,6 +103,15 @@ mod tests {
             ..descriptors
         };
         assert!(!enough.too_few());
+    }
+
+    #[test]
+    fn connections_leave_a_reserve() {
+        assert_eq!(connections_with(20_512), 10_000);
+        assert_eq!(connections_with(1024), 256);
+        assert_eq!(connections_with(100), 25);
+        assert_eq!(connections_with(0), 0);
+        assert_eq!(connections_with(u64::MAX), u32::MAX, "no limit");
     }
 
     #[test]
