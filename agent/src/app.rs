@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use prometheus::Registry;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use underpass_abi::{Counter, Outcome, Verdict, map};
 
@@ -85,6 +85,7 @@ pub enum StartError {
 pub struct Running {
     // Detached first, so that nothing is redirected to listeners that are gone.
     _attachment: Attachment,
+    _closed: DropGuard,
     admin: AdminThread,
     capture: Arc<Mutex<Capture>>,
     cgroup: PathBuf,
@@ -202,6 +203,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     })?;
     Ok(Running {
         _attachment: attachment,
+        _closed: tasks.closing.clone().drop_guard(),
         admin,
         capture,
         cgroup: config.cgroup,
@@ -232,10 +234,12 @@ impl Running {
         Ok(())
     }
 
-    /// Sends canaries for as long as the process lives, on a thread of its own, and has readiness
-    /// tell what came of them.
+    /// Sends canaries until the agent drains or is dropped, on a thread of its own, and has
+    /// readiness tell what came of them. The thread's end is also that of the canaries' cgroup.
     pub fn watch_capture(&self) -> JoinHandle<()> {
-        health::watch(self.cgroup.clone(), self.families.clone(), &self.readiness)
+        let stop = self.tasks.closing.clone();
+        let cgroup = self.cgroup.clone();
+        health::watch(cgroup, self.families.clone(), &self.readiness, stop)
     }
 
     /// Reads policy again. A bad one changes nothing but the metric and the log.

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
 use super::Family;
 use crate::admin::{Check, Readiness};
 use crate::capture::{Canary, CaptureError};
@@ -12,12 +15,14 @@ use crate::capture::{Canary, CaptureError};
 /// take less.
 const INTERVAL: Duration = Duration::from_secs(3);
 
-/// Starts the thread that sends canaries below `cgroup`. It has a thread of its own because the
-/// helper process answers in blocking calls, and it ends with the process.
+/// Starts the thread that sends canaries below `cgroup` until `stop`; when it has ended, so have
+/// the helper process and its cgroup. It has a thread of its own because the helper answers in
+/// blocking calls.
 pub(super) fn watch(
     cgroup: PathBuf,
     families: Vec<Family>,
     readiness: &Readiness,
+    stop: CancellationToken,
 ) -> JoinHandle<()> {
     let checks: Vec<(Family, Check)> = families
         .into_iter()
@@ -43,9 +48,11 @@ pub(super) fn watch(
         let mut canary = None;
         loop {
             for (family, check) in &checks {
-                match runtime.block_on(sing(&mut canary, &cgroup, *family)) {
-                    Ok(()) => check.ok(),
-                    Err(error) => {
+                let sung = stop.run_until_cancelled(sing(&mut canary, &cgroup, *family));
+                match runtime.block_on(sung) {
+                    None => return,
+                    Some(Ok(())) => check.ok(),
+                    Some(Err(error)) => {
                         tracing::error!(%error, "capture does not work");
                         check.failed(&error);
                         // The helper may be what is broken.
@@ -53,7 +60,10 @@ pub(super) fn watch(
                     }
                 }
             }
-            thread::sleep(INTERVAL);
+            let stopped = async { timeout(INTERVAL, stop.cancelled()).await.is_ok() };
+            if runtime.block_on(stopped) {
+                return;
+            }
         }
     })
 }
