@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use prometheus::Registry;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -92,6 +93,7 @@ pub struct Running {
     drain: Duration,
     families: Vec<Family>,
     policy: PolicySource,
+    policy_changed: Arc<Notify>,
     readiness: Readiness,
     tasks: Tasks,
     way: Arc<Way>,
@@ -168,10 +170,12 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let capture = Arc::new(Mutex::new(capture));
     // Before the programs are attached: who speaks to a proxy himself must never be captured.
     let refresh = proxies::refresh(&way, &capture).await;
+    let policy_changed = Arc::new(Notify::new());
     tokio::spawn(proxies::keep_fresh(
         Arc::clone(&way),
         Arc::clone(&capture),
         refresh,
+        Arc::clone(&policy_changed),
     ));
 
     let tasks = Tasks {
@@ -210,6 +214,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
         drain: config.drain,
         families,
         policy: config.policy,
+        policy_changed,
         readiness,
         tasks,
         way,
@@ -263,6 +268,7 @@ impl Running {
         }
         announce(&policy, &self.way.metrics);
         self.way.policy.store(Arc::new(policy));
+        self.policy_changed.notify_one();
         metrics.reloaded(Reload::Success);
         tracing::info!("policy reloaded");
     }

@@ -1,12 +1,14 @@
 //! SIGHUP: policy is read again.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use underpass_tests::addr::proxy_v4;
+use underpass_tests::addr::{DNS_V4, HOST_V4, OTHER_V4, proxy_v4};
 use underpass_tests::agent::{Agent, tunnel_policy};
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
+use underpass_tests::servers::tcp::Server;
 use underpass_tests::{Must as _, Scene, wait_for};
 
 const RELOADS: &str = "underpass_policy_reload_total";
@@ -77,13 +79,52 @@ fn what_programs_and_agent_call_external_changes_together() {
 }
 
 #[test]
+fn a_proxy_that_is_new_is_left_alone_too() {
+    let scene = Scene::new("reload-proxy");
+    let (first, second) = (proxy_v4(), SocketAddr::from((DNS_V4, 3129)));
+    let _first = FakeProxy::start(scene.world.inet(), first, Answer::tunnel());
+    let second_proxy = FakeProxy::start(scene.world.inet(), second, Answer::tunnel());
+    // By address, so that there is no other reason to look where the proxies are.
+    let by = |proxy: SocketAddr| {
+        tunnel_policy(&[])
+            .replace("proxy.example", &proxy.ip().to_string())
+            .replace("3128", &proxy.port().to_string())
+    };
+    let mut agent = Agent::start(&scene.world, &by(first));
+    fs::write(scene.world.dir().join("policy.yaml"), by(second)).must("change the policy");
+    agent.process().signal(Signal::SIGHUP);
+    wait_for(
+        "the agent knows the new proxy",
+        Duration::from_secs(5),
+        || {
+            let dump = agent.admin("/config_dump");
+            dump["proxy_addresses"] == serde_json::json!([second])
+        },
+    );
+
+    // A program that speaks to the new proxy itself reaches it itself.
+    let own = scene
+        .curl("https://site.example/")
+        .args(["-4", "-x", &format!("http://{second}")]);
+    scene.captured(&own).expect_ok();
+    assert_eq!(second_proxy.requests()[0].peer.ip(), HOST_V4);
+    assert_eq!(
+        scene
+            .world
+            .arrivals_at(DNS_V4)
+            .iter()
+            .filter(|arrival| arrival.destination == second)
+            .count(),
+        1
+    );
+    assert!(agent.access_log().is_empty(), "{}", agent.tails());
+}
+
+#[test]
 fn what_is_open_stays_open() {
     let scene = Scene::new("reload-open");
     let _proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
-    let sink = underpass_tests::servers::tcp::Server::sink(
-        scene.world.inet(),
-        (underpass_tests::addr::OTHER_V4, 9000).into(),
-    );
+    let sink = Server::sink(scene.world.inet(), SocketAddr::from((OTHER_V4, 9000)));
     let mut agent = Agent::start(&scene.world, &tunnel_policy(&[]));
     let gate = scene.world.dir().join("go-on");
     let script = format!(
