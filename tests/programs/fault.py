@@ -3,9 +3,7 @@
 Prints what it saw as its last line. Every wait has a deadline, so that a hang is an answer too.
 """
 
-import ctypes
 import os
-import random
 import selectors
 import socket
 import struct
@@ -187,7 +185,7 @@ def download():
 
 def transfer(blocks):
     """Has bytes that do not repeat echoed, sending and reading at the same time."""
-    sock, rest = connected(), random.randbytes((1 << 16) - 8)
+    sock, rest = connected(), os.urandom((1 << 16) - 8)
     sent = [number.to_bytes(8, "big") + rest for number in range(int(blocks))]
     sender = threading.Thread(target=lambda: [sock.sendall(block) for block in sent])
     sender.start()
@@ -345,6 +343,9 @@ def dissolved(internal):
     """A captured socket is disconnected and connects to the inside."""
     sock = connected()
     said = exchange(sock)
+    # Here, since it takes the time of ten connections and is seldom needed.
+    import ctypes
+
     # AF_UNSPEC dissolves the association.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.connect(sock.fileno(), struct.pack("H14x", 0), 16) != 0:

@@ -153,7 +153,12 @@ pub(crate) fn gains_a_dead_address(stage: &mut Stage) -> Saw {
 
 /// A workload connects to the proxy's host on another port.
 pub(crate) fn another_port(stage: &mut Stage) -> Saw {
-    stage.proxy.set_answer(Answer::opened([Step::TellTarget]));
+    stage.proxy.set_answer(Answer::opened([
+        Step::Read(1),
+        Step::TellTarget,
+        Step::Finish,
+        Step::Listen,
+    ]));
     stage.see_to("say", &PROXY_V4.to_string(), 8080, &["x"])
 }
 

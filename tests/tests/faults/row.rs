@@ -1,7 +1,6 @@
 //! A row of the table, and how it is played.
 
 use std::collections::HashMap;
-use std::panic::resume_unwind;
 use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -120,6 +119,9 @@ pub(crate) fn run(table: &'static [Row], name: &str) {
     });
     let row = slow.lock().remove(name).expect("each row is played once");
     if let Err(panic) = row.join() {
-        resume_unwind(panic);
+        // What that thread printed belongs to the test that started it, so it is said again here.
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        panic!("{}", text.unwrap_or("it panicked without words"));
     }
 }
