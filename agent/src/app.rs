@@ -16,8 +16,9 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use prometheus::Registry;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use underpass_abi::{Counter, Outcome, Verdict, map};
 
@@ -94,6 +95,7 @@ pub enum StartError {
 pub struct Running {
     // Detached first, so that nothing is redirected to listeners that are gone.
     attachment: Mutex<Attachment>,
+    _closed: DropGuard,
     admin: Arc<AdminThread>,
     capture: Arc<Mutex<Capture>>,
     cgroup: PathBuf,
@@ -101,6 +103,7 @@ pub struct Running {
     families: Vec<Family>,
     outlives_us: bool,
     policy: PolicySource,
+    policy_changed: Arc<Notify>,
     readiness: Readiness,
     tasks: Tasks,
     way: Arc<Way>,
@@ -182,9 +185,15 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let capture = Arc::new(Mutex::new(capture));
     // Before the programs are attached: who speaks to a proxy himself must never be captured.
     let refresh = proxies::refresh(&way, &capture).await;
+    let policy_changed = Arc::new(Notify::new());
     vital.spawn(
         "proxy addresses",
-        proxies::keep_fresh(Arc::clone(&way), Arc::clone(&capture), refresh),
+        proxies::keep_fresh(
+            Arc::clone(&way),
+            Arc::clone(&capture),
+            refresh,
+            Arc::clone(&policy_changed),
+        ),
     );
 
     let tasks = Tasks {
@@ -228,6 +237,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     })?;
     Ok(Running {
         attachment: Mutex::new(attachment),
+        _closed: tasks.closing.clone().drop_guard(),
         admin: Arc::new(admin),
         capture,
         cgroup: config.cgroup,
@@ -235,6 +245,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
         families,
         outlives_us: config.outlives_us,
         policy: config.policy,
+        policy_changed,
         readiness,
         tasks,
         way,
@@ -259,8 +270,9 @@ impl Running {
         Ok(())
     }
 
-    /// Checks capture for as long as the process lives, on a thread of its own, and has readiness
-    /// and a metric tell what came of it.
+    /// Checks capture until the agent drains or is dropped, on a thread of its own, and has
+    /// readiness and a metric tell what came of it. The thread's end is also that of the canaries'
+    /// cgroup.
     ///
     /// # Errors
     /// The cgroup is gone, or the kernel does not tell about a program.
@@ -306,6 +318,7 @@ impl Running {
         }
         announce(&policy, &self.way.metrics);
         self.way.policy.store(Arc::new(policy));
+        self.policy_changed.notify_one();
         metrics.reloaded(Reload::Success);
         tracing::info!("policy reloaded");
     }

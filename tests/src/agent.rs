@@ -43,10 +43,21 @@ impl Agent {
     /// As [`start_with`](Self::start_with), with the agent itself in `cgroup`.
     #[track_caller]
     pub fn start_in(cgroup: &Cgroup, world: &World, policy: &str, options: &[&str]) -> Self {
+        Self::launch(underpass(world).in_cgroup(cgroup), world, policy, options)
+    }
+
+    /// As [`start_with`](Self::start_with), by a command that takes the program and its arguments
+    /// as its last ones, and becomes it.
+    #[track_caller]
+    pub fn start_by(launcher: Cmd, world: &World, policy: &str, options: &[&str]) -> Self {
+        Self::launch(launcher.arg(binary()), world, policy, options)
+    }
+
+    #[track_caller]
+    fn launch(program: Cmd, world: &World, policy: &str, options: &[&str]) -> Self {
         let file = world.dir().join("policy.yaml");
         fs::write(&file, policy).must("write a policy");
-        let mut running = underpass(world)
-            .in_cgroup(cgroup)
+        let mut running = program
             .arg("run")
             .arg("--policy")
             .arg(file)

@@ -149,7 +149,9 @@ fn join(host: &Place, inet: &Place) {
         addr::ROUTER_V6,
     );
     for address in INET {
-        let _ = writeln!(commands, "address add {address} dev lo");
+        // Without it an IPv6 address can be bound to only after a moment, even here.
+        let nodad = if address.is_ipv6() { "nodad" } else { "" };
+        let _ = writeln!(commands, "address add {address} dev lo {nodad}");
     }
     ip(inet, commands);
     ip(

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use underpass_abi::Counter;
 
@@ -31,13 +32,14 @@ pub(super) struct Subject {
     pub(super) flows: Arc<Flows>,
     pub(super) counters: Arc<KernelCounters>,
     pub(super) tasks: VitalTasks,
-    /// From here on accept loops are meant to end.
+    /// From here on accept loops are meant to end, and nobody looks any more.
     pub(super) closing: CancellationToken,
     pub(super) admin: Weak<AdminThread>,
 }
 
-/// Starts the thread that looks. It has a thread of its own because the canary's helper process
-/// answers in blocking calls, and it ends with the process.
+/// Starts the thread that looks until the agent closes; when it has ended, so have the canary's
+/// helper process and its cgroup. It has a thread of its own because the helper answers in
+/// blocking calls.
 pub(super) fn watch(
     subject: Subject,
     readiness: &Readiness,
@@ -75,7 +77,7 @@ pub(super) fn watch(
     })
 }
 
-/// The checks. When they are dropped nobody looks any more, so none of them may stay green.
+/// The checks. Should the thread panic, nobody looks any more, so none of them may stay green.
 struct Probes {
     canaries: Vec<(Family, Probe)>,
     map: Probe,
@@ -96,7 +98,11 @@ impl Probes {
                 subject.counters.value(Counter::RefusedMapFull),
             ));
             for (family, probe) in &self.canaries {
-                let sung = runtime.block_on(sing(&mut canary, &subject.cgroup, *family));
+                let sung = sing(&mut canary, &subject.cgroup, *family);
+                let sung = runtime.block_on(subject.closing.run_until_cancelled(sung));
+                let Some(sung) = sung else {
+                    return;
+                };
                 let failed = sung.is_err();
                 probe.report(sung);
                 if failed {
@@ -104,13 +110,19 @@ impl Probes {
                     canary = None;
                 }
             }
-            thread::sleep(INTERVAL);
+            let closing = async { timeout(INTERVAL, subject.closing.cancelled()).await.is_ok() };
+            if runtime.block_on(closing) {
+                return;
+            }
         }
     }
 }
 
 impl Drop for Probes {
     fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
         let canaries = self.canaries.iter().map(|(_, probe)| probe);
         for probe in canaries.chain([&self.map, &self.programs, &self.tasks]) {
             probe.report(Err("the thread that watches capture has ended"));

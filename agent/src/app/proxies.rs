@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::capture::Capture;
 use crate::connection::Way;
@@ -66,11 +67,17 @@ pub(super) async fn refresh(way: &Way, capture: &Mutex<Capture>) -> Instant {
     again.clamp(now + SHORTEST, now + LONGEST)
 }
 
-/// Does it again and again, for ever.
-pub(super) async fn keep_fresh(way: Arc<Way>, capture: Arc<Mutex<Capture>>, first: Instant) {
+/// Does it again and again, for ever, and at once when policy has `changed`.
+pub(super) async fn keep_fresh(
+    way: Arc<Way>,
+    capture: Arc<Mutex<Capture>>,
+    first: Instant,
+    changed: Arc<Notify>,
+) {
     let mut again = first;
     loop {
-        sleep_until(again).await;
+        // Whichever it is, there is a reason to look.
+        let _ = timeout_at(again, changed.notified()).await;
         again = refresh(&way, &capture).await;
     }
 }

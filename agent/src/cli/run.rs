@@ -85,8 +85,10 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let runtime = Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {
         let running = app::build(config, log.clone()).await?;
-        running.watch_capture()?;
+        let watch = running.watch_capture()?;
         let status = until_told(running).await;
+        // It has been told, and has a cgroup to remove. A panic in it has been reported.
+        let _ = watch.join();
         log.flush(FLUSH);
         status
     })

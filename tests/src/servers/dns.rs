@@ -1,7 +1,7 @@
 //! dnsmasq as the only name server of the world.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::World;
 use crate::addr::{DNS_V4, NAMES};
@@ -16,6 +16,12 @@ impl Dns {
     /// Starts it and waits until it answers.
     #[track_caller]
     pub fn start(world: &World) -> Self {
+        Self::start_with(world, &NAMES, 0)
+    }
+
+    /// As [`start`](Self::start), with names of the test's own that may be kept for `ttl` seconds.
+    #[track_caller]
+    pub fn start_with(world: &World, names: &[(&str, &[IpAddr])], ttl: u32) -> Self {
         let dnsmasq = world.inet().command("dnsmasq").args([
             "--keep-in-foreground",
             "--conf-file=/dev/null",
@@ -28,7 +34,7 @@ impl Dns {
             "--log-queries",
             "--log-facility=-",
         ]);
-        let records = NAMES.iter().map(|(name, addresses)| {
+        let records = names.iter().map(|(name, addresses)| {
             addresses
                 .iter()
                 .fold(format!("--host-record={name}"), |mut record, address| {
@@ -37,9 +43,15 @@ impl Dns {
                 })
         });
         let address = format!("--listen-address={DNS_V4}");
-        let mut running = dnsmasq.arg(address).args(records).start();
+        let ttl = format!("--local-ttl={ttl}");
+        let mut running = dnsmasq.args([address, ttl]).args(records).start();
         running.wait_until_listening(world.inet(), SocketAddr::from((DNS_V4, 53)));
         Self { running }
+    }
+
+    /// The process, to be held still or ended.
+    pub fn process(&mut self) -> &mut Running {
+        &mut self.running
     }
 
     /// Whether anybody has asked for `name`.
