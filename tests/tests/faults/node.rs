@@ -12,27 +12,26 @@ const SECONDS: Duration = Duration::from_secs(10);
 
 /// The agent has next to no descriptors left while a crowd comes; then it has again.
 pub(crate) fn no_descriptors(stage: &mut Stage) -> Saw {
-    let agent = stage.agent();
-    let limit = |soft: &str| {
-        let limit = format!("--nofile={soft}:");
-        let pid = agent.pid().to_string();
-        let prlimit = stage.world.host().command("prlimit");
-        let prlimit = prlimit.args(["--pid", &pid, &limit]);
-        prlimit.run(SECONDS).expect_success();
-    };
-    let limits = fs::read_to_string(format!("/proc/{}/limits", agent.pid())).must("read limits");
+    let pid = stage.agent().pid().to_string();
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).must("read limits");
     let usual = limits
         .lines()
         .find(|line| line.starts_with("Max open files"))
         .and_then(|line| line.split_whitespace().nth(3))
         .expect("a limit of open files");
-    limit(&(agent.open_files() + 3).to_string());
+    let limit = |stage: &Stage, soft: &str| {
+        let limit = format!("--nofile={soft}:");
+        let prlimit = stage.world.host().command("prlimit");
+        let prlimit = prlimit.args(["--pid", &pid, &limit]);
+        prlimit.run(SECONDS).expect_success();
+    };
+    limit(stage, &(stage.agent().open_files() + 3).to_string());
     let crowd = stage.fault("crowd", &["50"]).start();
     wait_for("the agent complains", SECONDS, || {
-        let tails = stage.tails();
-        tails.contains("cannot accept connections") && tails.contains("Too many open files")
+        let log = stage.log();
+        log.contains("cannot accept connections") && log.contains("Too many open files")
     });
-    limit(usual);
+    limit(stage, usual);
     let saw = stage.finish(crowd);
     assert_eq!(stage.see("echo", &[]).what, "echoed", "{}", stage.tails());
     saw

@@ -107,6 +107,12 @@ impl Stage {
         self.agent.as_ref().expect("the agent runs")
     }
 
+    /// All that the agent has logged.
+    pub(crate) fn log(&mut self) -> String {
+        let agent = self.agent.as_mut().expect("the agent runs");
+        agent.process().stderr()
+    }
+
     /// A workload with the echo server as its target.
     pub(crate) fn fault(&self, what: &str, args: &[&str]) -> Cmd {
         self.fault_to(what, &OTHER_V4.to_string(), ECHO, args)
@@ -153,10 +159,25 @@ impl Stage {
     }
 
     /// The access log and the metrics must have what the row says.
-    pub(crate) fn expect_told(&self, row: &Row) {
-        let Some(agent) = &self.agent else {
+    pub(crate) fn expect_told(&mut self, row: &Row) {
+        let Some(agent) = &mut self.agent else {
             return;
         };
+        let has_words = |line: &str| row.event.iter().all(|word| line.contains(word));
+        let told = || {
+            agent
+                .process()
+                .stderr()
+                .lines()
+                .any(has_words)
+                .then_some(())
+        };
+        assert!(
+            row.event.is_empty() || poll(SOON, told).is_some(),
+            "no line with {:?} in\n{}",
+            row.event,
+            agent.tails()
+        );
         if let Some(logged) = row.log {
             let fits = |record: &Access| {
                 record.text("flags") == logged.flags

@@ -552,6 +552,7 @@ faults! {
         workload: "served or reset",
         within: 7,
         log: None,
+        event: &["cannot accept connections", "Too many open files"],
         play: node::no_descriptors,
     }
     log_disk_is_full {
