@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     build,
     cgroup::Subtree,
+    fuzz,
     project::Project,
     report::{self, Seconds},
     setup,
@@ -34,6 +35,8 @@ enum Stage {
     Fmt,
     /// No lint speaks up
     Clippy,
+    /// The fuzz targets compile
+    Fuzz,
     /// The documentation builds and its links lead somewhere
     Doc,
     /// Unit and property tests
@@ -52,6 +55,7 @@ impl fmt::Display for Stage {
             Self::Setup => "setup",
             Self::Fmt => "fmt",
             Self::Clippy => "clippy",
+            Self::Fuzz => "fuzz",
             Self::Doc => "doc",
             Self::Unit => "unit",
             Self::Kernel => "kernel",
@@ -99,6 +103,7 @@ fn run_stage(
             "-D",
             "warnings",
         ])),
+        Stage::Fuzz => fuzz::check(project, supervisor),
         Stage::Doc => supervisor.check(
             workspace(project, "doc")
                 .arg("--no-deps")
