@@ -36,8 +36,8 @@ const MAX_LENGTH: u32 = 4096;
 /// An input that takes longer is a finding, in seconds: the checks take milliseconds.
 const TIMEOUT: u32 = 10;
 
-/// More memory than this is a finding, in MiB.
-const MEMORY: u32 = 1024;
+/// More memory than this is a finding, in MiB: the fuzzer itself takes a good part of it.
+const MEMORY: u32 = 2048;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -200,7 +200,10 @@ impl Places {
             .arg(&self.log)
             .arg(&self.binary)
             .args(options)
-            .env("ASAN_OPTIONS", "detect_leaks=0:detect_odr_violation=0");
+            .env(
+                "ASAN_OPTIONS",
+                "detect_leaks=0:detect_odr_violation=0:quarantine_size_mb=64",
+            );
         command
     }
 }
