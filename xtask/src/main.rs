@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod build;
 mod cgroup;
 mod demo;
+mod fuzz;
 mod kernels;
 mod launch;
 mod project;
@@ -30,6 +31,8 @@ enum Verb {
     Build(build::Arguments),
     /// Show the main job in a closed world: curl, tunnelled without knowing it
     Demo,
+    /// Feed the parsers with inputs that nobody thought of
+    Fuzz(fuzz::Arguments),
     /// Check everything: formatting, lints, documentation, unit, property and end-to-end tests
     Test(test::Arguments),
     /// Run the agent on Debian's kernels, in an emulator
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Demo => demo::run(),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Kernels(arguments) => kernels::run(&arguments),
         Verb::Launch(arguments) => launch::run(&arguments),

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     build,
     cgroup::Subtree,
-    kernels,
+    fuzz, kernels,
     project::Project,
     report::{self, Seconds},
     setup,
@@ -35,6 +35,8 @@ enum Stage {
     Fmt,
     /// No lint speaks up
     Clippy,
+    /// The fuzz targets compile
+    Fuzz,
     /// The documentation builds and its links lead somewhere
     Doc,
     /// Unit and property tests
@@ -55,6 +57,7 @@ impl fmt::Display for Stage {
             Self::Setup => "setup",
             Self::Fmt => "fmt",
             Self::Clippy => "clippy",
+            Self::Fuzz => "fuzz",
             Self::Doc => "doc",
             Self::Unit => "unit",
             Self::Kernel => "kernel",
@@ -103,6 +106,7 @@ fn run_stage(
             "-D",
             "warnings",
         ])),
+        Stage::Fuzz => fuzz::check(project, supervisor),
         Stage::Doc => supervisor.check(
             workspace(project, "doc")
                 .arg("--no-deps")

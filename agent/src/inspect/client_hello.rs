@@ -68,7 +68,7 @@ pub struct Alpn {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the ClientHello is not complete before byte {at_least}")]
 pub struct Incomplete {
-    /// With fewer bytes than this in all, another attempt ends here again.
+    /// With fewer bytes than this in all there is no whole hello, though there may be a broken one.
     pub at_least: usize,
 }
 

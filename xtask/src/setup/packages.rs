@@ -50,6 +50,7 @@ impl Package {
 /// Everything beyond rustup's stable toolchain.
 pub(super) const PACKAGES: &[Package] = &[
     Package::new(&["gcc"], "links every program, compiles aws-lc").program("cc"),
+    Package::new(&["g++"], "compiles libFuzzer").program("c++"),
     Package::new(
         &["libc6-dev"],
         "headers for aws-lc, start files for the linker",

@@ -35,7 +35,9 @@ pub(super) fn cookie(object: &mut Object, sockets: &MarkedSockets) -> Result<u64
         .ok_or(CaptureError::Missing(map::REDIRECTS))?
         .try_into()
         .map_err(|error| unanswered(&error))?;
-    let answer = answers.get(&socket, 0).map_err(|error| unanswered(&error))?;
+    let answer = answers
+        .get(&socket, 0)
+        .map_err(|error| unanswered(&error))?;
     Ok(answer.key.netns_cookie)
 }
 

@@ -76,6 +76,19 @@ fn what_an_api_server_adds_is_taken() {
 }
 
 #[test]
+fn an_empty_key_is_seen_in_its_problem() {
+    let shown = problems(&(ALL.to_owned() + "  \"\": 1\n\"\": 2\n"));
+    let starts = [
+        "a.yaml:9: Tunnel/all: spec.\"\": unknown",
+        "a.yaml:10: Tunnel/all: \"\": unknown",
+    ];
+    assert_eq!(shown.len(), starts.len(), "{shown:?}");
+    for (shown, start) in shown.iter().zip(starts) {
+        assert!(shown.starts_with(start), "{shown}");
+    }
+}
+
+#[test]
 fn each_problem_has_place_subject_key_and_reason() {
     let text = "\
 # A document with everything wrong that can be wrong at once.

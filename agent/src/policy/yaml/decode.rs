@@ -182,7 +182,12 @@ fn push_key(path: &mut String, key: &str) {
     if !path.is_empty() {
         path.push('.');
     }
-    path.push_str(&quotable(key));
+    if key.is_empty() {
+        // Or nobody would see that there is a key.
+        path.push_str("\"\"");
+    } else {
+        path.push_str(&quotable(key));
+    }
 }
 
 impl Display for DecodeError {

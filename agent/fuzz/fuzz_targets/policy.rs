@@ -1,0 +1,7 @@
+//! Policy documents.
+#![no_main]
+
+#[path = "../checks/policy.rs"]
+mod check;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::check(bytes));
