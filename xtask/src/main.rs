@@ -13,6 +13,7 @@ mod launch;
 mod project;
 mod report;
 mod setup;
+mod soak;
 mod supervise;
 mod test;
 
@@ -37,6 +38,8 @@ enum Verb {
     Test(test::Arguments),
     /// Run the agent on Debian's kernels, in an emulator
     Kernels(kernels::Arguments),
+    /// Keep an agent under mixed load for an hour, and see that it holds no more at the end
+    Soak(soak::Arguments),
     #[command(hide = true)]
     Launch(launch::Arguments),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Kernels(arguments) => kernels::run(&arguments),
+        Verb::Soak(arguments) => soak::run(&arguments),
         Verb::Launch(arguments) => launch::run(&arguments),
     };
     match result {
