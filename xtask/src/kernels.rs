@@ -4,7 +4,11 @@
 //! network device. Nothing is installed and no root is needed: packages are unpacked below the
 //! target directory, and stay there for later runs.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -51,6 +55,9 @@ const KERNELS: [Kernel; 3] = [
     },
 ];
 
+/// How often a kernel is started at most.
+const BOOTS: u32 = 5;
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Run only this kernel (may be given several times)
@@ -89,7 +96,7 @@ pub(crate) fn all(project: &Project, supervisor: &Supervisor) -> anyhow::Result<
 fn matrix(
     project: &Project,
     supervisor: &Supervisor,
-    agent: &std::path::Path,
+    agent: &Path,
     kernels: &[Kernel],
 ) -> anyhow::Result<()> {
     if !cfg!(target_arch = "x86_64") {
@@ -125,9 +132,7 @@ fn matrix(
             vmlinuz => vmlinuz?,
         };
         let console = directory.join(format!("console-{}.log", kernel.version));
-        emulator.boot(supervisor, &vmlinuz, &image, &console)?;
-        let text = fs::read(&console).with_context(|| format!("reading {}", console.display()))?;
-        let results = Results::parse(&String::from_utf8_lossy(&text));
+        let results = boot(supervisor, &emulator, &vmlinuz, &image, &console)?;
         report::progress(format_args!(
             "kernel {}: {} ({}, console in {})",
             kernel.version,
@@ -142,6 +147,33 @@ fn matrix(
     }
     report::result(table(&columns));
     verdict(&columns)
+}
+
+/// Boots until the kernel survives it. Newer kernels rewrite their own code a lot, and software
+/// emulation now and then executes what stood there before: one boot in some then ends in a panic
+/// or hangs, mostly before the first process. That says nothing about the agent; one that brings
+/// a kernel down does so every time. A check that failed is never tried again.
+fn boot(
+    supervisor: &Supervisor,
+    emulator: &machine::Emulator,
+    vmlinuz: &Path,
+    image: &Path,
+    console: &Path,
+) -> anyhow::Result<Results> {
+    let mut left = BOOTS;
+    loop {
+        emulator.boot(supervisor, vmlinuz, image, console)?;
+        let text = fs::read(console).with_context(|| format!("reading {}", console.display()))?;
+        let results = Results::parse(&String::from_utf8_lossy(&text));
+        left -= 1;
+        if results.judges_the_agent() || left == 0 {
+            return Ok(results);
+        }
+        report::progress(format_args!(
+            "the emulated machine broke down ({}), and is started again",
+            results.summary()
+        ));
+    }
 }
 
 /// What came of one kernel.
