@@ -28,6 +28,7 @@ mod machine;
 mod packages;
 
 use console::Results;
+use machine::Emulator;
 use packages::Packages;
 
 /// A kernel of the matrix.
@@ -56,7 +57,7 @@ const KERNELS: [Kernel; 3] = [
 ];
 
 /// How often a kernel is started at most.
-const BOOTS: u32 = 5;
+const BOOTS: u32 = 3;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -109,13 +110,14 @@ fn matrix(
     let directory = project.target_dir.join("kernels");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let mut packages = Packages::new(&directory, supervisor);
-    let emulator = packages.emulator().context("getting the emulator")?;
+    let tools = packages.tools().context("getting the emulator")?;
+    let emulator = Emulator::of(&tools);
     let image = directory.join("image.cpio");
     image::write(
         &image,
         &image::Contents {
             init: &project.root.join("tests/guest/init"),
-            busybox: &packages.busybox().context("getting busybox")?,
+            busybox: &tools.join("usr/bin/busybox"),
             agent,
             guest: &project.target_dir.join("debug/guest"),
         },
@@ -149,13 +151,13 @@ fn matrix(
     verdict(&columns)
 }
 
-/// Boots until the kernel survives it. Newer kernels rewrite their own code a lot, and software
-/// emulation now and then executes what stood there before: one boot in some then ends in a panic
-/// or hangs, mostly before the first process. That says nothing about the agent; one that brings
-/// a kernel down does so every time. A check that failed is never tried again.
+/// Boots until the kernel survives it. Software emulation is not perfect: with some versions of
+/// QEMU kernels that rewrite their own code now and then panic or hang, mostly before the first
+/// process. That says nothing about the agent; one that brings a kernel down does so every time.
+/// A check that failed is never tried again.
 fn boot(
     supervisor: &Supervisor,
-    emulator: &machine::Emulator,
+    emulator: &Emulator<'_>,
     vmlinuz: &Path,
     image: &Path,
     console: &Path,
