@@ -4,7 +4,11 @@
 //! network device. Nothing is installed and no root is needed: packages are unpacked below the
 //! target directory, and stay there for later runs.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -24,6 +28,7 @@ mod machine;
 mod packages;
 
 use console::Results;
+use machine::Emulator;
 use packages::Packages;
 
 /// A kernel of the matrix.
@@ -50,6 +55,9 @@ const KERNELS: [Kernel; 3] = [
         suite: "trixie",
     },
 ];
+
+/// How often a kernel is started at most.
+const BOOTS: u32 = 3;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -89,7 +97,7 @@ pub(crate) fn all(project: &Project, supervisor: &Supervisor) -> anyhow::Result<
 fn matrix(
     project: &Project,
     supervisor: &Supervisor,
-    agent: &std::path::Path,
+    agent: &Path,
     kernels: &[Kernel],
 ) -> anyhow::Result<()> {
     if !cfg!(target_arch = "x86_64") {
@@ -102,13 +110,14 @@ fn matrix(
     let directory = project.target_dir.join("kernels");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let mut packages = Packages::new(&directory, supervisor);
-    let emulator = packages.emulator().context("getting the emulator")?;
+    let tools = packages.tools().context("getting the emulator")?;
+    let emulator = Emulator::of(&tools);
     let image = directory.join("image.cpio");
     image::write(
         &image,
         &image::Contents {
             init: &project.root.join("tests/guest/init"),
-            busybox: &packages.busybox().context("getting busybox")?,
+            busybox: &tools.join("usr/bin/busybox"),
             agent,
             guest: &project.target_dir.join("debug/guest"),
         },
@@ -125,9 +134,7 @@ fn matrix(
             vmlinuz => vmlinuz?,
         };
         let console = directory.join(format!("console-{}.log", kernel.version));
-        emulator.boot(supervisor, &vmlinuz, &image, &console)?;
-        let text = fs::read(&console).with_context(|| format!("reading {}", console.display()))?;
-        let results = Results::parse(&String::from_utf8_lossy(&text));
+        let results = boot(supervisor, &emulator, &vmlinuz, &image, &console)?;
         report::progress(format_args!(
             "kernel {}: {} ({}, console in {})",
             kernel.version,
@@ -142,6 +149,33 @@ fn matrix(
     }
     report::result(table(&columns));
     verdict(&columns)
+}
+
+/// Boots until the kernel survives it. Software emulation is not perfect: with some versions of
+/// QEMU kernels that rewrite their own code now and then panic or hang, mostly before the first
+/// process. That says nothing about the agent; one that brings a kernel down does so every time.
+/// A check that failed is never tried again.
+fn boot(
+    supervisor: &Supervisor,
+    emulator: &Emulator<'_>,
+    vmlinuz: &Path,
+    image: &Path,
+    console: &Path,
+) -> anyhow::Result<Results> {
+    let mut left = BOOTS;
+    loop {
+        emulator.boot(supervisor, vmlinuz, image, console)?;
+        let text = fs::read(console).with_context(|| format!("reading {}", console.display()))?;
+        let results = Results::parse(&String::from_utf8_lossy(&text));
+        left -= 1;
+        if results.judges_the_agent() || left == 0 {
+            return Ok(results);
+        }
+        report::progress(format_args!(
+            "the emulated machine broke down ({}), and is started again",
+            results.summary()
+        ));
+    }
 }
 
 /// What came of one kernel.

@@ -25,7 +25,7 @@ pub(super) struct Room<'a> {
 }
 
 impl<'a> Room<'a> {
-    /// With the machine's own sources and installed packages.
+    /// With the machine's own sources.
     pub(super) fn of_machine(directory: &Path, supervisor: &'a Supervisor) -> anyhow::Result<Self> {
         Self::furnish(directory, supervisor, Vec::new())
     }
@@ -131,17 +131,17 @@ impl<'a> Room<'a> {
         self.archived(&format!("{package}_"))
     }
 
-    /// Downloads a package and what of its needs is not installed. apt may plan to remove
-    /// packages that these would conflict with; nothing of that is done.
-    pub(super) fn download_with_needs(&self, package: &str) -> anyhow::Result<Vec<PathBuf>> {
+    /// Downloads packages and what of their needs is not installed.
+    pub(super) fn download_with_needs(&self, packages: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
         let mut command = self.command("apt-get");
-        command.args([
-            "install",
-            "--download-only",
-            "--yes",
-            "--no-install-recommends",
-            package,
-        ]);
+        command
+            .args([
+                "install",
+                "--download-only",
+                "--yes",
+                "--no-install-recommends",
+            ])
+            .args(packages);
         self.supervisor.check(&command)?;
         self.archived("")
     }
@@ -172,7 +172,7 @@ impl<'a> Room<'a> {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        // Only errors: what apt would plan for the machine concerns nobody.
+        // Only errors: what apt would install where nothing is concerns nobody.
         command.arg("--quiet=2").stdin(Stdio::null());
         for option in &self.options {
             command.arg("-o").arg(option);

@@ -1,12 +1,18 @@
 //! What the guest told on its console: lines that begin with `@`, among those of the kernel and
 //! of logs.
 
+/// What a kernel says when it breaks down.
+const BREAKDOWNS: [&str; 3] = ["Kernel panic", "Oops: ", "BUG: "];
+
 /// The results of one kernel.
 #[derive(Debug, Default)]
 pub(super) struct Results {
     release: Option<String>,
     checks: Vec<Check>,
+    /// The guest came to its end.
     complete: bool,
+    /// The kernel itself did something wrong.
+    broken: bool,
 }
 
 #[derive(Debug)]
@@ -34,6 +40,8 @@ impl Results {
                 });
             } else if line == "@end" {
                 results.complete = true;
+            } else if BREAKDOWNS.iter().any(|words| line.contains(words)) {
+                results.broken = true;
             }
         }
         results
@@ -42,14 +50,23 @@ impl Results {
     /// Every check succeeded, and there was at least one.
     pub(super) fn passed(&self) -> bool {
         let good = self.checks.iter().all(|check| check.failure.is_none());
-        self.complete && good && !self.checks.is_empty()
+        self.judges_the_agent() && good && !self.checks.is_empty()
+    }
+
+    /// Whether the kernel did its part, so that the results are the agent's.
+    pub(super) fn judges_the_agent(&self) -> bool {
+        self.complete && !self.broken
     }
 
     /// The result in a few words.
     pub(super) fn summary(&self) -> String {
         let all = self.checks.len();
         let good = self.checks.iter().filter(|check| check.failure.is_none());
-        let end = if self.complete { "" } else { ", and no end" };
+        let end = match (self.broken, self.complete) {
+            (true, _) => ", and the kernel broke down",
+            (false, false) => ", and no end in time",
+            (false, true) => "",
+        };
         format!("{} of {all} checks passed{end}", good.count())
     }
 
@@ -79,7 +96,9 @@ impl Results {
             .iter()
             .filter_map(|check| Some(format!("{}: {}", check.name, check.failure.as_ref()?)))
             .collect();
-        if !self.complete {
+        if self.broken {
+            lines.push("the kernel broke down; its console says where".to_owned());
+        } else if !self.complete {
             lines.push("it did not come to its end in time".to_owned());
         }
         lines
@@ -111,5 +130,16 @@ mod tests {
         assert!(!Results::parse("@check a: ok\n").passed());
         assert!(!Results::parse("@end\n").passed());
         assert!(!Results::parse("").passed());
+    }
+
+    #[test]
+    fn a_kernel_that_breaks_down_does_not_judge_the_agent() {
+        let panic = "[    7.0] Kernel panic - not syncing: Attempted to kill init!\n";
+        assert!(!Results::parse(panic).judges_the_agent());
+        let oops = "@check a: ok\n[    1.0] Oops: 0010 [#1]\n@end\n";
+        assert!(!Results::parse(oops).judges_the_agent());
+        assert!(!Results::parse(oops).passed());
+        assert!(!Results::parse("@check a: ok\n").judges_the_agent());
+        assert!(Results::parse("@check a: failed: no\n@end\n").judges_the_agent());
     }
 }

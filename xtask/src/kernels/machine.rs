@@ -2,25 +2,31 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    os::unix::process::ExitStatusExt as _,
+    path::Path,
     process::{Command, Stdio},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use nix::libc::SIGKILL;
 
-use crate::{report, supervise::Supervisor};
+use crate::supervise::{self, Supervisor};
 
 /// For one kernel, from power-on to power-off; it takes a tenth of that.
 const DEADLINE: &str = "90";
 
-/// QEMU.
+/// QEMU, unpacked with all its libraries.
 #[derive(Debug)]
-pub(super) struct Emulator {
-    /// The directory it was unpacked to; None if it is installed.
-    pub(super) unpacked: Option<PathBuf>,
+pub(super) struct Emulator<'a> {
+    root: &'a Path,
 }
 
-impl Emulator {
+impl<'a> Emulator<'a> {
+    /// That of a system unpacked to `root`.
+    pub(super) fn of(root: &'a Path) -> Self {
+        Self { root }
+    }
+
     /// Runs a kernel with an initial RAM disk until it powers off, the deadline passes or this
     /// program is asked to stop. What it says on its console is in a file then.
     pub(super) fn boot(
@@ -36,10 +42,8 @@ impl Emulator {
         serial.push(console);
         // Whatever becomes of this program, the emulator ends in time.
         let mut command = Command::new("timeout");
-        command
-            .args(["--signal=KILL", DEADLINE])
-            .arg(self.program());
-        self.find_files(&mut command);
+        command.args(["--signal=KILL", DEADLINE]);
+        self.program(&mut command);
         command
             // Hardware acceleration is not everywhere, and where machines are emulated in
             // emulated machines it may hang.
@@ -54,32 +58,27 @@ impl Emulator {
             .args(["-append", "console=ttyS0 panic=-1 quiet"])
             .stdin(Stdio::null());
         let status = supervisor.run(&command)?;
-        if !status.success() {
-            report::progress(format_args!("warning: the emulator ended early ({status})"));
+        // Killed by `timeout`, at the deadline: the console tells how far it came.
+        if !status.success() && status.signal() != Some(SIGKILL) {
+            bail!(
+                "the emulator failed ({status}): {}",
+                supervise::line(&command)
+            );
         }
         Ok(())
     }
 
-    fn program(&self) -> PathBuf {
-        match &self.unpacked {
-            Some(root) => root.join("usr/bin").join(Self::NAME),
-            None => Self::NAME.into(),
-        }
-    }
-
-    /// An unpacked emulator looks for libraries and firmware where it would be installed.
-    fn find_files(&self, command: &mut Command) {
-        let Some(root) = &self.unpacked else {
-            return;
-        };
+    /// The program, by its own loader: its libraries may be newer than this machine's, and it
+    /// looks for firmware where it would be installed.
+    fn program(&self, command: &mut Command) {
+        let libraries = self.root.join("usr/lib/x86_64-linux-gnu");
+        command
+            .arg(libraries.join("ld-linux-x86-64.so.2"))
+            .arg("--library-path")
+            .arg(&libraries)
+            .arg(self.root.join("usr/bin/qemu-system-x86_64"));
         for directory in ["usr/share/qemu", "usr/share/seabios"] {
-            command.arg("-L").arg(root.join(directory));
+            command.arg("-L").arg(self.root.join(directory));
         }
-        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
-        let libraries = libraries.map(|directory| root.join(directory).display().to_string());
-        command.env("LD_LIBRARY_PATH", libraries.join(":"));
     }
-
-    /// Its program.
-    pub(super) const NAME: &'static str = "qemu-system-x86_64";
 }

@@ -1,15 +1,19 @@
 //! What the matrix needs of Debian, unpacked once and kept.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, bail};
 
-use super::{Kernel, apt::Room, machine::Emulator};
+use super::{Kernel, apt::Room};
 use crate::{report, supervise::Supervisor};
+
+/// Where the emulator is from, whatever this machine runs: that of bookworm lets one boot in four
+/// of a 6.12 kernel end in a panic.
+const TOOLS: &str = "trixie";
 
 /// The unpacked packages below one directory; what is missing there is downloaded.
 #[derive(Debug)]
@@ -29,44 +33,19 @@ impl<'a> Packages<'a> {
         }
     }
 
-    /// The installed emulator, else one that is only unpacked: beside some versions of its
-    /// relatives it cannot be installed.
-    pub(super) fn emulator(&mut self) -> anyhow::Result<Emulator> {
-        let path = env::var_os("PATH").unwrap_or_default();
-        if env::split_paths(&path).any(|directory| directory.join(Emulator::NAME).is_file()) {
-            return Ok(Emulator { unpacked: None });
-        }
-        let root = self.unpacked("emulator", |packages| {
-            let room = packages.machine_room()?;
-            let archives = room.download_with_needs("qemu-system-x86")?;
+    /// The root of a system with QEMU and a busybox without libraries.
+    pub(super) fn tools(&mut self) -> anyhow::Result<PathBuf> {
+        self.unpacked("tools", |packages| {
+            let room = packages.suite_room(TOOLS)?;
+            let archives = room.download_with_needs(&["qemu-system-x86", "busybox-static"])?;
             Ok((room, archives))
-        })?;
-        Ok(Emulator {
-            unpacked: Some(root),
         })
-    }
-
-    /// busybox without libraries.
-    pub(super) fn busybox(&mut self) -> anyhow::Result<PathBuf> {
-        let root = self.unpacked("busybox", |packages| {
-            let room = packages.machine_room()?;
-            let archives = room.download("busybox-static")?;
-            Ok((room, archives))
-        })?;
-        ["bin/busybox", "usr/bin/busybox"]
-            .into_iter()
-            .map(|path| root.join(path))
-            .find(|path| path.is_file())
-            .context("the package busybox-static has no busybox")
     }
 
     /// The image of a kernel.
     pub(super) fn kernel(&mut self, kernel: &Kernel) -> anyhow::Result<PathBuf> {
         let root = self.unpacked(kernel.version, |packages| {
-            let archive = packages.archive()?;
-            let room = packages.directory.join("apt-of-suite");
-            let room = Room::of_suite(&room, packages.supervisor, &archive, kernel.suite)?;
-            room.update()?;
+            let room = packages.suite_room(kernel.suite)?;
             let package = room.dependency("linux-image-cloud-amd64")?;
             if !package.starts_with(&format!("linux-image-{}.", kernel.version)) {
                 bail!("the kernel of {} is {package}", kernel.suite);
@@ -114,12 +93,12 @@ impl<'a> Packages<'a> {
         Ok(root)
     }
 
-    fn machine_room(&mut self) -> anyhow::Result<Room<'a>> {
-        let room = Room::of_machine(&self.directory.join("apt-of-machine"), self.supervisor)?;
-        room.update_reachable()?;
-        if self.archive.is_none() {
-            self.archive = room.archive().ok();
-        }
+    /// A room with the lists of one release of Debian.
+    fn suite_room(&mut self, suite: &str) -> anyhow::Result<Room<'a>> {
+        let archive = self.archive()?;
+        let directory = self.directory.join("apt-of-suite");
+        let room = Room::of_suite(&directory, self.supervisor, &archive, suite)?;
+        room.update()?;
         Ok(room)
     }
 
@@ -127,7 +106,8 @@ impl<'a> Packages<'a> {
         if let Some(archive) = &self.archive {
             return Ok(archive.clone());
         }
-        let room = self.machine_room()?;
+        let room = Room::of_machine(&self.directory.join("apt-of-machine"), self.supervisor)?;
+        room.update_reachable()?;
         let archive = room.archive()?;
         room.leave()?;
         self.archive = Some(archive.clone());
