@@ -110,7 +110,14 @@ fn every_policy_shown_is_valid() {
             "{}: {done:?}",
             policy.display()
         );
-        assert_eq!(done.stderr, "", "{}", policy.display());
+        assert_eq!(done.stdout, "", "{}", policy.display());
+        // The one thing worth a word is that names are refused while the agent is gone.
+        let mut words = done.stderr.lines();
+        assert!(
+            words.all(|line| line.contains("warning") && line.contains("names in it are refused")),
+            "{}",
+            done.stderr
+        );
     }
 }
 

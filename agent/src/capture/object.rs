@@ -8,6 +8,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use procfs::sys::kernel::Version;
 
 use super::attachment::Attachment;
 use super::btf;
@@ -44,9 +45,11 @@ impl Object {
     }
 
     fn load_with(config: &CaptureConfig, task_flags: u32) -> Result<Self, CaptureError> {
-        // Kernels before 5.11 charge maps against this limit, whose default holds none of ours.
-        // Later ones do not care, so a failure here is not one.
-        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        // Kernels before 5.11 charge maps against this limit, whose default holds none of ours. If
+        // it cannot be raised, loading says so.
+        if Version::current().is_ok_and(|version| version < Version::new(5, 11, 0)) {
+            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        }
         let level = if config.verbose {
             aya_log::Level::Debug
         } else {

@@ -122,6 +122,9 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
     let guard = Guard::start(cgroup.path())?;
     // From here on the guard removes the cgroup, whatever becomes of us.
     runtime.block_on(running.prove_capture())?;
+    if running.endpoints().ready.is_some() {
+        running.watch_capture()?;
+    }
 
     let command = spawn(
         &args.command,

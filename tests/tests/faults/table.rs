@@ -535,7 +535,7 @@ faults! {
         fault: "one connection more than `--max-connections`",
         workload: "reset, the others echoed",
         log: logged("UO", "", &["--max-connections"]),
-        options: &["--max-connections", "4"],
+        options: &["--max-connections", "4", "--max-connections-per-workload", "0"],
         play: |stage| stage.see("fill", &["4"]),
     }
     flow_map_is_full {
@@ -552,7 +552,7 @@ faults! {
         workload: "served or reset",
         within: 7,
         log: None,
-        event: &["cannot accept connections", "Too many open files"],
+        counted: Some(("underpass_limit_refused_total", &[("limit", "descriptors")])),
         play: node::no_descriptors,
     }
     log_disk_is_full {
