@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 
-use aya::maps::{MapData, SkStorage};
+use aya::maps::{MapData, MapError, SkStorage};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use underpass_abi::{Redirect, SocketRole, map};
@@ -34,8 +34,10 @@ pub(super) fn cookie(object: &mut Object, sockets: &MarkedSockets) -> Result<u64
         .map(map::REDIRECTS)
         .ok_or(CaptureError::Missing(map::REDIRECTS))?
         .try_into()
-        .map_err(unanswered)?;
-    let answer = answers.get(&socket, 0).map_err(unanswered)?;
+        .map_err(|error| unanswered(&error))?;
+    let answer = answers
+        .get(&socket, 0)
+        .map_err(|error| unanswered(&error))?;
     Ok(answer.key.netns_cookie)
 }
 
@@ -69,7 +71,7 @@ fn attach(object: &mut Object, cgroup: &Path) -> Result<CgroupSockAddrLink, Capt
         })
 }
 
-fn unanswered(error: aya::maps::MapError) -> CaptureError {
+fn unanswered(error: &MapError) -> CaptureError {
     CaptureError::NetnsCookie(io::Error::other(format!(
         "the hook did not tell it: {error}"
     )))
