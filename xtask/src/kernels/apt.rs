@@ -20,7 +20,6 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 #[derive(Debug)]
 pub(super) struct Room<'a> {
     directory: PathBuf,
-    options: Vec<String>,
     supervisor: &'a Supervisor,
 }
 
@@ -39,11 +38,11 @@ impl<'a> Room<'a> {
     ) -> anyhow::Result<Self> {
         let (sources, status) = (directory.join("sources.list"), directory.join("status"));
         let options = vec![
-            format!("Dir::Etc::sourcelist={}", sources.display()),
-            "Dir::Etc::sourceparts=/dev/null".to_owned(),
-            "Dir::Etc::preferences=/dev/null".to_owned(),
-            "Dir::Etc::preferencesparts=/dev/null".to_owned(),
-            format!("Dir::State::status={}", status.display()),
+            format!("Dir::Etc::sourcelist \"{}\";", sources.display()),
+            "Dir::Etc::sourceparts \"/dev/null\";".to_owned(),
+            "Dir::Etc::preferences \"/dev/null\";".to_owned(),
+            "Dir::Etc::preferencesparts \"/dev/null\";".to_owned(),
+            format!("Dir::State::status \"{}\";", status.display()),
         ];
         let room = Self::furnish(directory, supervisor, options)?;
         let signed = if Path::new(KEYRING).exists() {
@@ -67,17 +66,25 @@ impl<'a> Room<'a> {
             fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
         }
         let directory = directory.canonicalize()?;
-        options.push(format!("Dir::State::lists={}/lists", directory.display()));
-        options.push(format!("Dir::Cache={}/cache", directory.display()));
-        options.push("Acquire::Languages=none".to_owned());
+        let below = directory.display();
+        options.push(format!("Dir::State::lists \"{below}/lists\";"));
+        options.push(format!("Dir::Cache \"{below}/cache\";"));
+        options.push("Acquire::Languages \"none\";".to_owned());
         // The user that apt usually downloads as may not enter the target directory.
-        options.push("APT::Sandbox::User=".to_owned());
-        options.push("Debug::NoLocking=true".to_owned());
-        Ok(Self {
+        options.push("APT::Sandbox::User \"\";".to_owned());
+        options.push("Debug::NoLocking \"true\";".to_owned());
+        let room = Self {
             directory,
-            options,
             supervisor,
-        })
+        };
+        let path = room.configuration();
+        fs::write(&path, options.join("\n"))
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(room)
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.directory.join("apt.conf")
     }
 
     /// Fetches the lists of packages.
@@ -173,10 +180,11 @@ impl<'a> Room<'a> {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         // Only errors: what apt would install where nothing is concerns nobody.
-        command.arg("--quiet=2").stdin(Stdio::null());
-        for option in &self.options {
-            command.arg("-o").arg(option);
-        }
+        command
+            .arg("--quiet=2")
+            .arg("--config-file")
+            .arg(self.configuration())
+            .stdin(Stdio::null());
         command
     }
 

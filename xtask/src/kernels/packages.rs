@@ -36,7 +36,7 @@ impl<'a> Packages<'a> {
     /// The root of a system with QEMU and a busybox without libraries.
     pub(super) fn tools(&mut self) -> anyhow::Result<PathBuf> {
         self.unpacked("tools", |packages| {
-            let room = packages.suite_room(TOOLS)?;
+            let room = packages.suite_room("tools", TOOLS)?;
             let archives = room.download_with_needs(&["qemu-system-x86", "busybox-static"])?;
             Ok((room, archives))
         })
@@ -45,7 +45,7 @@ impl<'a> Packages<'a> {
     /// The image of a kernel.
     pub(super) fn kernel(&mut self, kernel: &Kernel) -> anyhow::Result<PathBuf> {
         let root = self.unpacked(kernel.version, |packages| {
-            let room = packages.suite_room(kernel.suite)?;
+            let room = packages.suite_room(kernel.version, kernel.suite)?;
             let package = room.dependency("linux-image-cloud-amd64")?;
             if !package.starts_with(&format!("linux-image-{}.", kernel.version)) {
                 bail!("the kernel of {} is {package}", kernel.suite);
@@ -93,12 +93,13 @@ impl<'a> Packages<'a> {
         Ok(root)
     }
 
-    /// A room with the lists of one release of Debian.
-    fn suite_room(&mut self, suite: &str) -> anyhow::Result<Room<'a>> {
+    /// A room with the lists of one release of Debian, for getting `name`.
+    fn suite_room(&mut self, name: &str, suite: &str) -> anyhow::Result<Room<'a>> {
         let archive = self.archive()?;
-        let directory = self.directory.join("apt-of-suite");
+        let directory = self.directory.join(format!("{name}.apt"));
         let room = Room::of_suite(&directory, self.supervisor, &archive, suite)?;
-        room.update()?;
+        room.update()
+            .with_context(|| format!("reading Debian's {suite}"))?;
         Ok(room)
     }
 
@@ -106,7 +107,7 @@ impl<'a> Packages<'a> {
         if let Some(archive) = &self.archive {
             return Ok(archive.clone());
         }
-        let room = Room::of_machine(&self.directory.join("apt-of-machine"), self.supervisor)?;
+        let room = Room::of_machine(&self.directory.join("machine.apt"), self.supervisor)?;
         room.update_reachable()?;
         let archive = room.archive()?;
         room.leave()?;

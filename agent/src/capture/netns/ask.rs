@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 
-use aya::maps::{MapData, SkStorage};
+use aya::maps::{MapData, MapError, SkStorage};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use underpass_abi::{Redirect, SocketRole, map};
@@ -71,7 +71,7 @@ fn attach(object: &mut Object, cgroup: &Path) -> Result<CgroupSockAddrLink, Capt
         })
 }
 
-fn unanswered(error: &aya::maps::MapError) -> CaptureError {
+fn unanswered(error: &MapError) -> CaptureError {
     CaptureError::NetnsCookie(io::Error::other(format!(
         "the hook did not tell it: {error}"
     )))
