@@ -35,9 +35,6 @@ fn operator(row: &Row) -> String {
         }
         told.push(text);
     }
-    if !row.event.is_empty() {
-        told.push(format!("an event: “{}”", row.event.join("”, “")));
-    }
     if let Some((name, labels)) = row.counted {
         let labels: Vec<String> = labels
             .iter()

@@ -23,8 +23,6 @@ pub(crate) struct Row {
     pub(crate) within: u64,
     /// What the access log must have of it.
     pub(crate) log: Option<Logged>,
-    /// Words of an event that the log must have besides.
-    pub(crate) event: &'static [&'static str],
     /// The counter that must have grown, with labels.
     pub(crate) counted: Option<(&'static str, &'static [(&'static str, &'static str)])>,
     /// Lines of the Tunnel's `spec`.
@@ -74,7 +72,6 @@ impl Row {
         workload: "echoed",
         within: 3,
         log: Some(Logged::SERVED),
-        event: &[],
         counted: None,
         policy: &[],
         proxy: PROXY,

@@ -159,25 +159,10 @@ impl Stage {
     }
 
     /// The access log and the metrics must have what the row says.
-    pub(crate) fn expect_told(&mut self, row: &Row) {
-        let Some(agent) = &mut self.agent else {
+    pub(crate) fn expect_told(&self, row: &Row) {
+        let Some(agent) = &self.agent else {
             return;
         };
-        let has_words = |line: &str| row.event.iter().all(|word| line.contains(word));
-        let told = || {
-            agent
-                .process()
-                .stderr()
-                .lines()
-                .any(has_words)
-                .then_some(())
-        };
-        assert!(
-            row.event.is_empty() || poll(SOON, told).is_some(),
-            "no line with {:?} in\n{}",
-            row.event,
-            agent.tails()
-        );
         if let Some(logged) = row.log {
             let fits = |record: &Access| {
                 record.text("flags") == logged.flags
