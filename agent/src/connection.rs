@@ -23,7 +23,7 @@ use crate::name::{Host, OriginalDst};
 use crate::policy::{
     self, Claim, DirectRule, Facts, FailureMode, NameSource, Policy, TunnelDecision,
 };
-use crate::relay::{RelayError, Timeouts, Traffic, relay};
+use crate::relay::{RelayError, Shared, Timeouts, Traffic, broken, relay};
 use crate::sockets::{SocketFactory, finish_on_close, reset_on_close};
 use crate::telemetry::{
     self, ConnectionRecord, Deduction, Destination, Inspection, Label, Metrics, Phase,
@@ -312,15 +312,23 @@ impl Way {
         reset_on_close(upstream);
         let traffic = Arc::new(Traffic::default());
         record.established(Arc::clone(&traffic) as _);
-        let end = relay(
-            workload,
-            upstream,
-            to_upstream,
-            to_workload,
-            &self.relay,
-            &traffic,
-        )
-        .await;
+        let relaying = async {
+            let (mut near, mut far) = (Shared(workload), Shared(upstream));
+            relay(
+                &mut near,
+                &mut far,
+                to_upstream,
+                to_workload,
+                &self.relay,
+                &traffic,
+            )
+            .await
+        };
+        let end = tokio::select! {
+            biased;
+            end = relaying => end,
+            error = broken(workload) => Err(RelayError::Workload(error)),
+        };
         match end {
             Ok(()) => {
                 finish_on_close(upstream);

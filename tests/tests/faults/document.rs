@@ -56,11 +56,6 @@ fn page() -> String {
             page,
             "| `{name}`: {fault} | {workload} | {within} s | {operator} |"
         );
-        if !row.missing.is_empty() {
-            // Before the line's end.
-            page.truncate(page.len() - " |\n".len());
-            let _ = writeln!(page, ". Not yet: {} |", row.missing);
-        }
         page
     })
 }

@@ -35,8 +35,6 @@ pub(crate) struct Row {
     pub(crate) ttl: u32,
     /// What starts the agent, if that is not simply done.
     pub(crate) launcher: Option<fn(&World) -> Cmd>,
-    /// Why it is not so yet; its test is ignored then.
-    pub(crate) missing: &'static str,
     /// Does it.
     pub(crate) play: fn(&mut Stage) -> Saw,
 }
@@ -78,7 +76,6 @@ impl Row {
         options: &[],
         ttl: 0,
         launcher: None,
-        missing: "",
         play: |stage| stage.see("echo", &[]),
     };
 
@@ -105,13 +102,11 @@ pub(crate) fn run(table: &'static [Row], name: &str) {
     static SLOW: OnceLock<Mutex<HashMap<&str, JoinHandle<()>>>> = OnceLock::new();
     let row = table.iter().find(|row| row.name == name);
     let row = row.expect("the row of a test");
-    if !row.is_slow() || !row.missing.is_empty() {
+    if !row.is_slow() {
         return row.check();
     }
     let slow = SLOW.get_or_init(|| {
-        let rows = table
-            .iter()
-            .filter(|row| row.is_slow() && row.missing.is_empty());
+        let rows = table.iter().filter(|row| row.is_slow());
         Mutex::new(
             rows.map(|row| (row.name, thread::spawn(|| row.check())))
                 .collect(),

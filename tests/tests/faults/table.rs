@@ -293,14 +293,12 @@ faults! {
         counted: Some((CLOSED, &[("response_flags", "UC")])),
         play: proxy::stops_reading,
     }
-    #[ignore = "the agent finds out when the target reads or ends, or after an hour of silence"]
     workload_resets_a_stuck_upload {
         fault: "the target reads nothing of an upload, and the workload resets",
         workload: "stuck",
         within: 10,
         log: logged("DC", "200", &["the workload's connection failed"]),
         counted: Some((CLOSED, &[("response_flags", "DC")])),
-        missing: "the agent finds out when the target reads or ends, or after an hour of silence",
         play: workload::resets_a_stuck_upload,
     }
     proxy_is_down {
