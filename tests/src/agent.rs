@@ -21,6 +21,10 @@ pub const READY: SocketAddr = local(15021);
 /// Where they serve the admin interface.
 pub const ADMIN: SocketAddr = local(15000);
 
+/// How long what must happen may take on a machine that has much else to do; none of it takes more
+/// than moments on an idle one.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// `underpass run` on the world's host, capturing the world's workload cgroup.
 pub struct Agent {
     running: Running,
@@ -112,10 +116,10 @@ impl Agent {
         Metrics::parse(&answer.body)
     }
 
-    /// Waits until the sum of these samples is `value`; panics with the sum after five seconds.
+    /// Waits until the sum of these samples is `value`; panics with the sum when that takes too long.
     #[track_caller]
     pub fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
-        let reached = poll(Duration::from_secs(5), || {
+        let reached = poll(PATIENCE, || {
             (self.metrics().sum(name, labels) == Some(value)).then_some(())
         });
         let is = self.metrics().sum(name, labels);
@@ -139,7 +143,7 @@ impl Agent {
         access_log(&self.running)
     }
 
-    /// Waits for a record for which `condition` holds; panics with the log after five seconds.
+    /// Waits for a record for which `condition` holds; panics with the log when that takes too long.
     #[track_caller]
     pub fn wait_for_access(&self, what: &str, condition: impl Fn(&Access) -> bool) -> Access {
         let found = || {
@@ -147,15 +151,15 @@ impl Agent {
                 .into_iter()
                 .find(|record| condition(record))
         };
-        poll(Duration::from_secs(5), found)
+        poll(PATIENCE, found)
             .unwrap_or_else(|| panic!("no access log record: {what}\n{}", self.tails()))
     }
 
-    /// Waits until the access log has `count` records; panics with the log after five seconds.
+    /// Waits until the access log has `count` records; panics with the log when that takes too long.
     #[track_caller]
     pub fn wait_for_accesses(&self, count: usize) -> Vec<Access> {
         let complete = || Some(self.access_log()).filter(|log| log.len() >= count);
-        poll(Duration::from_secs(5), complete)
+        poll(PATIENCE, complete)
             .unwrap_or_else(|| panic!("no {count} access log records\n{}", self.tails()))
     }
 

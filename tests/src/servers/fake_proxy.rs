@@ -192,7 +192,7 @@ impl FakeProxy {
     #[track_caller]
     pub fn request_lines(&self, count: usize) -> Vec<String> {
         let complete = || Some(self.requests()).filter(|all| all.len() >= count);
-        let requests = poll(Duration::from_secs(5), complete)
+        let requests = poll(Duration::from_secs(20), complete)
             .unwrap_or_else(|| panic!("no {count} requests: {:?}", self.requests()));
         requests
             .iter()

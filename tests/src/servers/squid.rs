@@ -82,11 +82,11 @@ impl Squid {
         log.lines().filter_map(logged).collect()
     }
 
-    /// Waits for `count` lines and takes them; panics with what there is after five seconds.
+    /// Waits for `count` lines and takes them; panics with what there is when that takes too long.
     #[track_caller]
     pub fn wait_for_log(&self, count: usize) -> Vec<Logged> {
         let complete = || Some(self.log()).filter(|log| log.len() >= count);
-        poll(Duration::from_secs(5), complete).unwrap_or_else(|| {
+        poll(Duration::from_secs(20), complete).unwrap_or_else(|| {
             panic!(
                 "squid logged {:?}, not {count} lines\n{}",
                 self.log(),
