@@ -3,6 +3,8 @@
 
 pub mod dns;
 pub mod fake_proxy;
+pub mod gateway;
+pub mod identity;
 pub mod nginx;
 pub mod squid;
 pub mod tcp;

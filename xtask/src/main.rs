@@ -11,6 +11,7 @@ mod launch;
 mod project;
 mod report;
 mod setup;
+mod soak;
 mod supervise;
 mod test;
 
@@ -31,6 +32,8 @@ enum Verb {
     Demo,
     /// Check everything: formatting, lints, documentation, unit, property and end-to-end tests
     Test(test::Arguments),
+    /// Keep an agent under mixed load for an hour, and see that it holds no more at the end
+    Soak(soak::Arguments),
     #[command(hide = true)]
     Launch(launch::Arguments),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Demo => demo::run(),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Soak(arguments) => soak::run(&arguments),
         Verb::Launch(arguments) => launch::run(&arguments),
     };
     match result {
