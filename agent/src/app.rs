@@ -43,6 +43,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// After `accept` failed because the process or the system ran out of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a listener that is given up stays open after its queue ran dry: more than lies between
+/// the programs' look at it and the arrival of the connection.
+const LAST_CALL: Duration = Duration::from_millis(20);
+
 /// For the TCP handshake of a direct connection: as long as a tunnel may take.
 const DIRECT_DEADLINE: Duration = Duration::from_secs(15);
 
@@ -110,6 +114,7 @@ pub(crate) enum Family {
 /// What runs, and how it is stopped.
 #[derive(Clone)]
 struct Tasks {
+    acceptors: TaskTracker,
     connections: TaskTracker,
     /// No new connections.
     closing: CancellationToken,
@@ -178,12 +183,13 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     ));
 
     let tasks = Tasks {
+        acceptors: TaskTracker::new(),
         connections: TaskTracker::new(),
         closing: CancellationToken::new(),
         cut: CancellationToken::new(),
     };
     for listener in listeners {
-        tokio::spawn(accept(
+        tasks.acceptors.spawn(accept(
             listener,
             Arc::clone(&way),
             tasks.clone(),
@@ -287,11 +293,14 @@ impl Running {
     pub async fn drain(&self) {
         self.readiness.check("draining").pending();
         self.tasks.closing.cancel();
+        self.tasks.acceptors.close();
         self.tasks.connections.close();
-        if timeout(self.drain, self.tasks.connections.wait())
-            .await
-            .is_err()
-        {
+        let drained = async {
+            // Before they have ended there may be no connection yet.
+            self.tasks.acceptors.wait().await;
+            self.tasks.connections.wait().await;
+        };
+        if timeout(self.drain, drained).await.is_err() {
             tracing::warn!(
                 connections = self.tasks.connections.len(),
                 "the time to drain is over: resetting what is left"
@@ -353,11 +362,19 @@ fn announce(policy: &Policy, metrics: &Metrics) {
 
 /// Accepts until told to stop, and then what still waits in the queue.
 async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks, max_connections: u32) {
+    let mut retired = false;
     loop {
         let incoming = tokio::select! {
             biased;
+            () = tasks.closing.cancelled(), if !retired => {
+                retired = true;
+                if let Err(error) = listener.retire() {
+                    tracing::error!(%error, "connections may be reset that are still redirected");
+                }
+                continue;
+            }
             incoming = listener.accept() => incoming,
-            () = tasks.closing.cancelled() => break,
+            () = sleep(LAST_CALL), if retired => break,
         };
         match incoming {
             Ok(Incoming::Redirected(accepted)) if Canary::is_canary(accepted.original_dst) => {

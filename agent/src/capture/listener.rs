@@ -22,6 +22,7 @@ pub struct Listener {
     socket: TcpListener,
     netns_cookie: u64,
     flows: Arc<Flows>,
+    sockets: Arc<MarkedSockets>,
 }
 
 /// A redirected connection.
@@ -71,6 +72,15 @@ impl Listener {
         }))
     }
 
+    /// Has the programs refuse from now on what they would have redirected here, so that what is
+    /// in the queue after a moment is all that will ever be.
+    ///
+    /// # Errors
+    /// The listener cannot be marked otherwise; closing it has the same effect.
+    pub fn retire(&self) -> io::Result<()> {
+        self.sockets.retire(&self.socket)
+    }
+
     /// The loopback address it listens on.
     ///
     /// # Errors
@@ -84,7 +94,7 @@ impl Listener {
 /// 127.0.0.1, and on ::1 where there is IPv6. To be called on a tokio runtime.
 pub(super) fn open(
     netns_cookie: u64,
-    sockets: &MarkedSockets,
+    sockets: &Arc<MarkedSockets>,
     flows: &Arc<Flows>,
 ) -> Result<(Vec<Listener>, Listeners), CaptureError> {
     let bind = |address: IpAddr| {
@@ -94,6 +104,7 @@ pub(super) fn open(
             socket,
             netns_cookie,
             flows: Arc::clone(flows),
+            sockets: Arc::clone(sockets),
         };
         Ok((listener, port))
     };

@@ -31,6 +31,11 @@ impl MarkedSockets {
             .insert(socket, role as u32, 0)
             .map_err(|error| io::Error::other(format!("cannot mark the agent's socket: {error}")))
     }
+
+    /// Takes a listener's role away: the programs redirect nothing to it any more.
+    pub(super) fn retire(&self, listener: &impl AsRawFd) -> io::Result<()> {
+        self.mark_as(listener, SocketRole::Dialer)
+    }
 }
 
 impl SocketFactory for MarkedSockets {
