@@ -113,6 +113,9 @@ fn the_next_agent_takes_over() {
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(name))
             .count()
     };
+    // So is one whose maker was killed before it could mark it.
+    let unmarked = scene.world.workload().path().join("underpass-canary-1");
+    fs::create_dir(unmarked).must("make a cgroup");
     let agent = Agent::start(&scene.world, &first);
     assert_eq!(left("underpass-canary"), 1);
     let told = detach(&scene).stdout;

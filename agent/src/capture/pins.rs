@@ -12,12 +12,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
-use nix::time::{ClockId, clock_gettime};
 use procfs::process::Process;
 
 use super::CaptureError;
 use super::bpf::{detach_link, open_pin};
-use super::claim::Claim;
+use super::claim::{Claim, unique};
 
 /// Below the mount point of the BPF file system.
 const DIRECTORY: &str = "underpass";
@@ -36,15 +35,9 @@ impl Pins {
     /// Makes a directory for the pins of the agent that captures `cgroup`.
     pub(super) fn create(cgroup: &Path) -> Result<Self, CaptureError> {
         let base = mounted()?.join(DIRECTORY);
-        // Unique: two agents would have to start in the same nanosecond.
-        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(|errno| failed(&base, errno))?;
+        let unique = unique().map_err(|error| failed(&base, error))?;
         // No dot: this file system keeps names with dots for itself.
-        let name = format!(
-            "{}-{}{:09}",
-            cgroup_id(cgroup)?,
-            now.tv_sec(),
-            now.tv_nsec()
-        );
+        let name = format!("{}-{unique}", cgroup_id(cgroup)?);
         let directory = base.join(name);
         fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
         let claim = Claim::take(&directory)
