@@ -70,6 +70,7 @@ if verb == "bind":
     while True:
         client, _ = sock.accept()
         print("got", client.recv(100), flush=True)
+        client.close()
 elif verb == "steal":
     sock = make(args[0])
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -49,28 +49,26 @@ impl Snapshot {
         snapshot
     }
 
-    /// Waits until everything is as it was; panics with what is not. BPF objects that came since
-    /// and that a process has open are another's: ours have no process any more.
+    /// Waits until everything is as it was; panics with what is not.
+    ///
+    /// Of the BPF objects, only those that came since count that are there already now and that no
+    /// process has open: others make some all the time, and ours have no process any more.
     #[track_caller]
     pub fn expect_same_again(&self, world: &World) {
         let mut now = Self::take(world);
+        let mut came: BTreeSet<Object> = now.objects.difference(&self.objects).copied().collect();
+        let before = Self {
+            objects: BTreeSet::new(),
+            ..self.clone()
+        };
         let same = poll(PATIENCE, || {
             now = Self::take(world);
             let held = kernel_objects::held();
-            // What others have ended since is not missed.
-            let new = now.objects.difference(&self.objects);
-            now.objects = new
-                .filter(|object| !held.contains(object))
-                .copied()
-                .collect();
-            let mut before = self.clone();
-            before.objects.clear();
+            came.retain(|object| now.objects.contains(object) && !held.contains(object));
+            now.objects.clone_from(&came);
             (now == before).then_some(())
         });
-        assert!(
-            same.is_some(),
-            "not as before: {now:#?}, where the objects are those that came; before {self:#?}"
-        );
+        assert!(same.is_some(), "now {now:#?}, not as before: {before:#?}");
     }
 
     fn walk(&mut self, cgroup: &Path) {
