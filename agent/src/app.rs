@@ -329,12 +329,13 @@ impl Running {
         self.readiness.check("draining").pending();
         self.tasks.closing.cancel();
         self.tasks.acceptors.close();
-        self.tasks.acceptors.wait().await;
         self.tasks.connections.close();
-        if timeout(self.drain, self.tasks.connections.wait())
-            .await
-            .is_err()
-        {
+        let drained = async {
+            // Before they have ended there may be no connection yet.
+            self.tasks.acceptors.wait().await;
+            self.tasks.connections.wait().await;
+        };
+        if timeout(self.drain, drained).await.is_err() {
             tracing::warn!(
                 connections = self.tasks.connections.len(),
                 "the time to drain is over: resetting what is left"

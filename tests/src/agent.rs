@@ -25,10 +25,44 @@ pub const ADMIN: SocketAddr = local(15000);
 /// than moments on an idle one.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Where one agent has its endpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoints {
+    /// Metrics.
+    pub metrics: SocketAddr,
+    /// Readiness.
+    pub ready: SocketAddr,
+    /// The admin interface.
+    pub admin: SocketAddr,
+}
+
+impl Default for Endpoints {
+    fn default() -> Self {
+        Self {
+            metrics: METRICS,
+            ready: READY,
+            admin: ADMIN,
+        }
+    }
+}
+
+impl Endpoints {
+    /// Those of the agent with this number, so that several run side by side.
+    pub fn numbered(number: u16) -> Self {
+        let port = 16000 + 3 * number;
+        Self {
+            metrics: local(port),
+            ready: local(port + 1),
+            admin: local(port + 2),
+        }
+    }
+}
+
 /// `underpass run` on the world's host, capturing the world's workload cgroup.
 pub struct Agent {
     running: Running,
     place: Place,
+    endpoints: Endpoints,
 }
 
 impl Agent {
@@ -47,37 +81,60 @@ impl Agent {
     /// As [`start_with`](Self::start_with), with the agent itself in `cgroup`.
     #[track_caller]
     pub fn start_in(cgroup: &Cgroup, world: &World, policy: &str, options: &[&str]) -> Self {
-        Self::launch(underpass(world).in_cgroup(cgroup), world, policy, options)
+        let program = underpass(world).in_cgroup(cgroup);
+        let mut agent = Self::launch(program, world, policy, options, Endpoints::default());
+        agent.wait_until_ready();
+        agent
     }
 
     /// As [`start_with`](Self::start_with), by a command that takes the program and its arguments
     /// as its last ones, and becomes it.
     #[track_caller]
     pub fn start_by(launcher: Cmd, world: &World, policy: &str, options: &[&str]) -> Self {
-        Self::launch(launcher.arg(binary()), world, policy, options)
+        let program = launcher.arg(binary());
+        let mut agent = Self::launch(program, world, policy, options, Endpoints::default());
+        agent.wait_until_ready();
+        agent
     }
 
+    /// Starts `program` as the agent without waiting for anything.
     #[track_caller]
-    fn launch(program: Cmd, world: &World, policy: &str, options: &[&str]) -> Self {
+    pub fn launch(
+        program: Cmd,
+        world: &World,
+        policy: &str,
+        options: &[&str],
+        endpoints: Endpoints,
+    ) -> Self {
         let file = world.dir().join("policy.yaml");
         fs::write(&file, policy).must("write a policy");
-        let mut running = program
+        let running = program
             .arg("run")
             .arg("--policy")
             .arg(file)
             .arg("--cgroup")
             .arg(world.workload().path())
-            .args(["--metrics-addr", &METRICS.to_string()])
-            .args(["--ready-addr", &READY.to_string()])
-            .args(["--admin-addr", &ADMIN.to_string()])
+            .args(["--metrics-addr", &endpoints.metrics.to_string()])
+            .args(["--ready-addr", &endpoints.ready.to_string()])
+            .args(["--admin-addr", &endpoints.admin.to_string()])
             .args(["--log-format", "json"])
             .args(options)
             .start();
-        let place = world.host().clone();
+        Self {
+            running,
+            place: world.host().clone(),
+            endpoints,
+        }
+    }
+
+    /// Waits until it says that it is ready.
+    #[track_caller]
+    pub fn wait_until_ready(&mut self) {
+        let (place, address) = (&self.place, self.endpoints.ready);
+        let running = &mut self.running;
         running.wait_for("the agent is ready", Duration::from_secs(20), || {
-            http::get(&place, READY, "/healthz/ready").is_ok_and(|answer| answer.status == 200)
+            http::get(place, address, "/healthz/ready").is_ok_and(|answer| answer.status == 200)
         });
-        Self { running, place }
     }
 
     /// The process.
@@ -111,7 +168,8 @@ impl Agent {
     /// A scrape of its metrics.
     #[track_caller]
     pub fn metrics(&self) -> Metrics {
-        let answer = http::get(&self.place, METRICS, "/metrics").must("scrape metrics");
+        let answer =
+            http::get(&self.place, self.endpoints.metrics, "/metrics").must("scrape metrics");
         assert_eq!(answer.status, 200, "{answer:?}");
         Metrics::parse(&answer.body)
     }
@@ -133,7 +191,8 @@ impl Agent {
     /// A document of the admin interface.
     #[track_caller]
     pub fn admin(&self, path: &str) -> Value {
-        let answer = http::get(&self.place, ADMIN, path).must("ask the admin interface");
+        let answer =
+            http::get(&self.place, self.endpoints.admin, path).must("ask the admin interface");
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
         serde_json::from_str(&answer.body).must(format_args!("read {path} as JSON"))
     }
@@ -171,9 +230,13 @@ impl Agent {
         let local = table
             .lines()
             .filter_map(|line| line.split_whitespace().nth(3)?.parse().ok());
-        local
-            .filter(|address| ![METRICS, READY, ADMIN].contains(address))
-            .collect()
+        let Endpoints {
+            metrics,
+            ready,
+            admin,
+        } = self.endpoints;
+        let own = [metrics, ready, admin];
+        local.filter(|address| !own.contains(address)).collect()
     }
 
     /// The ends of its logs, for a message.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -85,49 +85,6 @@ fn closed_refuses_after_an_orderly_stop_too() {
 }
 
 #[test]
-fn nobody_can_take_a_dead_agents_place() {
-    let scene = Scene::new("hijack");
-    let sysctl = scene.world.host().command("sysctl");
-    let sysctl = sysctl.args(["-w", "net.ipv4.tcp_max_tw_buckets=0"]);
-    sysctl.run(SECONDS).expect_success();
-    let _proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
-    let mut agent = Agent::start(&scene.world, &tunnel_policy(&[]));
-    let ports = agent.listeners();
-    assert_eq!(ports.len(), 2, "{ports:?}");
-    agent.process().kill();
-
-    // Whoever binds the dead agent's ports, as any user may, gets nothing. (Connections of the agent
-    // in TIME_WAIT would hold the ports for a minute; here none are kept.)
-    let strangers: Vec<TcpListener> = ports
-        .iter()
-        .map(|port| {
-            let bind = || TcpListener::bind(port).must("bind the dead agent's port");
-            let listener = scene.world.host().within(bind);
-            listener.set_nonblocking(true).must("do not wait");
-            listener
-        })
-        .collect();
-    let nobody = |address: &str| {
-        for listener in &strangers {
-            assert!(listener.accept().is_err(), "a stranger got {address}");
-        }
-    };
-    for address in ["203.0.113.10", "2001:db8:113::10"] {
-        assert_eq!(look(&scene, address), "refused", "{address}");
-        nobody(address);
-    }
-    // Nor after the next agent has come, which listens elsewhere.
-    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
-    for address in ["203.0.113.10", "2001:db8:113::10"] {
-        assert_eq!(look(&scene, address), "data", "{address}");
-        nobody(address);
-    }
-    drop(agent);
-    scene.world.expect_no_direct_arrivals();
-    detach(&scene);
-}
-
-#[test]
 fn the_next_agent_takes_over() {
     let scene = Scene::new("take-over");
     let squid = Squid::start(&scene.world);
@@ -156,6 +113,9 @@ fn the_next_agent_takes_over() {
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(name))
             .count()
     };
+    // So is one whose maker was killed before it could mark it.
+    let unmarked = scene.world.workload().path().join("underpass-canary-1");
+    fs::create_dir(unmarked).must("make a cgroup");
     let agent = Agent::start(&scene.world, &first);
     assert_eq!(left("underpass-canary"), 1);
     let told = detach(&scene).stdout;

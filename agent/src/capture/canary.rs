@@ -19,7 +19,8 @@ use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
 use super::CaptureError;
-use super::cgroup::{OwnedCgroup, enter};
+use super::cgroup::{CANARY_PREFIX, OwnedCgroup, enter};
+use super::claim::unique;
 use crate::name::OriginalDst;
 
 /// Where canaries claim to go. 192.0.0.8 is the IPv4 dummy address (RFC 7600), 100::/64 is for
@@ -51,8 +52,11 @@ impl Canary {
     /// # Errors
     /// The helper cannot be started or cannot enter its cgroup.
     pub fn start(cgroup: &Path) -> Result<Self, CaptureError> {
-        let cgroup =
-            OwnedCgroup::create(cgroup, &format!("underpass-canary-{}", std::process::id()))?;
+        let unique = unique().map_err(|source| CaptureError::CanaryHelper {
+            cgroup: cgroup.to_owned(),
+            source,
+        })?;
+        let cgroup = OwnedCgroup::create(cgroup, &format!("{CANARY_PREFIX}{unique}"))?;
         let failed = |source| CaptureError::CanaryHelper {
             cgroup: cgroup.path().to_owned(),
             source,

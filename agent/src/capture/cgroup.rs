@@ -18,6 +18,12 @@ use super::claim::Claim;
 /// killed, whatever their names. Whoever may write to the cgroup may write it, and end it as well.
 const MARK: &str = "user.underpass";
 
+/// How the names of canaries' cgroups begin.
+pub(super) const CANARY_PREFIX: &str = "underpass-canary-";
+
+/// How the names of `exec`'s cgroups begin, unless the user gave another.
+pub const EXEC_PREFIX: &str = "underpass-exec-";
+
 /// How long killed processes may take to leave a cgroup.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -182,12 +188,17 @@ pub fn end(path: &Path) -> Result<(), CaptureError> {
     }
 }
 
-/// Cgroups below `root` that bear our mark and whose maker is gone.
+/// Cgroups below `root` that bear our mark, or a name that only we give, and whose maker is gone. The
+/// name is for those whose maker was killed between making and marking them.
 pub fn leftovers(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending = vec![root.to_owned()];
     while let Some(directory) = pending.pop() {
-        let is_ours = matches!(xattr::get(&directory, MARK), Ok(Some(_)));
+        let named = directory.file_name().is_some_and(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with(CANARY_PREFIX) || name.starts_with(EXEC_PREFIX)
+        });
+        let is_ours = named || matches!(xattr::get(&directory, MARK), Ok(Some(_)));
         if is_ours && matches!(Claim::take(&directory), Ok(Some(_))) {
             found.push(directory);
             continue;

@@ -4,6 +4,15 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 
+use nix::time::{ClockId, clock_gettime};
+
+/// A word for a name that no other agent of this machine gives: two would have to ask in the same
+/// nanosecond. Process ids are no such thing, for agents in containers often have the same.
+pub(super) fn unique() -> io::Result<String> {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
+    Ok(format!("{}{:09}", now.tv_sec(), now.tv_nsec()))
+}
+
 /// A directory held by this process: a lock that the kernel lets go when the process ends, however
 /// it ends. Unlike a process id it means the same in every pid namespace, and is never used again.
 #[derive(Debug)]

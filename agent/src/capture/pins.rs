@@ -12,12 +12,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
-use nix::time::{ClockId, clock_gettime};
 use procfs::process::Process;
 
 use super::CaptureError;
 use super::bpf::{detach_link, open_pin};
-use super::claim::Claim;
+use super::claim::{Claim, unique};
 
 /// Below the mount point of the BPF file system.
 const DIRECTORY: &str = "underpass";
@@ -36,15 +35,9 @@ impl Pins {
     /// Makes a directory for the pins of the agent that captures `cgroup`.
     pub(super) fn create(cgroup: &Path) -> Result<Self, CaptureError> {
         let base = mounted()?.join(DIRECTORY);
-        // Unique: two agents would have to start in the same nanosecond.
-        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(|errno| failed(&base, errno))?;
+        let unique = unique().map_err(|error| failed(&base, error))?;
         // No dot: this file system keeps names with dots for itself.
-        let name = format!(
-            "{}-{}{:09}",
-            cgroup_id(cgroup)?,
-            now.tv_sec(),
-            now.tv_nsec()
-        );
+        let name = format!("{}-{unique}", cgroup_id(cgroup)?);
         let directory = base.join(name);
         fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
         let claim = Claim::take(&directory)
@@ -109,18 +102,27 @@ pub fn leftovers() -> Vec<PinDirectory> {
 
 /// Takes the links pinned in `directory` off their hooks and removes the pins.
 ///
+/// If their agent is running, only its `connect` programs go at once: nothing new is redirected to
+/// it. The others stay for as long as it has them open, for the connections that it has, and for
+/// the one that has passed `connect` at this moment and not yet got its entry.
+///
 /// # Errors
 /// A pin cannot be opened, detached or removed.
 pub fn release(directory: &Path) -> Result<(), CaptureError> {
     let entries = fs::read_dir(directory).map_err(|error| failed(directory, error))?;
     for pin in entries.flatten().map(|entry| entry.path()) {
-        let link = open_pin(&pin).map_err(|error| failed(&pin, error))?;
-        match detach_link(link.as_fd()) {
-            // ENOLINK: its cgroup died before.
-            Err(error) if error.raw_os_error() != Some(nix::libc::ENOLINK) => {
-                return Err(failed(&pin, error));
+        let redirects = pin
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("connect"));
+        if redirects {
+            let link = open_pin(&pin).map_err(|error| failed(&pin, error))?;
+            match detach_link(link.as_fd()) {
+                // ENOLINK: its cgroup died before.
+                Err(error) if error.raw_os_error() != Some(nix::libc::ENOLINK) => {
+                    return Err(failed(&pin, error));
+                }
+                _ => {}
             }
-            _ => {}
         }
         fs::remove_file(&pin).map_err(|error| failed(&pin, error))?;
     }

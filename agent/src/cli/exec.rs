@@ -20,7 +20,7 @@ use super::{FLUSH, Failure, argv};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource};
 use crate::capture;
-use crate::capture::cgroup::OwnedCgroup;
+use crate::capture::cgroup::{self, OwnedCgroup};
 use crate::limits::raise_descriptors;
 use crate::policy::{HostList, Options, Policy, Proxy};
 use guard::Guard;
@@ -89,7 +89,7 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
     let hierarchy = capture::preflight()?;
     let name = args
         .cgroup_name
-        .unwrap_or_else(|| format!("underpass-exec-{}", std::process::id()));
+        .unwrap_or_else(|| format!("{}{}", cgroup::EXEC_PREFIX, std::process::id()));
     let limits = args.capture.limits_of_command();
     let descriptors = raise_descriptors(limits.connections)
         .context("cannot raise the limit of file descriptors")?;

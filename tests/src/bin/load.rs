@@ -1,4 +1,4 @@
-//! `load TARGET,… KIND=THREADS:MILLISECONDS…`: a workload that never stops connecting.
+//! `load MILLISECONDS TARGET,… KIND=THREADS:MILLISECONDS…`: a workload that never stops connecting.
 //!
 //! Each thread has one connection at a time, to a target it chooses by chance, and checks that
 //! every answer is that target's own and to its own question. The kinds:
@@ -9,7 +9,8 @@
 //! - `long` and `idle` keep a connection for so many milliseconds, the one with an exchange every
 //!   now and then, the other with one at the end.
 //!
-//! Once a second it prints how many of each kind came to which end, and a last time after SIGTERM.
+//! Every so many milliseconds it prints how many of each kind came to which end, and a last time
+//! after SIGTERM; and a line for each that failed, with the moments of its start and its end.
 
 #![expect(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -27,7 +28,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use parking_lot::Mutex;
 use socket2::SockRef;
-use underpass_tests::load::{END, WRONG};
+use underpass_tests::load::{END, FAILED, WRONG, now};
 use underpass_tests::random::Random;
 use underpass_tests::servers::identity::{ECHO, RESET, SOURCE, pattern};
 
@@ -109,6 +110,7 @@ struct Shared {
 
 fn main() -> anyhow::Result<()> {
     let mut words = std::env::args().skip(1);
+    let interval: u16 = words.next().context("no interval")?.parse()?;
     let targets = words.next().context("no targets")?;
     let targets: Result<_, _> = targets.split(',').map(str::parse).collect();
     let kinds: Vec<Kind> = words
@@ -137,7 +139,7 @@ fn main() -> anyhow::Result<()> {
         }
         loop {
             let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-            let told = nix::poll::poll(&mut fds, PollTimeout::from(1000_u16))? > 0;
+            let told = nix::poll::poll(&mut fds, PollTimeout::from(interval))? > 0;
             if told {
                 shared.stop.store(true, Ordering::Release);
                 return anyhow::Ok(());
@@ -179,10 +181,15 @@ impl Shared {
         self.rest(delay);
         let mut next = Instant::now();
         while !self.stopped() {
+            let start = now();
             let outcome = match self.connection(kind, &mut random) {
                 Ok(()) => Outcome::Ok,
                 Err(outcome) => outcome,
             };
+            if outcome != Outcome::Ok {
+                let (kind, outcome) = (&kind.name, outcome.name());
+                println!("{FAILED} {kind} {outcome} {start} {}", now());
+            }
             *self
                 .counts
                 .lock()
@@ -251,6 +258,7 @@ impl Shared {
 /// A connection whose answer was the right one.
 struct Conversation {
     stream: BufReader<TcpStream>,
+    target: SocketAddr,
     /// Who talks to whom, for a message.
     about: String,
 }
@@ -268,6 +276,7 @@ impl Conversation {
         prepared.map_err(|error| after(&error, Outcome::Reset))?;
         let mut conversation = Self {
             stream: BufReader::new(stream),
+            target,
             about: format!("{target} asked with {nonce}"),
         };
         let question = format!("{nonce} {target} {verb}\n");
@@ -287,11 +296,16 @@ impl Conversation {
         }
     }
 
-    /// Says something and expects to hear it.
+    /// Says something and expects to hear it, from whom it means to talk to.
     fn exchange(&mut self, random: &mut Random) -> Result<(), Outcome> {
         let bytes = bytes(random, 2_000);
         self.say(&bytes)?;
-        self.expect(&bytes)
+        self.expect(&bytes)?;
+        match self.stream.get_ref().peer_addr() {
+            Ok(peer) if peer != self.target => Err(self.wrong(format!("as {peer}").as_bytes())),
+            // One that has just been reset has no peer any more.
+            _ => Ok(()),
+        }
     }
 
     fn say(&mut self, bytes: &[u8]) -> Result<(), Outcome> {

@@ -90,7 +90,7 @@ fn main() -> anyhow::Result<ExitCode> {
     // The access log is written as always, but an hour of it need not be kept.
     let agent = Agent::start_with(&world, &tunnel_policy(&[]), &["--log-file", "/dev/null"]);
     let program = std::env::current_exe()?.with_file_name("load");
-    let mut load = Load::start(&world, &program, &identities.addresses(), &LOAD);
+    let mut load = Load::start(&world, &program, INTERVAL, &identities.addresses(), &LOAD);
 
     println!("{minutes} minutes of: {}", LOAD.join(", "));
     println!("(KIND=THREADS:MILLISECONDS; see tests/src/bin/load.rs). Memory in KiB.\n");
@@ -135,7 +135,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let wrong = load.wrong();
     // Connections that end here end well, or are counted.
     counts = if wrong.is_empty() {
-        load.finish()
+        load.finish().0
     } else {
         counts
     };
