@@ -1,6 +1,8 @@
 //! The composition root: the one place that knows all the parts and puts them together.
 
+mod accept;
 mod health;
+mod kernel_side;
 mod policy_source;
 mod proxies;
 mod shed;
@@ -17,15 +19,14 @@ use parking_lot::Mutex;
 use prometheus::Registry;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use underpass_abi::{Counter, Outcome, Verdict, map};
+use underpass_abi::Verdict;
 
 use crate::admin::{AdminError, AdminServer, AdminState, AdminThread, Endpoints, Readiness};
 use crate::capture::{
-    Attachment, Canary, Capture, CaptureConfig, CaptureError, Flows, Incoming, KernelCounters,
-    Listener, cgroup,
+    Attachment, Canary, Capture, CaptureConfig, CaptureError, Flows, Listener, cgroup,
 };
 use crate::connection::Way;
 use crate::dns::Resolver;
@@ -34,21 +35,17 @@ use crate::limits::{Admission, Limits};
 use crate::policy::{FailureMode, LoadError, Policy, Side};
 use crate::relay::Timeouts;
 use crate::sockets::SocketFactory;
-use crate::telemetry::metrics::{CaptureSource, MapUsage};
 use crate::telemetry::{Label, LogHandle, Metrics, Reload};
 use crate::tunnel::{TunnelConfig, Tunneler};
 
-pub use policy_source::PolicySource;
-use shed::Shedder;
+use kernel_side::KernelSide;
 use vital::VitalTasks;
+
+pub use policy_source::PolicySource;
 
 /// Between two sweeps of the flow map. The listeners run dry in far less, so an entry that two
 /// sweeps see belongs to no connection that waits to be accepted.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How long a retired listener still takes what was redirected to it before: those connections
-/// are on loopback, so they are there in far less.
-const LAST_CALL: Duration = Duration::from_millis(20);
 
 /// For the TCP handshake of a direct connection: as long as a tunnel may take.
 const DIRECT_DEADLINE: Duration = Duration::from_secs(15);
@@ -208,7 +205,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
             Ok(addr) => format!("listener on {addr}"),
             Err(_) => "listener".to_owned(),
         };
-        let accepting = accept(listener, Arc::clone(&way), tasks.clone());
+        let accepting = accept::accept(listener, Arc::clone(&way), tasks.clone());
         let accepting = tasks.acceptors.track_future(accepting);
         tasks.vital.spawn(name, accepting);
     }
@@ -395,64 +392,6 @@ fn announce(policy: &Policy, metrics: &Metrics) {
     }
 }
 
-/// Accepts until told to stop, and then what was on its way here.
-async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks) {
-    let mut shedder = Shedder::new();
-    loop {
-        tokio::select! {
-            incoming = listener.accept() => {
-                receive(incoming, &listener, &way, &tasks, &mut shedder).await;
-            }
-            () = tasks.closing.cancelled() => break,
-        }
-    }
-    if let Err(error) = listener.retire() {
-        tracing::warn!(%error, "connections made right now may be reset");
-    }
-    let last_call = sleep(LAST_CALL);
-    tokio::pin!(last_call);
-    loop {
-        tokio::select! {
-            biased;
-            incoming = listener.accept() => {
-                receive(incoming, &listener, &way, &tasks, &mut shedder).await;
-            }
-            () = &mut last_call => break,
-        }
-    }
-}
-
-/// Sends what was accepted on its way.
-async fn receive(
-    incoming: std::io::Result<Incoming>,
-    listener: &Listener,
-    way: &Arc<Way>,
-    tasks: &Tasks,
-    shedder: &mut Shedder,
-) {
-    match incoming {
-        Ok(Incoming::Redirected(accepted)) if Canary::is_canary(accepted.original_dst) => {
-            tokio::spawn(Canary::greet(accepted.stream));
-        }
-        Ok(Incoming::Redirected(accepted)) => match way.admission.admit(accepted.cgroup_id) {
-            Ok(admitted) => {
-                let way = Arc::clone(way);
-                let cut = tasks.cut.clone();
-                tasks.connections.spawn(async move {
-                    way.serve(accepted, &cut).await;
-                    drop(admitted);
-                });
-            }
-            Err(refusal) => way.refuse(&accepted, refusal),
-        },
-        Ok(Incoming::Stranger(client)) => {
-            way.metrics.capture.original_destination_missed();
-            tracing::warn!(%client, "reset a connection that nothing had redirected here");
-        }
-        Err(error) => shedder.failed(error, listener, way).await,
-    }
-}
-
 /// Removes flows that nobody will take, for ever.
 async fn sweep(flows: Arc<Flows>) {
     let mut sweeper = flows.sweeper();
@@ -466,49 +405,6 @@ async fn sweep(flows: Arc<Flows>) {
             Ok(removed) => tracing::debug!(removed, "swept flows that nobody took"),
             Err(error) => tracing::error!(%error, "cannot sweep flows"),
         }
-    }
-}
-
-/// What the kernel side counts, as metrics want it.
-struct KernelSide {
-    counters: Arc<KernelCounters>,
-    flows: Arc<Flows>,
-}
-
-impl KernelSide {
-    fn by(&self, pick: impl Fn(Outcome) -> Option<&'static str>) -> Vec<(&'static str, u64)> {
-        Counter::ALL
-            .iter()
-            .filter_map(|counter| Some((pick(counter.outcome())?, self.counters.value(*counter))))
-            .collect()
-    }
-}
-
-impl CaptureSource for KernelSide {
-    fn redirected(&self) -> u64 {
-        self.counters.value(Counter::Redirected)
-    }
-
-    fn skipped(&self) -> Vec<(&'static str, u64)> {
-        self.by(|outcome| match outcome {
-            Outcome::Skipped(reason) => Some(reason),
-            Outcome::Redirected(_) | Outcome::Refused(_) => None,
-        })
-    }
-
-    fn refused(&self) -> Vec<(&'static str, u64)> {
-        self.by(|outcome| match outcome {
-            Outcome::Refused(reason) => Some(reason),
-            Outcome::Redirected(_) | Outcome::Skipped(_) => None,
-        })
-    }
-
-    fn maps(&self) -> Vec<MapUsage> {
-        vec![MapUsage {
-            map: map::FLOWS,
-            entries: self.flows.len(),
-            capacity: u64::from(self.flows.capacity()),
-        }]
     }
 }
 

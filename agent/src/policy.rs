@@ -9,6 +9,7 @@ mod compile;
 mod document;
 mod dump;
 mod external;
+mod failure_mode;
 mod lookup;
 mod no_proxy;
 mod ports;
@@ -19,9 +20,10 @@ mod proxy_url;
 mod source;
 mod yaml;
 
-pub use compile::{CapturePlan, FailureMode, Options, Policy};
+pub use compile::{CapturePlan, Options, Policy};
 pub use document::Documents;
 pub use external::Side;
+pub use failure_mode::FailureMode;
 pub use lookup::{
     Claim, Decision, DenyReason, DirectRule, Facts, NameSource, Note, TargetSource, TunnelDecision,
 };

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use super::api::tunnel::{self, Tunnel};
 use super::api::value::{Port, TargetHost};
 use super::document::{Document, Documents};
 use super::external::{Side, Sides};
+use super::failure_mode::FailureMode;
 use super::no_proxy::HostList;
 use super::ports::PortSet;
 use super::problem::Problem;
@@ -21,30 +21,6 @@ use crate::name::{Host, HostName};
 pub struct Options {
     /// Ranges that are internal although their addresses do not tell (`--internal-cidr`).
     pub internal_cidrs: Vec<IpNet>,
-}
-
-/// What becomes of a connection when there is no tunnel to be had: the proxy cannot be reached, or
-/// the agent itself is gone.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase", try_from = "String")]
-pub enum FailureMode {
-    /// It is refused.
-    #[default]
-    Closed,
-    /// It goes to its original destination, past the proxy.
-    Open,
-}
-
-impl TryFrom<String> for FailureMode {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.as_str() {
-            "closed" => Ok(Self::Closed),
-            "open" => Ok(Self::Open),
-            _ => Err("expected `closed` or `open`"),
-        }
-    }
 }
 
 /// A policy, checked and indexed; it never changes.

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::compile::{FailureMode, Policy, Route, TargetRule};
+use super::compile::{Policy, Route, TargetRule};
 use super::external::Side;
+use super::failure_mode::FailureMode;
 use super::no_proxy::HostEntry;
 use super::ports::PortSet;
 use crate::name::Host;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::compile::{FailureMode, Policy, Route, TargetRule};
+use super::compile::{Policy, Route, TargetRule};
 use super::external::Side;
+use super::failure_mode::FailureMode;
 use super::no_proxy::HostEntry;
 use super::proxy::Proxy;
 use crate::name::{Host, HostName, OriginalDst, Target};

@@ -5,7 +5,7 @@ use serde::de::IgnoredAny;
 
 use super::metadata::Metadata;
 use super::value::{HostField, Port, TargetHost};
-use crate::policy::compile::FailureMode;
+use crate::policy::failure_mode::FailureMode;
 use crate::policy::no_proxy::HostEntry;
 use crate::policy::yaml::FieldNotes;
 
