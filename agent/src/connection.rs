@@ -70,10 +70,10 @@ impl Way {
     /// Carries a connection to its end. When `cut` is cancelled, it ends at once.
     pub(crate) async fn serve(&self, accepted: Accepted, cut: &CancellationToken) {
         let mut record = self.begin(&accepted);
+        // It came to be reset when it is closed, whatever happens, a crash of the agent included:
+        // only a relay that saw the end of both directions may let the workload believe that it
+        // has all the data.
         let mut workload = accepted.stream;
-        // Whatever happens, a crash of the agent included: only a relay that saw the end of both
-        // directions may let the workload believe that it has all the data.
-        reset_on_close(&workload);
         let result = tokio::select! {
             result = self.carry(&mut workload, accepted.original_dst, &mut record) => result,
             () = cut.cancelled() => Err(Failure::new(
@@ -92,7 +92,6 @@ impl Way {
 
     /// Resets a connection that is one too many.
     pub(crate) fn refuse(&self, accepted: &Accepted, refusal: Refusal) {
-        reset_on_close(&accepted.stream);
         let mut record = self.begin(accepted);
         let failure = self.over(refusal);
         record.failed(failure.flag, &failure.error);

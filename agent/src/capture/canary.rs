@@ -22,6 +22,7 @@ use super::CaptureError;
 use super::cgroup::{CANARY_PREFIX, OwnedCgroup, enter};
 use super::claim::unique;
 use crate::name::OriginalDst;
+use crate::sockets::finish_on_close;
 
 /// Where canaries claim to go. 192.0.0.8 is the IPv4 dummy address (RFC 7600), 100::/64 is for
 /// discarding (RFC 6666): should a canary not be captured, it meets nobody.
@@ -85,6 +86,7 @@ impl Canary {
     /// Answers a canary that arrived.
     pub async fn greet(mut stream: tokio::net::TcpStream) {
         use tokio::io::AsyncWriteExt;
+        finish_on_close(&stream);
         // If it fails, the canary's maker sees that and says so.
         let _ = stream.write_all(GREETING).await;
         let _ = stream.shutdown().await;

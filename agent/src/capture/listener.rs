@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -10,7 +11,6 @@ use underpass_abi::{Listeners, SocketRole};
 
 use super::{CaptureError, Flows, MarkedSockets, ports};
 use crate::name::OriginalDst;
-use crate::sockets::reset_on_close;
 
 /// Connections that the kernel holds for us, established and not accepted. The kernel caps it at
 /// net.core.somaxconn.
@@ -28,7 +28,8 @@ pub struct Listener {
 /// A redirected connection.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The connection from the workload.
+    /// The connection from the workload; closing it resets it, until
+    /// [`finish_on_close`](crate::sockets::finish_on_close).
     pub stream: TcpStream,
     /// The workload's address and port.
     pub client: SocketAddr,
@@ -59,7 +60,6 @@ impl Listener {
         let (stream, client) = self.socket.accept().await?;
         let flow = self.flows.take(self.netns_cookie, client);
         let Ok(Some(flow)) = flow.inspect_err(|error| tracing::error!(%error, "flow lost")) else {
-            reset_on_close(&stream);
             return Ok(Incoming::Stranger(client));
         };
         stream.set_nodelay(true)?;
@@ -129,6 +129,9 @@ fn bind(address: IpAddr, sockets: &MarkedSockets) -> io::Result<(TcpListener, u1
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    // Accepted sockets inherit it, so that there is no moment in which a crash of the agent would
+    // look to a workload like the end of the data.
+    socket.set_linger(Some(Duration::ZERO))?;
     socket.bind(&local.into())?;
     // Before it listens: the programs redirect to nothing that is not marked.
     sockets.mark_as(&socket, SocketRole::Listener)?;
@@ -141,4 +144,23 @@ fn bind(address: IpAddr, sockets: &MarkedSockets) -> io::Result<(TcpListener, u1
 fn is_family_missing(error: &io::Error) -> bool {
     use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
     matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel does for us, and POSIX does not promise.
+    #[test]
+    fn accepted_sockets_inherit_the_reset() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        listener.set_linger(Some(Duration::ZERO)).unwrap();
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        listener.bind(&local.into()).unwrap();
+        listener.listen(1).unwrap();
+        let local = listener.local_addr().unwrap().as_socket().unwrap();
+        let _client = std::net::TcpStream::connect(local).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert_eq!(accepted.linger().unwrap(), Some(Duration::ZERO));
+    }
 }

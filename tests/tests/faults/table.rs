@@ -568,7 +568,8 @@ faults! {
         log: None,
         counted: Some((CLOSED, &[])),
         launcher: Some(node::stuck_reader),
-        play: |stage| stage.see("crowd", &["300"]),
+        // More lines than a pipe holds.
+        play: |stage| stage.see("crowd", &["200"]),
     }
     log_has_nowhere_to_go {
         fault: "standard error is closed",
