@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{setsid, write};
 
 /// Where a child process shall find itself when its program starts.
@@ -37,6 +38,12 @@ pub(crate) fn enter(command: &mut Command, entry: Entry) {
         }
         if entry.new_session {
             setsid()?;
+        }
+        // Whoever runs the tests in the background has some of these ignored, and a program that
+        // starts so keeps them: a shell cannot even trap them.
+        for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+            // SAFETY: sets no handler, only the default.
+            unsafe { signal(ignored, SigHandler::SigDfl) }?;
         }
         Ok(())
     };

@@ -303,9 +303,13 @@ fn exec_killed(exec: &[&str]) -> anyhow::Result<()> {
     until("its cgroup goes", || ours().is_empty()).with_context(|| format!("{:?}", ours()))
 }
 
-/// Whoever was captured by an agent that was killed can be freed, and nothing is left of it.
+/// What an agent captured is refused when it has been killed, since its policy is closed; then it
+/// can be freed, and nothing is left of the agent.
 fn run_killed(run: &mut Agent, enter: &[&str]) -> anyhow::Result<()> {
     run.kill()?;
+    let text = run_client(enter)?;
+    let refused = text.lines().filter(|line| line.ends_with("(os error 1)"));
+    ensure!(refused.count() == TARGETS.len(), "not refused: {text}");
     let status = Command::new(AGENT)
         .arg("detach")
         .stdout(Stdio::null())
