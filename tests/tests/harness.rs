@@ -442,7 +442,10 @@ fn a_test_that_is_interrupted_or_killed_leaves_nothing_behind() {
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let this = std::env::current_exe().must("find this program");
         let report = tempfile::NamedTempFile::new().must("make a file");
-        let mut test = Command::new(this)
+        // Whoever runs the tests in the background may have SIGINT ignored, which is inherited.
+        let mut test = Command::new("env")
+            .arg("--default-signal=INT")
+            .arg(this)
             .args(["--ignored", "--exact", "holds_a_world_for_ever"])
             .env(REPORT, report.path())
             .stdout(Stdio::null())
