@@ -28,8 +28,9 @@ pub(crate) fn no_descriptors(stage: &mut Stage) -> Saw {
     limit(stage, &(stage.agent().open_files() + 3).to_string());
     let crowd = stage.fault("crowd", &["50"]).start();
     wait_for("the agent complains", SECONDS, || {
+        // Before `accept` fails for want of them, or when it does.
         let log = stage.log();
-        log.contains("cannot accept connections") && log.contains("Too many open files")
+        log.contains("file descriptors (RLIMIT_NOFILE") || log.contains("Too many open files")
     });
     limit(stage, usual);
     let saw = stage.finish(crowd);
