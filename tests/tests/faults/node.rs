@@ -26,14 +26,12 @@ pub(crate) fn no_descriptors(stage: &mut Stage) -> Saw {
         prlimit.run(SECONDS).expect_success();
     };
     limit(stage, &(stage.agent().open_files() + 3).to_string());
-    let crowd = stage.fault("crowd", &["50"]).start();
-    wait_for("the agent complains", SECONDS, || {
-        // Before `accept` fails for want of them, or when it does.
-        let log = stage.log();
-        log.contains("file descriptors (RLIMIT_NOFILE") || log.contains("Too many open files")
-    });
+    let mut saw = stage.see("crowd", &["50"]);
+    if saw.what == "all reset" {
+        // How many find a descriptor is chance; that none waits is not.
+        saw.what = "served or reset".to_owned();
+    }
     limit(stage, usual);
-    let saw = stage.finish(crowd);
     assert_eq!(stage.see("echo", &[]).what, "echoed", "{}", stage.tails());
     saw
 }

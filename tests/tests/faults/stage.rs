@@ -107,12 +107,6 @@ impl Stage {
         self.agent.as_ref().expect("the agent runs")
     }
 
-    /// All that the agent has logged.
-    pub(crate) fn log(&mut self) -> String {
-        let agent = self.agent.as_mut().expect("the agent runs");
-        agent.process().stderr()
-    }
-
     /// A workload with the echo server as its target.
     pub(crate) fn fault(&self, what: &str, args: &[&str]) -> Cmd {
         self.fault_to(what, &OTHER_V4.to_string(), ECHO, args)
