@@ -5,7 +5,7 @@ use std::process::Command;
 use clap::Args;
 use underpass_ebpf_builder::Toolchain;
 
-use crate::{project::Project, report, supervise::Supervisor};
+use crate::{project::Project, report, setup, supervise::Supervisor};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -19,6 +19,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     agent(&project, &Supervisor::new()?, arguments.release)?;
     report::result(project.binary(arguments.release).display());
     Ok(())
+}
+
+/// Sets up, and builds the agent as users get it: what a verb needs that shows the agent at work.
+pub(crate) fn from_scratch(project: &Project, supervisor: &Supervisor) -> anyhow::Result<()> {
+    report::timed("setup", || {
+        setup::install(project, supervisor).map(|()| "done")
+    })?;
+    report::timed("build", || {
+        agent(project, supervisor, true).map(|()| "done")
+    })
 }
 
 /// Builds the agent; fails where it would be built without its eBPF programs.

@@ -4,7 +4,6 @@ use crate::{
     build,
     cgroup::Subtree,
     project::Project,
-    report, setup,
     supervise::{self, Supervisor},
 };
 
@@ -13,12 +12,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     supervise::require_root()?;
     let project = Project::find()?;
     let supervisor = Supervisor::new()?;
-    report::timed("setup", || {
-        setup::install(&project, &supervisor).map(|()| "done")
-    })?;
-    report::timed("build", || {
-        build::agent(&project, &supervisor, true).map(|()| "done")
-    })?;
+    build::from_scratch(&project, &supervisor)?;
     let package = ["--quiet", "--locked", "--package", "underpass-tests"];
     supervisor.check(project.cargo("build").args(package).args(["--bin", "demo"]))?;
     let mut demo = project.cargo("run");

@@ -5,7 +5,6 @@ use clap::Args;
 use crate::{
     build,
     project::Project,
-    report, setup,
     supervise::{self, Supervisor},
 };
 
@@ -22,12 +21,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     supervise::require_root()?;
     let project = Project::find()?;
     let supervisor = Supervisor::new()?;
-    report::timed("setup", || {
-        setup::install(&project, &supervisor).map(|()| "done")
-    })?;
-    report::timed("build", || {
-        build::agent(&project, &supervisor, true).map(|()| "done")
-    })?;
+    build::from_scratch(&project, &supervisor)?;
     let package = ["--quiet", "--locked", "--package", "underpass-tests"];
     supervisor.check(project.cargo("build").args(package).arg("--bins"))?;
     let mut soak = project.cargo("run");
