@@ -365,14 +365,11 @@ fn must_outlive(policy: &Policy) -> bool {
 /// Tells the programs what policy wants captured.
 fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), CaptureError> {
     let plan = policy.capture_plan();
-    let external = match plan.failure_mode {
-        FailureMode::Closed => underpass_abi::Side::External,
-        FailureMode::Open => underpass_abi::Side::Open,
-    };
     let prefixes = plan.prefixes.iter().map(|(prefix, side)| {
         let side = match side {
-            Side::External => external,
+            Side::External => underpass_abi::Side::External,
             Side::Internal => underpass_abi::Side::Internal,
+            Side::Open => underpass_abi::Side::Open,
         };
         (*prefix, None, side)
     });

@@ -20,9 +20,7 @@ use crate::dns::Resolver;
 use crate::inspect::{self, InspectError, Inspected, Seen, Source, inspect};
 use crate::limits::{Admission, Refusal};
 use crate::name::{Host, OriginalDst};
-use crate::policy::{
-    self, Claim, DirectRule, Facts, FailureMode, NameSource, Policy, TunnelDecision,
-};
+use crate::policy::{self, Claim, Facts, Fallback, NameSource, Policy, TunnelDecision};
 use crate::relay::{RelayError, Shared, Timeouts, Traffic, broken, relay};
 use crate::sockets::{SocketFactory, finish_on_close, reset_on_close};
 use crate::telemetry::{
@@ -128,7 +126,8 @@ impl Way {
             );
             return self.direct(workload, dst, Bytes::new(), record).await;
         }
-        let (bytes, claimed) = if policy.wants_name(dst) {
+        let view = Arc::clone(policy.view_of_stranger());
+        let (bytes, claimed) = if policy.wants_inspection(dst, &view) {
             let inspected = self.inspect(workload).await?;
             let claimed = inspected.claimed_host().map(claim);
             (inspected.bytes, claimed)
@@ -141,32 +140,35 @@ impl Way {
             claimed,
             claimed_is_verified: false,
         };
-        if policy.wants_verification(&facts)
+        let mut verdict = policy.decide(&facts, &view);
+        if verdict.note.is_some()
             && let Some(name) = facts.claimed.as_ref().and_then(|claim| claim.host.name())
         {
             facts.claimed_is_verified = self.resolver.maps(name, dst.ip()).await;
+            verdict = policy.decide(&facts, &view);
         }
-        match policy.decide(&facts) {
+        match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
                 record.decided(telemetry::Decision::Deny, by, None);
                 self.metrics
                     .policy
                     .deduced(telemetry::TargetSource::Sni, Deduction::Missing);
-                let policy::DenyReason::NoName = reason;
-                record.denied(telemetry::DenyReason::NoName, &reason);
+                let label = match reason {
+                    policy::DenyReason::NoName => telemetry::DenyReason::NoName,
+                    policy::DenyReason::Rule => telemetry::DenyReason::Rule,
+                };
+                record.denied(label, &reason);
                 Err(Failure::new(ResponseFlag::Deny, reason))
             }
             policy::Decision::Direct(rule) => {
-                let by = match &rule {
-                    DirectRule::NoProxy { policy, .. } => Some(Label::of(policy)),
-                    DirectRule::Internal(_) | DirectRule::NoTunnel => None,
-                };
+                let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by, Some(Label::of(&rule)));
                 self.direct(workload, dst, bytes, record).await
             }
             policy::Decision::Tunnel(decision) => {
-                self.tunnel(workload, dst, &decision, bytes, record).await
+                self.tunnel(workload, dst, &decision, verdict.note, bytes, record)
+                    .await
             }
         }
     }
@@ -228,16 +230,18 @@ impl Way {
         workload: &mut TcpStream,
         dst: OriginalDst,
         decision: &TunnelDecision,
+        note: Option<policy::Note>,
         bytes: Bytes,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         let protocol = TunnelProtocol::Http1Connect;
-        let proxy = Label::of(&decision.proxy);
+        let chosen = &decision.proxies[0].proxy;
+        let proxy = Label::of(chosen);
         let policy = Label::of(&decision.policy);
         record.decided(
             telemetry::Decision::Tunnel,
             Some(policy),
-            decision.note.as_ref().map(|note| Label::of(note)),
+            note.map(|note| Label::of(&note)),
         );
         record.target(decision.target.clone(), target_source(decision.source));
         record.proxy(proxy.clone());
@@ -252,7 +256,7 @@ impl Way {
             .admission
             .begin_tunnel()
             .map_err(|refusal| self.over(refusal))?;
-        let opened = self.tunneler.open(&decision.proxy, &decision.target).await;
+        let opened = self.tunneler.open(chosen, &decision.target).await;
         drop(pending);
         let timings = match &opened {
             Ok(tunnel) => tunnel.timings,
@@ -282,7 +286,7 @@ impl Way {
                     self.metrics.proxy.connect_failed(&proxy, &endpoint, reason);
                 }
                 // A refusal is the proxy's decision, not its failure.
-                if decision.failure_mode == FailureMode::Open && error.refusal().is_none() {
+                if decision.fallback == Fallback::Direct && error.refusal().is_none() {
                     tracing::warn!(%error, "failureMode is open: going direct");
                     let by = Some(Label::of(&decision.policy));
                     let rule = Some(Label::fixed(
@@ -398,6 +402,7 @@ fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
         policy::TargetSource::Explicit => telemetry::TargetSource::Explicit,
         policy::TargetSource::HttpHost => telemetry::TargetSource::HttpHost,
         policy::TargetSource::OriginalDst => telemetry::TargetSource::OriginalDst,
+        policy::TargetSource::ServiceEntry => telemetry::TargetSource::Declared,
         policy::TargetSource::Sni => telemetry::TargetSource::Sni,
     }
 }

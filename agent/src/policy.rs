@@ -5,11 +5,16 @@
 //! [`load`] touches files. Everything that is wrong comes out as a [`Problem`] with its place.
 
 mod api;
+mod bits;
 mod compile;
+mod decision;
 mod document;
 mod dump;
+mod explain;
 mod external;
 mod failure_mode;
+mod header;
+mod hosts;
 mod lookup;
 mod no_proxy;
 mod ports;
@@ -17,19 +22,26 @@ mod prefix;
 mod problem;
 mod proxy;
 mod proxy_url;
+mod rule;
 mod source;
+mod workloads;
 mod yaml;
 
-pub use compile::{CapturePlan, Options, Policy};
+pub use compile::{CapturePlan, Materials, Options, Policy};
+pub use decision::{
+    Decision, DenyReason, DirectRule, Fallback, Note, TargetSource, TargetTls, TunnelDecision,
+    Verdict,
+};
 pub use document::Documents;
+pub use explain::{Considered, Explanation};
 pub use external::Side;
 pub use failure_mode::FailureMode;
-pub use lookup::{
-    Claim, Decision, DenyReason, DirectRule, Facts, NameSource, Note, TargetSource, TunnelDecision,
-};
+pub use header::{HeaderContext, HeaderTemplate};
+pub use lookup::{Claim, Facts, NameSource};
 pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
 pub use problem::Problem;
-pub use proxy::{Credentials, InvalidCredentials, Proxy};
+pub use proxy::{Credentials, Endpoint, InvalidCredentials, Proxy, RankedProxy, TunnelProtocol};
 pub use proxy_url::ProxyUrlError;
-pub use source::{LoadError, load};
+pub use source::{LoadError, Paths, load};
+pub use workloads::View;

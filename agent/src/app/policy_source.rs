@@ -10,13 +10,17 @@ pub struct PolicySource(Place);
 
 #[derive(Clone, Debug)]
 enum Place {
-    Files(Vec<PathBuf>, Options),
+    Files(policy::Paths, Options),
     Fixed(Box<Policy>),
 }
 
 impl PolicySource {
     /// Files, and directories of them.
     pub fn files(paths: Vec<PathBuf>, options: Options) -> Self {
+        let paths = policy::Paths {
+            policy: paths,
+            secrets: Vec::new(),
+        };
         Self(Place::Files(paths, options))
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{EXIT_USAGE, Failure, complain};
-use crate::policy::{self, Options};
+use crate::policy::{self, Options, Paths};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -15,7 +15,11 @@ pub(super) struct Args {
 
 /// Says nothing of a valid policy but what its author should know; of a bad one, a line a problem.
 pub(super) fn main(args: &Args) -> Result<ExitCode, Failure> {
-    match policy::load(&args.paths, &Options::default()) {
+    let paths = Paths {
+        policy: args.paths.clone(),
+        secrets: Vec::new(),
+    };
+    match policy::load(&paths, &Options::default()) {
         Ok(policy) => {
             for warning in policy.warnings() {
                 complain(&format_args!("warning: {warning}"));

@@ -1,20 +1,37 @@
 //! Documents into the policy that lookups use.
 
-use std::collections::HashMap;
+mod credentials;
+mod plan;
+mod proxies;
+mod redirects;
+mod rules;
+mod services;
+mod tls;
+mod warnings;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::api::tunnel::{self, Tunnel};
-use super::api::value::{Port, TargetHost};
-use super::document::{Document, Documents};
+use super::api::value::HostPattern;
+use super::document::Documents;
 use super::external::{Side, Sides};
 use super::failure_mode::FailureMode;
+use super::hosts::HostTable;
 use super::no_proxy::HostList;
 use super::ports::PortSet;
+use super::prefix::PrefixTable;
 use super::problem::Problem;
-use super::proxy::Proxy;
-use crate::name::{Host, HostName};
+use super::proxy::{Proxy, RankedProxy};
+use super::rule::{Action, Route, Rule, Scope, Service, TargetRule};
+use super::workloads::{View, WorkloadMatch};
+use crate::tls::{ClientTls, SystemRoots};
+use crate::workload::Workload;
+use proxies::Proxies;
+use services::Services;
+use tls::TlsConfigs;
 
 /// What a policy is compiled with besides documents.
 #[derive(Clone, Debug, Default)]
@@ -23,53 +40,82 @@ pub struct Options {
     pub internal_cidrs: Vec<IpNet>,
 }
 
+/// What documents only refer to.
+#[derive(Clone, Debug)]
+pub struct Materials {
+    /// The files that documents name, or why they cannot be read.
+    pub files: BTreeMap<PathBuf, Result<Vec<u8>, String>>,
+    /// Whom this system trusts.
+    pub roots: SystemRoots,
+}
+
+impl Materials {
+    /// Nothing at all.
+    pub fn none() -> Self {
+        Self {
+            files: BTreeMap::new(),
+            roots: SystemRoots::none(),
+        }
+    }
+}
+
 /// A policy, checked and indexed; it never changes.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub(super) sides: Sides,
-    /// The Tunnel for all external traffic.
-    pub(super) tunnel: Option<Route>,
+    pub(super) captured: Sides,
+    pub(super) ports: PortSet,
+    pub(super) exceptions: Vec<(IpNet, u16)>,
+    pub(super) services: Vec<Service>,
+    /// Services by address, each list in the order of seniority.
+    pub(super) by_address: PrefixTable<Vec<usize>>,
+    /// Services by host, likewise.
+    pub(super) by_host: HostTable<usize>,
+    /// In the order of precedence.
+    pub(super) rules: Vec<Rule>,
+    /// Those that rules lead through, each once.
+    proxies: Vec<Arc<Proxy>>,
+    /// Those that are about hosts.
+    pub(super) host_rules: HostTable<usize>,
+    /// TLS to targets, the oldest setting first.
+    pub(super) tls_settings: Vec<TlsSetting>,
+    /// The same by host.
+    pub(super) tls_by_host: HostTable<usize>,
+    /// What a workload sees of which nothing is known.
+    pub(super) stranger: Arc<View>,
     pub(super) warnings: Vec<Problem>,
 }
 
-/// What a Tunnel comes down to.
+/// TLS to a host, as a DestinationRule has it.
 #[derive(Clone, Debug)]
-pub(super) struct Route {
-    /// `Tunnel/NAME` or `Tunnel/NAMESPACE/NAME`.
+pub(super) struct TlsSetting {
+    pub(super) host: HostPattern,
+    /// Unset: every port without one of its own.
+    pub(super) port: Option<u16>,
+    /// The DestinationRule.
     pub(super) policy: Arc<str>,
-    pub(super) proxy: Arc<Proxy>,
-    pub(super) target_host: TargetRule,
-    /// Unset: the original port.
-    pub(super) target_port: Option<u16>,
-    pub(super) no_proxy: HostList,
-    pub(super) failure_mode: FailureMode,
+    pub(super) workloads: WorkloadMatch,
+    /// `None`: no TLS.
+    pub(super) tls: Option<Arc<ClientTls>>,
 }
 
-/// How the host of a target is found.
-#[derive(Clone, Debug)]
-pub(super) enum TargetRule {
-    AutoSni,
-    BestKnown,
-    Fixed {
-        host: Host,
-        /// The same host, if it is a name.
-        service: Option<Arc<HostName>>,
-    },
-    OriginalDst,
-}
-
-/// What the kernel side has to capture: connections to an address on the external side, by the
+/// What the kernel side has to capture: connections to an address that is not internal, by the
 /// longest prefix, and to a port of the set.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CapturePlan {
-    /// Which ranges are external; together they cover every IPv4 and IPv6 address.
+    /// On which side which ranges are; together they cover every IPv4 and IPv6 address.
     pub prefixes: Vec<(IpNet, Side)>,
     /// Ranges that are internal on one port only, which goes before `prefixes`.
     pub exceptions: Vec<(IpNet, u16)>,
-    /// What becomes of the rest when the agent is gone.
-    pub failure_mode: FailureMode,
     /// The TCP ports that policy is about; none if there is nothing to do.
     pub ports: PortSet,
+}
+
+/// What is found while documents are compiled.
+#[derive(Debug, Default)]
+struct Report {
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 impl Policy {
@@ -78,184 +124,205 @@ impl Policy {
     /// # Errors
     /// Everything that is wrong with the documents, by themselves and together, ordered by file
     /// and line.
-    pub fn compile(documents: &Documents, options: &Options) -> Result<Self, Vec<Problem>> {
+    pub fn compile(
+        documents: &Documents,
+        materials: &Materials,
+        options: &Options,
+    ) -> Result<Self, Vec<Problem>> {
         let mut problems = documents.problems().to_vec();
-        problems.extend(duplicates(documents.tunnels()));
-
+        problems.extend(documents.duplicates());
         if !problems.is_empty() {
-            problems.sort();
-            return Err(problems);
+            // What refers to a bad document would be reported as well, and mislead.
+            return Err(sorted(problems));
         }
-
-        let mut tunnels: Vec<_> = documents.tunnels().iter().collect();
-        tunnels.sort_by(|a, b| precedence(&a.object).cmp(&precedence(&b.object)));
-        let Some((first, others)) = tunnels.split_first() else {
-            return Ok(Self::new(None, options));
-        };
-        let route = Route::compile(&first.object);
-        let mut policy = Self::new(Some(route), options);
-        policy.warnings = others.iter().map(|other| shadowed(other, first)).collect();
-        policy.warnings.extend(closed_to_names(&policy, first));
-        policy.warnings.sort();
+        let mut report = Report::default();
+        let mut configs = TlsConfigs::new(documents, materials);
+        let settings = configs.of_rules(&mut report);
+        let by_host = tls::by_host(&settings);
+        let mut proxies = Proxies::new(documents, configs, &settings, &by_host);
+        let mut ranked = rules::compile(documents, &mut proxies, &mut report);
+        ranked.extend(redirects::compile(documents, &mut proxies, &mut report));
+        let mut services = Services::new(documents);
+        let rules = services.settle(ranked);
+        if !report.problems.is_empty() {
+            return Err(sorted(report.problems));
+        }
+        let hosts_of_proxies = proxies.into_hosts();
+        let mut policy = Self::assemble(rules, services, settings, options);
+        report.warnings.extend_from_slice(documents.ignored());
+        report
+            .warnings
+            .extend(policy.doubts(documents, &hosts_of_proxies));
+        policy.warnings = sorted(report.warnings);
         Ok(policy)
     }
 
     /// The policy of a command line: everything external goes through `proxy`, under its best
     /// known name, but for what `no_proxy` lists.
     pub fn for_proxy(proxy: Proxy, no_proxy: HostList, options: &Options) -> Self {
-        let route = Route {
-            policy: format!("{}/command-line", tunnel::KIND).into(),
-            proxy: Arc::new(proxy),
-            target_host: TargetRule::BestKnown,
-            target_port: None,
-            no_proxy,
-            failure_mode: FailureMode::Closed,
+        let rule = Rule {
+            policy: "Tunnel/command-line".into(),
+            place: "command line".to_owned(),
+            scope: Scope::All,
+            workloads: WorkloadMatch::default(),
+            action: Action::Tunnel(Box::new(Route {
+                proxies: Arc::new([RankedProxy {
+                    proxy: Arc::new(proxy),
+                    priority: 0,
+                    weight: 1,
+                }]),
+                target_host: TargetRule::BestKnown,
+                target_port: None,
+                no_proxy,
+                failure_mode: FailureMode::Closed,
+            })),
         };
-        Self::new(Some(route), options)
+        let services = Services::default();
+        Self::assemble(vec![rule], services, Vec::new(), options)
+    }
+
+    fn assemble(
+        rules: Vec<Rule>,
+        services: Services,
+        tls_settings: Vec<TlsSetting>,
+        options: &Options,
+    ) -> Self {
+        let mut host_rules = HostTable::default();
+        for (index, rule) in rules.iter().enumerate() {
+            if let Scope::Host { pattern, .. } = &rule.scope {
+                host_rules.push(pattern, index);
+            }
+        }
+        let Services {
+            list,
+            by_address,
+            by_host,
+        } = services;
+        let plan = plan::make(&rules, &list, options);
+        let mut policy = Self {
+            sides: plan.sides,
+            captured: plan.captured,
+            ports: plan.ports,
+            exceptions: plan.exceptions,
+            services: list,
+            by_address,
+            by_host,
+            proxies: proxies_of(&rules),
+            rules,
+            host_rules,
+            tls_by_host: tls::by_host(&tls_settings),
+            tls_settings,
+            stranger: Arc::default(),
+            warnings: Vec::new(),
+        };
+        policy.stranger = Arc::new(policy.make_view(&Workload::default()));
+        policy
     }
 
     /// What is to be captured.
     pub fn capture_plan(&self) -> CapturePlan {
         CapturePlan {
-            prefixes: self.sides.prefixes().collect(),
-            exceptions: self
-                .tunnel
-                .iter()
-                .flat_map(|route| route.no_proxy.nets_on_ports())
-                .collect(),
-            failure_mode: self.failure_mode(),
-            ports: self.tunnel.as_ref().map(Route::ports).unwrap_or_default(),
+            prefixes: self.captured.prefixes().collect(),
+            exceptions: self.exceptions.clone(),
+            ports: self.ports.clone(),
         }
     }
 
-    /// What becomes of captured connections when the agent is gone; open where nothing is captured.
+    /// What becomes of captured connections when the agent is gone: closed if anything that is
+    /// captured is.
     pub fn failure_mode(&self) -> FailureMode {
-        self.tunnel
-            .as_ref()
-            .map_or(FailureMode::Open, |route| route.failure_mode)
+        let closed = self.rules.iter().any(|rule| rule.action.is_closed());
+        if closed && !self.ports.is_empty() {
+            FailureMode::Closed
+        } else {
+            FailureMode::Open
+        }
     }
 
-    /// Every proxy in use.
+    /// Every proxy in use, each once.
     pub fn proxies(&self) -> impl Iterator<Item = &Arc<Proxy>> {
-        self.tunnel.iter().map(|route| &route.proxy)
+        self.proxies.iter()
     }
 
-    /// What is not wrong, but perhaps not meant: Tunnels that never apply.
+    /// How many rules there are.
+    pub fn rule_count(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// What is not wrong, but perhaps not meant: fields without effect, rules that never apply.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
     }
 
-    fn new(tunnel: Option<Route>, options: &Options) -> Self {
-        let mut sides = Sides::new();
-        let listed = tunnel.iter().flat_map(|route| route.no_proxy.nets());
-        for net in options.internal_cidrs.iter().copied().chain(listed) {
-            sides.set(net, Side::Internal);
-        }
-        Self {
-            sides,
-            tunnel,
-            warnings: Vec::new(),
+    /// Whether it matters who connects. Where it does not, everybody has the view of a stranger.
+    pub fn wants_workload(&self) -> bool {
+        let selects = self.rules.iter().any(|rule| !rule.workloads.is_everyone());
+        let shows = |service: &Service| service.visibility != super::workloads::Visibility::All;
+        let tls = self.tls_settings.iter().any(|s| !s.workloads.is_everyone());
+        selects
+            || tls
+            || self.services.iter().any(shows)
+            || self
+                .proxies()
+                .flat_map(|proxy| &proxy.headers)
+                .any(super::header::HeaderTemplate::wants_workload)
+    }
+
+    /// What the policy looks like from a workload.
+    pub fn view(&self, workload: &Workload) -> Arc<View> {
+        Arc::new(self.make_view(workload))
+    }
+
+    /// What it looks like from a workload of which nothing is known.
+    pub fn view_of_stranger(&self) -> &Arc<View> {
+        &self.stranger
+    }
+
+    fn make_view(&self, workload: &Workload) -> View {
+        let applies = |(_, rule): &(usize, &Rule)| rule.workloads.matches(workload);
+        let mine = || self.rules.iter().enumerate().filter(applies);
+        View {
+            rules: mine().map(|(index, _)| index).collect(),
+            for_all: mine()
+                .find(|(_, rule)| matches!(rule.scope, Scope::All))
+                .map(|(index, _)| index),
+            tls_settings: self
+                .tls_settings
+                .iter()
+                .enumerate()
+                .filter(|(_, setting)| setting.workloads.matches(workload))
+                .map(|(index, _)| index)
+                .collect(),
+            namespace: workload.namespace.clone(),
         }
     }
 }
 
-impl Route {
-    fn compile(tunnel: &Tunnel) -> Self {
-        let Tunnel { metadata, spec, .. } = tunnel;
-        let name = &metadata.name;
-        let policy = match &metadata.namespace {
-            Some(namespace) => format!("{}/{namespace}/{name}", tunnel::KIND),
-            None => format!("{}/{name}", tunnel::KIND),
-        };
-        Self {
-            policy: policy.into(),
-            proxy: Arc::new(Proxy {
-                host: spec.proxy.host.0.clone(),
-                port: spec.proxy.port.get(),
-                credentials: None,
-            }),
-            target_host: match &spec.target_host {
-                None => TargetRule::BestKnown,
-                Some(TargetHost::AutoSni) => TargetRule::AutoSni,
-                Some(TargetHost::OriginalDst) => TargetRule::OriginalDst,
-                Some(TargetHost::Fixed(host)) => TargetRule::Fixed {
-                    host: host.clone(),
-                    service: host.name().cloned().map(Arc::new),
-                },
-            },
-            target_port: spec.target_port.map(Port::get),
-            no_proxy: spec.no_proxy.iter().flatten().cloned().collect(),
-            failure_mode: spec.failure_mode,
-        }
-    }
-
-    fn ports(&self) -> PortSet {
-        let mut ports = PortSet::all();
-        for port in self.no_proxy.ports() {
-            match port {
-                Some(port) => ports.remove(port),
-                None => return PortSet::none(),
+fn proxies_of(rules: &[Rule]) -> Vec<Arc<Proxy>> {
+    let mut seen = HashSet::new();
+    let mut proxies = Vec::new();
+    for rule in rules {
+        if let Action::Tunnel(route) = &rule.action {
+            for RankedProxy { proxy, .. } in route.proxies.iter() {
+                if seen.insert(Arc::as_ptr(proxy)) {
+                    proxies.push(Arc::clone(proxy));
+                }
             }
         }
-        ports
     }
+    proxies
 }
 
-/// The first in this order wins: the oldest, then by name. What has no age, as in most files,
-/// comes after what has.
-fn precedence(tunnel: &Tunnel) -> impl Ord + '_ {
-    let metadata = &tunnel.metadata;
-    let created = metadata.creation_timestamp.as_ref();
-    (
-        created.is_none(),
-        created,
-        &metadata.name,
-        &metadata.namespace,
-    )
-}
-
-fn shadowed(loser: &Document<Tunnel>, winner: &Document<Tunnel>) -> Problem {
-    let reason = format!(
-        "it never applies: {} in {} is for all external traffic too, and the oldest wins, then \
-         the first by name",
-        winner.subject(),
-        winner.place("metadata")
-    );
-    loser.problem("spec", reason)
-}
-
-/// The kernel side knows no names, so what only names exempt is refused like the rest while the
-/// agent is gone.
-fn closed_to_names(policy: &Policy, document: &Document<Tunnel>) -> Option<Problem> {
-    let route = policy.tunnel.as_ref()?;
-    let closed = route.failure_mode == FailureMode::Closed && route.no_proxy.has_names();
-    closed.then(|| {
-        document.problem(
-            "spec.noProxy",
-            "names in it are refused, too, while the agent is gone, because only the agent knows \
-             names; addresses and ranges are not",
-        )
-    })
-}
-
-fn duplicates(documents: &[Document<Tunnel>]) -> Vec<Problem> {
-    let mut first = HashMap::new();
-    let mut problems = Vec::new();
-    for document in documents {
-        let metadata = &document.object.metadata;
-        let key = (&metadata.namespace, &metadata.name);
-        let other: &Document<Tunnel> = first.entry(key).or_insert(document);
-        if !std::ptr::eq(other, document) {
-            let reason = format!(
-                "`{}` is already the name of a {} in {}",
-                metadata.name,
-                tunnel::KIND,
-                other.place("metadata.name")
-            );
-            problems.push(document.problem("metadata.name", reason));
-        }
-    }
+fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort();
+    problems.dedup();
     problems
+}
+
+/// The host of a pattern and those it means, for messages.
+fn shown(patterns: &[HostPattern]) -> String {
+    let shown: Vec<_> = patterns.iter().map(ToString::to_string).collect();
+    shown.join(", ")
 }
 
 #[cfg(test)]

@@ -1,19 +1,42 @@
 //! The documents of a policy, checked one by one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::api::LATER_KINDS;
-use super::api::metadata::ObjectName;
-use super::api::tunnel::{self, Tunnel};
+use super::api::Object;
+use super::api::destination_rule::DestinationRule;
+use super::api::metadata::{Metadata, Namespace, ObjectName};
+use super::api::secret::Secret;
+use super::api::service::Service;
+use super::api::service_entry::ServiceEntry;
+use super::api::tls::{TlsFields, TlsMode};
+use super::api::tunnel::Tunnel;
+use super::api::virtual_service::VirtualService;
 use super::problem::{Place, Problem, Subject, quotable};
 use super::yaml::{self, Fault, Node, Value};
 
 /// Documents gathered from files, and what was wrong with some of them.
 #[derive(Debug, Default)]
 pub struct Documents {
-    tunnels: Vec<Document<Tunnel>>,
+    pub(super) destination_rules: Vec<Document<DestinationRule>>,
+    pub(super) secrets: Vec<Document<Secret>>,
+    pub(super) service_entries: Vec<Document<ServiceEntry>>,
+    pub(super) services: Vec<Document<Service>>,
+    pub(super) tunnels: Vec<Document<Tunnel>>,
+    pub(super) virtual_services: Vec<Document<VirtualService>>,
+    ignored: Vec<Problem>,
     problems: Vec<Problem>,
 }
+
+/// Every kind there is, for messages.
+const KINDS: &[&str] = &[
+    DestinationRule::KIND,
+    Secret::KIND,
+    Service::KIND,
+    ServiceEntry::KIND,
+    Tunnel::KIND,
+    VirtualService::KIND,
+];
 
 impl Documents {
     /// Adds the documents of a text: YAML, many in a stream, empty ones ignored. `file` is only
@@ -38,9 +61,83 @@ impl Documents {
         count
     }
 
+    /// Adds a Secret that is a directory with a file for each key, as Kubernetes mounts it. The
+    /// name of the directory is that of the Secret.
+    pub(super) fn add_mounted_secret(
+        &mut self,
+        directory: &Path,
+        name: String,
+        values: BTreeMap<String, Vec<u8>>,
+    ) {
+        let subject = Subject::Directory;
+        let place = Place {
+            file: directory,
+            line: 1,
+        };
+        match ObjectName::try_from(name) {
+            Ok(name) => {
+                let subject = Subject::Object {
+                    kind: Secret::KIND.to_owned(),
+                    name: name.to_string(),
+                };
+                self.secrets.push(Document {
+                    file: directory.to_owned(),
+                    object: Secret::mounted(name, values),
+                    root: Node::nothing(),
+                    subject,
+                });
+            }
+            Err(reason) => self.report(Problem::new(place, subject, "path", reason)),
+        }
+    }
+
+    /// The files that documents name: certificates and keys.
+    pub(super) fn named_files(&self) -> BTreeSet<PathBuf> {
+        let files = |fields: &TlsFields| {
+            [
+                fields.ca_certificates.clone(),
+                fields.client_certificate.clone(),
+                fields.private_key.clone(),
+            ]
+        };
+        self.tls_fields()
+            .flat_map(files)
+            .flatten()
+            .map(PathBuf::from)
+            .collect()
+    }
+
+    /// Whether some document wants TLS and does not say whom to trust.
+    pub(super) fn wants_system_roots(&self) -> bool {
+        self.tls_fields()
+            .any(|fields| fields.mode != TlsMode::Disable && fields.ca_certificates.is_none())
+    }
+
+    fn tls_fields(&self) -> impl Iterator<Item = &TlsFields> {
+        let rules = self.destination_rules.iter().flat_map(|document| {
+            let policy = &document.object.spec.traffic_policy;
+            let ports = policy.port_level_settings.iter();
+            policy
+                .tls
+                .iter()
+                .chain(ports.filter_map(|port| port.tls.as_ref()))
+        });
+        let tunnels = self.tunnels.iter().flat_map(|document| {
+            let spec = &document.object.spec;
+            let proxies = spec.proxy.iter().chain(spec.proxies.iter().flatten());
+            proxies.filter_map(|proxy| proxy.tls.as_ref())
+        });
+        rules.chain(tunnels)
+    }
+
     /// What was wrong so far, in the order of finding.
     pub(super) fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// Fields that are not acted on, in the order of finding.
+    pub(super) fn ignored(&self) -> &[Problem] {
+        &self.ignored
     }
 
     /// Keeps a problem with the others.
@@ -48,30 +145,111 @@ impl Documents {
         self.problems.push(problem);
     }
 
-    /// The Tunnels that are right by themselves.
-    pub(super) fn tunnels(&self) -> &[Document<Tunnel>] {
-        &self.tunnels
+    /// Objects of a kind with the same name in the same namespace.
+    pub(super) fn duplicates(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        duplicates(&self.destination_rules, &mut problems);
+        duplicates(&self.secrets, &mut problems);
+        duplicates(&self.service_entries, &mut problems);
+        duplicates(&self.services, &mut problems);
+        duplicates(&self.tunnels, &mut problems);
+        duplicates(&self.virtual_services, &mut problems);
+        problems
     }
 
-    fn add_document(&mut self, file: &Path, number: usize, mut root: Node) {
+    fn add_document(&mut self, file: &Path, number: usize, root: Node) {
         let subject = subject(&root, number);
-        let faults = match examine(&mut root) {
-            Ok(object) => {
-                self.tunnels.push(Document {
+        if !matches!(root.value, Value::Map(_)) {
+            let reason = format!(
+                "expected a mapping with apiVersion, kind, metadata and spec, found {}",
+                root.value.what()
+            );
+            return self.report_fault(file, &subject, fault(&root, "document", reason));
+        }
+        let kind = match text_field(&root, "kind") {
+            Ok(kind) => kind.to_owned(),
+            Err(fault) => return self.report_fault(file, &subject, fault),
+        };
+        let source = Source {
+            file,
+            subject: &subject,
+        };
+        match kind.as_str() {
+            DestinationRule::KIND => {
+                let found = self.take(source, root);
+                self.destination_rules.extend(found);
+            }
+            Secret::KIND => {
+                let found = self.take(source, root);
+                self.secrets.extend(found);
+            }
+            Service::KIND => {
+                let found = self.take(source, root);
+                self.services.extend(found);
+            }
+            ServiceEntry::KIND => {
+                let found = self.take(source, root);
+                self.service_entries.extend(found);
+            }
+            Tunnel::KIND => {
+                let found = self.take(source, root);
+                self.tunnels.extend(found);
+            }
+            VirtualService::KIND => {
+                let found = self.take(source, root);
+                self.virtual_services.extend(found);
+            }
+            _ => {
+                let kind = quotable(&kind);
+                let known = KINDS.join("`, `");
+                let reason = format!("unknown kind `{kind}`, expected one of `{known}`");
+                self.report_fault(file, &subject, fault(&root, "kind", reason));
+            }
+        }
+    }
+
+    fn take<T: Object>(&mut self, source: Source<'_>, mut root: Node) -> Option<Document<T>> {
+        let Source { file, subject } = source;
+        for ignored in yaml::take_out_ignored(&mut root, &T::NOTES) {
+            self.ignored.push(problem(file, subject, ignored));
+        }
+        let version = api_version::<T>(&root);
+        let decoded = yaml::decode(&mut root, &T::NOTES);
+        if T::SECRET {
+            root.forget_values();
+        }
+        let faults = match (version, decoded) {
+            (Ok(()), Ok(object)) => {
+                return Some(Document {
                     file: file.to_owned(),
                     object,
                     root,
-                    subject,
+                    subject: subject.clone(),
                 });
-                return;
             }
-            Err(faults) => faults,
+            (Ok(()), Err(faults)) => faults,
+            (Err(fault), Ok(_)) => vec![fault],
+            (Err(fault), Err(mut faults)) => {
+                faults.insert(0, fault);
+                faults
+            }
         };
-        for Fault { key, line, reason } in faults {
-            let place = Place { file, line };
-            self.report(Problem::new(place, subject.clone(), key, reason));
+        for fault in faults {
+            self.report_fault(file, subject, fault);
         }
+        None
     }
+
+    fn report_fault(&mut self, file: &Path, subject: &Subject, fault: Fault) {
+        self.report(problem(file, subject, fault));
+    }
+}
+
+/// Where a document comes from, and what it is called.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    file: &'a Path,
+    subject: &'a Subject,
 }
 
 /// An object and where it was written.
@@ -104,6 +282,37 @@ impl<T> Document<T> {
     }
 }
 
+impl<T: Object> Document<T> {
+    /// `KIND/NAME`, or `KIND/NAMESPACE/NAME`: what decisions are attributed to.
+    pub(super) fn id(&self) -> String {
+        let Metadata {
+            name, namespace, ..
+        } = self.object.metadata();
+        match namespace {
+            Some(namespace) => format!("{}/{namespace}/{name}", T::KIND),
+            None => format!("{}/{name}", T::KIND),
+        }
+    }
+
+    /// The namespace, if it has one.
+    pub(super) fn namespace(&self) -> Option<&Namespace> {
+        self.object.metadata().namespace.as_ref()
+    }
+
+    /// The first in this order wins where several objects apply: the oldest, then by name. What has
+    /// no age, as in most files, comes after what has.
+    pub(super) fn seniority(&self) -> impl Ord + Clone + use<'_, T> {
+        let metadata = self.object.metadata();
+        let created = metadata.creation_timestamp.as_ref();
+        (
+            created.is_none(),
+            created,
+            &metadata.name,
+            &metadata.namespace,
+        )
+    }
+}
+
 /// What the document is called in problems. Names that are none could be anything.
 fn subject(root: &Node, number: usize) -> Subject {
     let kind = root.get("kind").and_then(Node::text);
@@ -127,43 +336,23 @@ fn subject(root: &Node, number: usize) -> Subject {
     }
 }
 
-fn examine(root: &mut Node) -> Result<Tunnel, Vec<Fault>> {
-    if !matches!(root.value, Value::Map(_)) {
-        let reason = format!(
-            "expected a mapping with apiVersion, kind, metadata and spec, found {}",
-            root.value.what()
-        );
-        return Err(vec![fault(root, "document", reason)]);
+fn api_version<T: Object>(root: &Node) -> Result<(), Fault> {
+    let version = text_field(root, "apiVersion")?;
+    if T::API_VERSIONS.contains(&version) {
+        return Ok(());
     }
-    let kind = text_field(root, "kind").map_err(|fault| vec![fault])?;
-    if kind != tunnel::KIND {
-        let reason = if LATER_KINDS.contains(&kind) {
-            format!("`{kind}` is not supported by this version")
+    let reason = format!(
+        "`{}` has no kind `{}`, expected {}`{}`",
+        quotable(version),
+        T::KIND,
+        if T::API_VERSIONS.len() > 1 {
+            "one of "
         } else {
-            let kind = quotable(kind);
-            format!("unknown kind `{kind}`, expected `{}`", tunnel::KIND)
-        };
-        return Err(vec![fault(root, "kind", reason)]);
-    }
-    let version = text_field(root, "apiVersion").and_then(|version| {
-        if tunnel::API_VERSIONS.contains(&version) {
-            return Ok(());
-        }
-        let reason = format!(
-            "`{}` has no kind `{kind}`, expected one of `{}`",
-            quotable(version),
-            tunnel::API_VERSIONS.join("`, `")
-        );
-        Err(fault(root, "apiVersion", reason))
-    });
-    match (version, yaml::decode(root, &tunnel::NOTES)) {
-        (Ok(()), decoded) => decoded,
-        (Err(fault), Ok(_)) => Err(vec![fault]),
-        (Err(fault), Err(mut faults)) => {
-            faults.insert(0, fault);
-            Err(faults)
-        }
-    }
+            ""
+        },
+        T::API_VERSIONS.join("`, `")
+    );
+    Err(fault(root, "apiVersion", reason))
 }
 
 fn text_field<'a>(root: &'a Node, key: &str) -> Result<&'a str, Fault> {
@@ -181,5 +370,28 @@ fn fault(root: &Node, key: &str, reason: impl Into<String>) -> Fault {
         key: key.to_owned(),
         line: root.line_of(key),
         reason: reason.into(),
+    }
+}
+
+fn problem(file: &Path, subject: &Subject, fault: Fault) -> Problem {
+    let Fault { key, line, reason } = fault;
+    Problem::new(Place { file, line }, subject.clone(), key, reason)
+}
+
+fn duplicates<T: Object>(documents: &[Document<T>], problems: &mut Vec<Problem>) {
+    let mut first = BTreeMap::new();
+    for document in documents {
+        let metadata = document.object.metadata();
+        let key = (&metadata.namespace, &metadata.name);
+        let other: &Document<T> = first.entry(key).or_insert(document);
+        if !std::ptr::eq(other, document) {
+            let reason = format!(
+                "`{}` is already the name of a {} in {}",
+                metadata.name,
+                T::KIND,
+                other.place("metadata.name")
+            );
+            problems.push(document.problem("metadata.name", reason));
+        }
     }
 }

@@ -1,16 +1,16 @@
 //! A policy as the admin endpoint shows it: what was compiled, without secrets.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::compile::{Policy, Route, TargetRule};
+use super::compile::Policy;
 use super::external::Side;
 use super::failure_mode::FailureMode;
 use super::no_proxy::HostEntry;
 use super::ports::PortSet;
-use crate::name::Host;
+use super::proxy::{Proxy, RankedProxy, TunnelProtocol};
+use super::rule::{Action, Route, Rule, Scope, TargetRule};
+use crate::tls::ClientTls;
 
 impl Serialize for Policy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -22,7 +22,8 @@ impl Serialize for Policy {
                 .into_iter()
                 .map(|(prefix, side)| PrefixDump { prefix, side })
                 .collect(),
-            tunnels: self.tunnel.iter().map(RouteDump::new).collect(),
+            services: self.services.len(),
+            rules: self.rules.iter().map(RuleDump::new).collect(),
             warnings: self.warnings.iter().map(ToString::to_string).collect(),
         }
         .serialize(serializer)
@@ -34,7 +35,10 @@ impl Serialize for Policy {
 struct PolicyDump<'a> {
     captured_ports: PortSet,
     prefixes: Vec<PrefixDump>,
-    tunnels: Vec<RouteDump<'a>>,
+    /// How many.
+    services: usize,
+    /// In the order of precedence.
+    rules: Vec<RuleDump<'a>>,
     warnings: Vec<String>,
 }
 
@@ -46,42 +50,75 @@ struct PrefixDump {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct RouteDump<'a> {
+struct RuleDump<'a> {
     policy: &'a str,
-    proxy: ProxyDump,
+    place: &'a str,
+    /// `null`: every external service.
+    about: Option<String>,
+    action: &'static str,
+    #[serde(flatten)]
+    route: Option<RouteDump<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RouteDump<'a> {
+    proxies: Vec<ProxyDump>,
     /// As in a document; `null`: the best known name.
     target_host: Option<String>,
-    /// `null`: the original port.
+    /// `null`: that of the service, else the original one.
     target_port: Option<u16>,
     no_proxy: Vec<&'a HostEntry>,
     failure_mode: FailureMode,
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ProxyDump {
-    host: String,
-    port: u16,
+    proxy: String,
+    endpoints: Vec<String>,
+    protocol: TunnelProtocol,
+    tls: &'static str,
     /// Whether there are any; they are never shown.
     credentials: bool,
+    /// As in documents, with what they stand for left open.
+    headers: Vec<String>,
+    priority: u16,
+    weight: u16,
+}
+
+impl<'a> RuleDump<'a> {
+    fn new(rule: &'a Rule) -> Self {
+        let (action, route) = match &rule.action {
+            Action::Deny => ("Deny", None),
+            Action::Direct => ("Direct", None),
+            Action::Tunnel(route) => ("Tunnel", Some(RouteDump::new(route))),
+        };
+        Self {
+            policy: &rule.policy,
+            place: &rule.place,
+            about: match &rule.scope {
+                Scope::All => None,
+                Scope::Host { pattern, .. } => Some(pattern.to_string()),
+                Scope::Labels(labels) => {
+                    let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                    Some(labels.join(","))
+                }
+            },
+            action,
+            route,
+        }
+    }
 }
 
 impl<'a> RouteDump<'a> {
     fn new(route: &'a Route) -> Self {
-        let host = match &route.proxy.host {
-            Host::Addr(IpAddr::V6(addr)) => addr.to_string(),
-            host => host.to_string(),
-        };
         Self {
-            policy: &route.policy,
-            proxy: ProxyDump {
-                host,
-                port: route.proxy.port,
-                credentials: route.proxy.credentials.is_some(),
-            },
+            proxies: route.proxies.iter().map(ProxyDump::new).collect(),
             target_host: match &route.target_host {
                 TargetRule::AutoSni => Some("AUTO_SNI".to_owned()),
                 TargetRule::BestKnown => None,
-                TargetRule::Fixed { host, .. } => Some(host.to_string()),
+                TargetRule::Fixed(host) => Some(host.to_string()),
                 TargetRule::OriginalDst => Some("ORIGINAL_DST".to_owned()),
             },
             target_port: route.target_port,
@@ -91,13 +128,38 @@ impl<'a> RouteDump<'a> {
     }
 }
 
+impl ProxyDump {
+    fn new(ranked: &RankedProxy) -> Self {
+        let proxy: &Proxy = &ranked.proxy;
+        Self {
+            proxy: proxy.to_string(),
+            endpoints: proxy.endpoints.iter().map(ToString::to_string).collect(),
+            protocol: proxy.protocol,
+            tls: tls(proxy.tls.as_deref()),
+            credentials: proxy.credentials.is_some(),
+            headers: proxy.headers.iter().map(ToString::to_string).collect(),
+            priority: ranked.priority,
+            weight: ranked.weight,
+        }
+    }
+}
+
+/// The mode of TLS, as documents have it.
+pub(super) fn tls(client: Option<&ClientTls>) -> &'static str {
+    match client.map(ClientTls::settings) {
+        None => "DISABLE",
+        Some(settings) if settings.identity.is_some() => "MUTUAL",
+        Some(_) => "SIMPLE",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use serde_json::json;
 
-    use crate::policy::{Documents, HostList, Options, Policy, Proxy};
+    use crate::policy::{Documents, HostList, Materials, Options, Policy, Proxy};
 
     #[test]
     fn the_dump_has_the_policy() {
@@ -108,13 +170,25 @@ mod tests {
              spec: {proxy: {host: '2001:db8::1', port: 3128}, targetHost: AUTO_SNI, \
              targetPort: 443, noProxy: ['*:25', .example.com]}\n",
         );
-        let policy = Policy::compile(&documents, &Options::default()).unwrap();
+        let policy = Policy::compile(&documents, &Materials::none(), &Options::default()).unwrap();
         let dump = serde_json::to_value(&policy).unwrap();
         assert_eq!(
-            dump["tunnels"],
+            dump["rules"],
             json!([{
                 "policy": "Tunnel/all",
-                "proxy": {"host": "2001:db8::1", "port": 3128, "credentials": false},
+                "place": "a.yaml:3",
+                "about": null,
+                "action": "Tunnel",
+                "proxies": [{
+                    "proxy": "[2001:db8::1]:3128",
+                    "endpoints": ["[2001:db8::1]:3128"],
+                    "protocol": "HTTP-CONNECT",
+                    "tls": "DISABLE",
+                    "credentials": false,
+                    "headers": [],
+                    "priority": 0,
+                    "weight": 1,
+                }],
                 "targetHost": "AUTO_SNI",
                 "targetPort": 443,
                 "noProxy": ["*:25", "*.example.com"],

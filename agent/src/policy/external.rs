@@ -11,11 +11,14 @@ use super::prefix::PrefixTable;
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
-    /// Beyond the proxies: connections to it may be captured.
+    /// Beyond the proxies: connections to it may be captured, and are refused while no agent is
+    /// there to tunnel them.
     #[default]
     External,
     /// On this side: never captured.
     Internal,
+    /// Beyond the proxies as well, but passed on while no agent is there.
+    Open,
 }
 
 /// The side of every address; the longest prefix decides.
@@ -23,11 +26,11 @@ pub enum Side {
 pub(super) struct Sides(PrefixTable<Side>);
 
 impl Sides {
-    /// The ranges that are internal by their nature, and everything else external.
-    pub(super) fn new() -> Self {
+    /// The ranges that are internal by their nature, and everything else on the side `elsewhere`.
+    pub(super) fn new(elsewhere: Side) -> Self {
         let mut sides = Self(PrefixTable::default());
         for net in EVERYTHING {
-            sides.set(net, Side::External);
+            sides.set(net, elsewhere);
         }
         for net in INTERNAL_V4.map(IpNet::V4) {
             sides.set(net, Side::Internal);
@@ -107,7 +110,7 @@ mod tests {
 
     #[test]
     fn every_address_has_a_side() {
-        let sides = Sides::new();
+        let sides = Sides::new(Side::External);
         for (addr, expected) in [
             ("0.0.0.0", Side::Internal),
             ("1.1.1.1", Side::External),
@@ -154,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_decides() {
-        let mut sides = Sides::new();
+        let mut sides = Sides::new(Side::External);
         sides.set("10.9.0.0/16".parse().unwrap(), Side::External);
         sides.set("198.51.100.0/24".parse().unwrap(), Side::Internal);
         let side = |addr: &str| sides.of(addr.parse().unwrap()).map(|(_, side)| side);

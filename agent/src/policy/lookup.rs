@@ -1,15 +1,18 @@
 //! A policy and the facts of a connection into a decision.
 
-use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
-use super::compile::{Policy, Route, TargetRule};
+use super::api::service_entry::PortProtocol;
+use super::compile::Policy;
+use super::decision::{
+    Decision, DenyReason, DirectRule, Fallback, Note, TargetSource, TargetTls, TunnelDecision,
+    Verdict,
+};
 use super::external::Side;
 use super::failure_mode::FailureMode;
-use super::no_proxy::HostEntry;
-use super::proxy::Proxy;
+use super::rule::{Action, Route, Rule, Scope, Service, TargetRule};
+use super::workloads::View;
 use crate::name::{Host, HostName, OriginalDst, Target};
 
 /// What is known about a captured connection.
@@ -20,7 +23,7 @@ pub struct Facts {
     /// The host its first bytes ask for.
     pub claimed: Option<Claim>,
     /// Whether the claimed name is known to belong to the address of `original_dst`, by
-    /// something the workload cannot make up. Asked for by [`Policy::wants_verification`].
+    /// something the workload cannot make up. Asked for by [`Verdict::note`].
     pub claimed_is_verified: bool,
 }
 
@@ -42,249 +45,331 @@ pub enum NameSource {
     Sni,
 }
 
-/// What is done with a connection.
-#[derive(Clone, Debug)]
-pub enum Decision {
-    /// It is refused.
-    Deny {
-        /// The object that says so: `Tunnel/NAME`.
-        policy: Arc<str>,
-        /// Why.
-        reason: DenyReason,
-    },
-    /// It goes to its original destination, past every proxy.
-    Direct(DirectRule),
-    /// It goes through a proxy.
-    Tunnel(TunnelDecision),
-}
-
-/// Through which proxy a connection goes, and what the proxy is asked for.
-#[derive(Clone, Debug)]
-pub struct TunnelDecision {
-    /// The object that says so: `Tunnel/NAME` or `Tunnel/NAMESPACE/NAME`.
-    pub policy: Arc<str>,
-    /// The proxy.
-    pub proxy: Arc<Proxy>,
-    /// What the proxy is asked for.
-    pub target: Target,
-    /// Where the host of the target comes from.
-    pub source: TargetSource,
-    /// The host that policy declares for this connection, if it does: the only name that is fit
-    /// for a metric label.
-    pub destination_service: Option<Arc<HostName>>,
-    /// What becomes of it if the proxy cannot be reached.
-    pub failure_mode: FailureMode,
-    /// What an operator may wonder about.
-    pub note: Option<Note>,
-}
-
-/// Where the host of a target comes from.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum TargetSource {
-    /// `targetHost`.
-    Explicit,
-    /// The Host field of an HTTP/1 request.
-    HttpHost,
-    /// The address the workload connected to.
-    OriginalDst,
-    /// The server name of a TLS ClientHello.
-    Sni,
-}
-
-impl TargetSource {
-    /// The value of the metric label `source`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Explicit => "explicit",
-            Self::HttpHost => "http_host",
-            Self::OriginalDst => "original_dst",
-            Self::Sni => "sni",
-        }
-    }
-}
-
-impl From<NameSource> for TargetSource {
-    fn from(source: NameSource) -> Self {
-        match source {
-            NameSource::HttpHost => Self::HttpHost,
-            NameSource::Sni => Self::Sni,
-        }
-    }
-}
-
-/// Something about a decision that an operator may wonder about.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Note {
-    /// The claimed name is listed in `noProxy`, but nothing shows that it belongs to the address.
-    UnverifiedName(Arc<HostEntry>),
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnverifiedName(entry) => write!(
-                f,
-                "noProxy lists `{entry}`, but the claimed name is not known to belong to the \
-                 address"
-            ),
-        }
-    }
-}
-
-/// Why a connection goes past every proxy.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum DirectRule {
-    /// The address is internal.
-    Internal(IpNet),
-    /// An entry of `noProxy` lists it.
-    NoProxy {
-        /// The object with the list.
-        policy: Arc<str>,
-        /// The entry.
-        entry: Arc<HostEntry>,
-    },
-    /// No Tunnel applies.
-    NoTunnel,
-}
-
-impl fmt::Display for DirectRule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Internal(net) => write!(f, "{net} is internal"),
-            Self::NoProxy { policy, entry } => write!(f, "noProxy of {policy} lists `{entry}`"),
-            Self::NoTunnel => f.write_str("no Tunnel applies"),
-        }
-    }
-}
-
-/// Why a connection is refused.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum DenyReason {
-    /// `targetHost` is `AUTO_SNI` and the workload names no host.
-    NoName,
-}
-
-impl DenyReason {
-    /// The value of the metric label `reason`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoName => "no_name",
-        }
-    }
-}
-
-impl fmt::Display for DenyReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoName => {
-                "targetHost is AUTO_SNI, and neither a TLS server name nor an HTTP Host names \
-                 the target"
-            }
-        })
-    }
+/// The rule that a connection is under, and the service it is to.
+#[derive(Clone, Copy)]
+pub(super) struct Picked<'a> {
+    /// The index of the rule.
+    pub(super) rule: Option<usize>,
+    pub(super) service: Option<&'a Service>,
 }
 
 impl Policy {
-    /// What is done with a connection.
+    /// What is done with a connection of a workload with this view.
     ///
-    /// A name that the workload merely claims may choose the target of a tunnel, because the
-    /// proxy still decides; it leads past the proxy only if it is verified.
-    pub fn decide(&self, facts: &Facts) -> Decision {
-        let Some(route) = &self.tunnel else {
-            return Decision::Direct(DirectRule::NoTunnel);
-        };
-        if let Some(rule) = self.direct_by_addr(route, facts.original_dst) {
-            return Decision::Direct(rule);
+    /// A name that the workload merely claims may choose a tunnel and its target, because the proxy
+    /// still decides. It leads to the address that the workload chose, past the rule that the
+    /// address alone would be under, only if it is verified; and never past a rule that denies
+    /// that very address.
+    pub fn decide(&self, facts: &Facts, view: &View) -> Verdict {
+        let dst = facts.original_dst;
+        if let Some((net, Side::Internal)) = self.sides.of(dst.ip()) {
+            return Decision::Direct(DirectRule::Internal(net)).into();
         }
-        let note = match listed_name(route, facts) {
-            Some(entry) if facts.claimed_is_verified => {
-                return Decision::Direct(DirectRule::NoProxy {
-                    policy: Arc::clone(&route.policy),
-                    entry: Arc::clone(entry),
-                });
-            }
-            Some(entry) => Some(Note::UnverifiedName(Arc::clone(entry))),
-            None => None,
+        let at = self.service_at(dst, view);
+        let name = spoken_name(facts, at);
+        let nameless = Picked {
+            rule: self.rule_for(None, at, dst.port(), view),
+            service: at,
         };
-        route.tunnel(facts, note)
+        let Some(name) = name else {
+            return self.settle(nameless, nameless, None, facts, view);
+        };
+        if self.denies_address(nameless) {
+            return self.settle(nameless, nameless, None, facts, view);
+        }
+        let service = self.service_named(name, dst, view).or(at);
+        let named = Picked {
+            rule: self.rule_for(Some(name), service, dst.port(), view),
+            service,
+        };
+        if named.rule != nameless.rule && !facts.claimed_is_verified && self.leads_to_address(named)
+        {
+            let mut verdict = self.settle(nameless, nameless, Some(name), facts, view);
+            let rule = named.rule.map(|rule| Arc::clone(&self.rules[rule].policy));
+            verdict.note.get_or_insert(Note::UnverifiedRule(rule));
+            return verdict;
+        }
+        self.settle(named, nameless, Some(name), facts, view)
     }
 
-    /// Whether the decision about a connection to `dst` may depend on a name that its first bytes
-    /// tell. Where it does not, there is nothing to wait for.
-    pub fn wants_name(&self, dst: OriginalDst) -> bool {
-        self.tunnel.as_ref().is_some_and(|route| {
-            let by_name = match route.target_host {
-                TargetRule::AutoSni | TargetRule::BestKnown => true,
-                TargetRule::Fixed { .. } | TargetRule::OriginalDst => route.no_proxy.has_names(),
-            };
-            by_name && self.direct_by_addr(route, dst).is_none()
+    /// Whether what is done with a connection to `dst` may depend on its first bytes. Where it does
+    /// not, there is nothing to wait for.
+    pub fn wants_inspection(&self, dst: OriginalDst, view: &View) -> bool {
+        if let Some((_, Side::Internal)) = self.sides.of(dst.ip()) {
+            return false;
+        }
+        let at = self.service_at(dst, view);
+        let port = at.and_then(|service| service.port(dst.port()));
+        if !self.tls_settings.is_empty() {
+            return true;
+        }
+        if port.is_some_and(|port| port.protocol == PortProtocol::Tcp) {
+            return false;
+        }
+        if !self.host_rules.is_empty() || !self.by_host.is_empty() {
+            return true;
+        }
+        let Some(rule) = self.rule_for(None, at, dst.port(), view) else {
+            return false;
+        };
+        match &self.rules[rule].action {
+            Action::Deny | Action::Direct => false,
+            Action::Tunnel(route) => {
+                route.no_proxy.match_addr(dst.ip(), dst.port()).is_none()
+                    && (route.no_proxy.has_names()
+                        || match route.target_host {
+                            TargetRule::AutoSni => true,
+                            TargetRule::BestKnown => at.and_then(|s| s.target.as_ref()).is_none(),
+                            TargetRule::Fixed(_) | TargetRule::OriginalDst => false,
+                        })
+            }
+        }
+    }
+
+    /// The service that is at this address and port.
+    pub(super) fn service_at(&self, dst: OriginalDst, view: &View) -> Option<&Service> {
+        let namespace = view.namespace.as_deref();
+        let mut at = self.by_address.covering(dst.ip()).flat_map(|(_, at)| at);
+        at.find_map(|index| {
+            let service = &self.services[*index];
+            (service.is_on(dst.port()) && service.visibility.shows_to(namespace)).then_some(service)
         })
     }
 
-    /// Whether the decision would be another if the claimed name were known to belong to the
-    /// address: only then is it worth resolving.
-    pub fn wants_verification(&self, facts: &Facts) -> bool {
-        self.tunnel.as_ref().is_some_and(|route| {
-            !facts.claimed_is_verified
-                && listed_name(route, facts).is_some()
-                && self.direct_by_addr(route, facts.original_dst).is_none()
+    /// The service of this name on this port. One with addresses is at these only.
+    pub(super) fn service_named(
+        &self,
+        name: &HostName,
+        dst: OriginalDst,
+        view: &View,
+    ) -> Option<&Service> {
+        let namespace = view.namespace.as_deref();
+        self.by_host.matching(name).find_map(|index| {
+            let service = &self.services[*index];
+            (service.is_on(dst.port())
+                && service.is_at(dst.ip())
+                && service.visibility.shows_to(namespace))
+            .then_some(service)
         })
     }
 
-    fn direct_by_addr(&self, route: &Route, dst: OriginalDst) -> Option<DirectRule> {
+    /// The first rule about a connection to this name, service and port.
+    fn rule_for(
+        &self,
+        name: Option<&HostName>,
+        service: Option<&Service>,
+        port: u16,
+        view: &View,
+    ) -> Option<usize> {
+        let host = name.or_else(|| service?.target.as_ref());
+        let by_host = host.and_then(|host| {
+            let mut rules = self.host_rules.matching(host).copied();
+            rules.find(|index| view.rules.contains(*index) && self.rules[*index].is_on(port))
+        });
+        by_host
+            .or_else(|| service?.rules.first_common(&view.rules))
+            .or(match service {
+                Some(service) if !service.external => None,
+                _ => view.for_all,
+            })
+    }
+
+    /// Whether a rule denies the address as such: that of a service, not just everything.
+    pub(super) fn denies_address(&self, nameless: Picked<'_>) -> bool {
+        nameless.rule.is_some_and(|rule| {
+            let rule = &self.rules[rule];
+            matches!(rule.action, Action::Deny) && !matches!(rule.scope, Scope::All)
+        })
+    }
+
+    /// Whether a connection under this rule ends at the address that the workload chose.
+    pub(super) fn leads_to_address(&self, picked: Picked<'_>) -> bool {
+        let Some(rule) = picked.rule else { return true };
+        match &self.rules[rule].action {
+            Action::Deny => false,
+            Action::Direct => true,
+            Action::Tunnel(route) => route.target_host == TargetRule::OriginalDst,
+        }
+    }
+
+    /// The decision by the rule that was picked. `nameless` is what the address alone is under.
+    fn settle(
+        &self,
+        picked: Picked<'_>,
+        nameless: Picked<'_>,
+        name: Option<&HostName>,
+        facts: &Facts,
+        view: &View,
+    ) -> Verdict {
+        let Some(index) = picked.rule else {
+            return Decision::Direct(DirectRule::NoRule).into();
+        };
+        let rule = &self.rules[index];
+        let route = match &rule.action {
+            Action::Deny => {
+                let policy = Arc::clone(&rule.policy);
+                let reason = DenyReason::Rule;
+                return Decision::Deny { policy, reason }.into();
+            }
+            Action::Direct => {
+                return Decision::Direct(DirectRule::Rule(Arc::clone(&rule.policy))).into();
+            }
+            Action::Tunnel(route) => route,
+        };
+        let dst = facts.original_dst;
+        let exempt = |entry: &Arc<_>| {
+            let policy = Arc::clone(&rule.policy);
+            let entry = Arc::clone(entry);
+            Decision::Direct(DirectRule::NoProxy { policy, entry })
+        };
         if let Some(entry) = route.no_proxy.match_addr(dst.ip(), dst.port()) {
-            return Some(DirectRule::NoProxy {
-                policy: Arc::clone(&route.policy),
-                entry: Arc::clone(entry),
-            });
+            return exempt(entry).into();
         }
-        match self.sides.of(dst.ip())? {
-            (net, Side::Internal) => Some(DirectRule::Internal(net)),
-            (_, Side::External) => None,
+        let mut note = None;
+        let listed = name.and_then(|name| route.no_proxy.match_name(name, dst.port()));
+        if let Some(entry) = listed {
+            if facts.claimed_is_verified {
+                return exempt(entry).into();
+            }
+            note = Some(Note::UnverifiedName(Arc::clone(entry)));
+        }
+        let Some((host, source)) = target_host(route, picked.service, name, facts) else {
+            let policy = Arc::clone(&rule.policy);
+            let reason = DenyReason::NoName;
+            return Decision::Deny { policy, reason }.into();
+        };
+        let declared = picked.service.and_then(|service| service.port(dst.port()));
+        let target = Target {
+            host,
+            port: route
+                .target_port
+                .or_else(|| declared?.target)
+                .unwrap_or(dst.port()),
+        };
+        let tls = self.tls_to(name, picked.service, &target, dst.port(), view);
+        let decision = Decision::Tunnel(TunnelDecision {
+            policy: Arc::clone(&rule.policy),
+            proxies: Arc::clone(&route.proxies),
+            destination_service: destination_service(picked.service, &target, source),
+            target,
+            source,
+            tls,
+            fallback: self.fallback(index, route, nameless, facts),
+        });
+        Verdict { decision, note }
+    }
+
+    /// What becomes of a connection whose proxy cannot be reached. `open` of a rule that only a
+    /// claimed name led to must not let it past the rule that its address is under.
+    fn fallback(
+        &self,
+        index: usize,
+        route: &Route,
+        nameless: Picked<'_>,
+        facts: &Facts,
+    ) -> Fallback {
+        if route.failure_mode == FailureMode::Closed {
+            return Fallback::Refuse;
+        }
+        let open_anyway = match nameless.rule {
+            None => true,
+            Some(rule) => rule == index || !self.rules[rule].action.is_closed(),
+        };
+        if open_anyway || facts.claimed_is_verified {
+            Fallback::Direct
+        } else {
+            Fallback::DirectIfVerified
         }
     }
-}
 
-impl Route {
-    fn tunnel(&self, facts: &Facts, note: Option<Note>) -> Decision {
-        let claimed = facts.claimed.as_ref().filter(|c| c.host.name().is_some());
-        let (host, source) = match (&self.target_host, claimed) {
-            (TargetRule::Fixed { host, .. }, _) => (host.clone(), TargetSource::Explicit),
-            (TargetRule::AutoSni | TargetRule::BestKnown, Some(claim)) => {
-                (claim.host.clone(), claim.source.into())
-            }
-            (TargetRule::AutoSni, None) => {
-                return Decision::Deny {
-                    policy: Arc::clone(&self.policy),
-                    reason: DenyReason::NoName,
-                };
-            }
-            (TargetRule::BestKnown, None) | (TargetRule::OriginalDst, _) => (
-                Target::from(facts.original_dst).host,
-                TargetSource::OriginalDst,
-            ),
-        };
-        Decision::Tunnel(TunnelDecision {
-            policy: Arc::clone(&self.policy),
-            proxy: Arc::clone(&self.proxy),
-            target: Target {
-                host,
-                port: self.target_port.unwrap_or(facts.original_dst.port()),
-            },
-            source,
-            destination_service: match &self.target_host {
-                TargetRule::Fixed { service, .. } => service.clone(),
-                _ => None,
-            },
-            failure_mode: self.failure_mode,
-            note,
+    /// TLS to the target, by the DestinationRule of its most particular name.
+    fn tls_to(
+        &self,
+        name: Option<&HostName>,
+        service: Option<&Service>,
+        target: &Target,
+        port: u16,
+        view: &View,
+    ) -> Option<TargetTls> {
+        let host = name
+            .or_else(|| service?.target.as_ref())
+            .or_else(|| target.host.name())?;
+        let mut settings = self.tls_by_host.matching(host).filter(|index| {
+            let only = self.tls_settings[**index].port;
+            view.tls_settings.contains(**index) && only.is_none_or(|only| only == port)
+        });
+        let setting = &self.tls_settings[*settings.next()?];
+        Some(TargetTls {
+            policy: Arc::clone(&setting.policy),
+            client: Arc::clone(setting.tls.as_ref()?),
+            name: Host::Name(host.clone()),
         })
     }
 }
 
-fn listed_name<'a>(route: &'a Route, facts: &Facts) -> Option<&'a Arc<HostEntry>> {
-    let name = facts.claimed.as_ref()?.host.name()?;
-    route.no_proxy.match_name(name, facts.original_dst.port())
+impl Service {
+    /// Whether it may be at this address.
+    fn is_at(&self, addr: IpAddr) -> bool {
+        self.addresses.is_empty() || self.addresses.iter().any(|net| net.contains(&addr))
+    }
+}
+
+impl Rule {
+    /// Whether it is about this port.
+    pub(super) fn is_on(&self, port: u16) -> bool {
+        match &self.scope {
+            Scope::All | Scope::Labels(_) => true,
+            Scope::Host { ports, .. } => ports.contains(port),
+        }
+    }
+}
+
+/// The name that a connection claims, where one is spoken at all.
+pub(super) fn spoken_name<'a>(facts: &'a Facts, at: Option<&Service>) -> Option<&'a HostName> {
+    let port = at.and_then(|service| service.port(facts.original_dst.port()));
+    if port.is_some_and(|port| port.protocol == PortProtocol::Tcp) {
+        return None;
+    }
+    facts.claimed.as_ref()?.host.name()
+}
+
+fn target_host(
+    route: &Route,
+    service: Option<&Service>,
+    name: Option<&HostName>,
+    facts: &Facts,
+) -> Option<(Host, TargetSource)> {
+    let claimed = || {
+        let claim = facts.claimed.as_ref()?;
+        Some((Host::Name(name?.clone()), claim.source.into()))
+    };
+    let original = || {
+        let target = Target::from(facts.original_dst);
+        (target.host, TargetSource::OriginalDst)
+    };
+    match &route.target_host {
+        TargetRule::Fixed(host) => Some((host.clone(), TargetSource::Explicit)),
+        TargetRule::AutoSni => claimed(),
+        TargetRule::OriginalDst => Some(original()),
+        TargetRule::BestKnown => {
+            let first = service.and_then(|service| service.target.clone());
+            let first = first.map(|name| (Host::Name(name), TargetSource::ServiceEntry));
+            Some(first.or_else(claimed).unwrap_or_else(original))
+        }
+    }
+}
+
+/// The host that policy declares for a connection.
+fn destination_service(
+    service: Option<&Service>,
+    target: &Target,
+    source: TargetSource,
+) -> Option<Arc<str>> {
+    match (service, source, &target.host) {
+        (Some(service), _, _) => Some(Arc::clone(&service.declared)),
+        (None, TargetSource::Explicit, Host::Name(name)) => Some(name.as_str().into()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

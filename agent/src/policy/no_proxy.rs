@@ -15,22 +15,25 @@
 //! connections to that port. Letter case and a final dot do not matter. Names are compared with
 //! names, addresses with addresses: nothing is resolved.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::api::value::HostPattern;
+use super::hosts::HostTable;
 use super::prefix::{self, PrefixTable};
 use super::problem::quotable;
 use crate::name::HostName;
 
 /// One entry of a [`HostList`]. Its text is the entry in its shortest form.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(try_from = "String")]
+#[schemars(with = "String")]
 pub struct HostEntry {
     hosts: Hosts,
     port: Option<u16>,
@@ -141,14 +144,8 @@ impl InvalidHostEntry {
 pub struct HostList {
     entries: Vec<Arc<HostEntry>>,
     all: Vec<Arc<HostEntry>>,
-    names: HashMap<Box<str>, NameEntries>,
+    names: HostTable<Arc<HostEntry>>,
     nets: PrefixTable<Vec<Arc<HostEntry>>>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct NameEntries {
-    itself: Vec<Arc<HostEntry>>,
-    below: Vec<Arc<HostEntry>>,
 }
 
 impl HostList {
@@ -176,19 +173,7 @@ impl HostList {
 
     /// The entry that a connection to this name and port is under, if any.
     pub fn match_name(&self, name: &HostName, port: u16) -> Option<&Arc<HostEntry>> {
-        if self.names.is_empty() {
-            return None;
-        }
-        let name = name.as_str();
-        let itself = self.names.get(name).map(|entries| &entries.itself);
-        let domains = name
-            .match_indices('.')
-            .filter_map(|(dot, _)| self.names.get(&name[dot + 1..]))
-            .map(|entries| &entries.below);
-        itself
-            .into_iter()
-            .chain(domains)
-            .find_map(|entries| for_port(entries, port))
+        for_port(self.names.matching(name), port)
     }
 
     /// The ranges that are in the list whatever the port.
@@ -224,13 +209,12 @@ impl HostList {
         match &entry.hosts {
             Hosts::All => self.all.push(entry),
             Hosts::Below(domain) => {
-                let names = self.names.entry(domain.as_str().into()).or_default();
-                names.below.push(entry);
+                self.names.push(&HostPattern::Below(domain.clone()), entry);
             }
             Hosts::Name(name) => {
-                let names = self.names.entry(name.as_str().into()).or_default();
-                names.itself.push(Arc::clone(&entry));
-                names.below.push(entry);
+                let itself = HostPattern::Exact(name.clone());
+                self.names.push(&itself, Arc::clone(&entry));
+                self.names.push(&HostPattern::Below(name.clone()), entry);
             }
             Hosts::Net(net) => self.nets.entry(*net).push(entry),
         }
@@ -259,9 +243,12 @@ impl FromStr for HostList {
     }
 }
 
-fn for_port(entries: &[Arc<HostEntry>], port: u16) -> Option<&Arc<HostEntry>> {
+fn for_port<'a>(
+    entries: impl IntoIterator<Item = &'a Arc<HostEntry>>,
+    port: u16,
+) -> Option<&'a Arc<HostEntry>> {
     entries
-        .iter()
+        .into_iter()
         .find(|entry| entry.port.is_none_or(|only| only == port))
 }
 

@@ -1,5 +1,6 @@
 //! Sets of TCP ports.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -53,6 +54,21 @@ impl PortSet {
     }
 }
 
+impl FromIterator<u16> for PortSet {
+    /// Takes the ports in any order, 0 left out.
+    fn from_iter<I: IntoIterator<Item = u16>>(ports: I) -> Self {
+        let ports: BTreeSet<u16> = ports.into_iter().filter(|port| *port != 0).collect();
+        let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
+        for port in ports {
+            match ranges.last_mut() {
+                Some(last) if *last.end() == port - 1 => *last = *last.start()..=port,
+                _ => ranges.push(port..=port),
+            }
+        }
+        Self { ranges }
+    }
+}
+
 impl fmt::Display for PortSet {
     /// `1-24,26-65535`, or `none`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,6 +97,12 @@ impl Serialize for PortSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neighbours_become_one_range() {
+        let ports: PortSet = [443, 80, 444, 0, 65535, 443, 445].into_iter().collect();
+        assert_eq!(ports.to_string(), "80,443-445,65535");
+    }
 
     #[test]
     fn ports_are_taken_out_one_by_one() {

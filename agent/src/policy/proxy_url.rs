@@ -33,15 +33,15 @@ impl Proxy {
             return Err(ProxyUrlError::Path);
         }
         let host = url.host_str().unwrap_or_default();
-        Ok(Self {
-            host: host.parse().map_err(|_| ProxyUrlError::Host)?,
-            port: match url.port() {
-                None => DEFAULT_PORT,
-                Some(0) => return Err(ProxyUrlError::Port),
-                Some(port) => port,
-            },
-            credentials: credentials(&url)?,
-        })
+        let host = host.parse().map_err(|_| ProxyUrlError::Host)?;
+        let port = match url.port() {
+            None => DEFAULT_PORT,
+            Some(0) => return Err(ProxyUrlError::Port),
+            Some(port) => port,
+        };
+        let mut proxy = Self::plain(host, port);
+        proxy.credentials = credentials(&url)?;
+        Ok(proxy)
     }
 }
 

@@ -5,20 +5,40 @@ mod file;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::compile::{Options, Policy};
+use super::compile::{Materials, Options, Policy};
 use super::document::Documents;
 use super::problem::Problem;
+use crate::tls::SystemRoots;
 
-/// Reads a policy from files and directories. Of a directory every `*.yaml`, `*.yml` and `*.json`
-/// in it is read, in the order of names, not going deeper and leaving out names that begin with a
-/// dot.
+/// Where documents are.
+#[derive(Clone, Debug, Default)]
+pub struct Paths {
+    /// Files and directories of documents. Of a directory every `*.yaml`, `*.yml` and `*.json` in
+    /// it is read, in the order of names, not going deeper and leaving out names that begin with a
+    /// dot.
+    pub policy: Vec<PathBuf>,
+    /// Directories of Secrets: each directory in them is one, with a file for each key, as
+    /// Kubernetes mounts it.
+    pub secrets: Vec<PathBuf>,
+}
+
+/// Reads a policy, with the files that it names.
 ///
 /// # Errors
 /// Everything that is wrong, with the files as with the documents.
-pub fn load(paths: &[PathBuf], options: &Options) -> Result<Policy, LoadError> {
+pub fn load(paths: &Paths, options: &Options) -> Result<Policy, LoadError> {
     let mut documents = Documents::default();
-    file::read(paths, &mut documents);
-    Policy::compile(&documents, options).map_err(LoadError)
+    file::read(&paths.policy, &mut documents);
+    file::read_secrets(&paths.secrets, &mut documents);
+    let materials = Materials {
+        files: file::read_named(documents.named_files()),
+        roots: if documents.wants_system_roots() {
+            SystemRoots::load()
+        } else {
+            SystemRoots::none()
+        },
+    };
+    Policy::compile(&documents, &materials, options).map_err(LoadError)
 }
 
 /// Why there is no policy: at least one problem.

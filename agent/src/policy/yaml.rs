@@ -6,7 +6,7 @@
 mod decode;
 mod node;
 
-pub(super) use decode::{Fault, FieldNotes, decode};
+pub(super) use decode::{Fault, FieldNotes, decode, take_out_ignored};
 pub(super) use node::{Node, Value};
 
 use serde_saphyr::{

@@ -50,11 +50,7 @@ fn target() -> Target {
 }
 
 fn proxy(host: &str, port: u16) -> Proxy {
-    Proxy {
-        host: host.parse().unwrap(),
-        port,
-        credentials: None,
-    }
+    Proxy::plain(host.parse().unwrap(), port)
 }
 
 /// A proxy that takes one connection, gives `answer` to its request and keeps it open; it comes

@@ -22,8 +22,8 @@ pub(in crate::policy) struct Metadata {
     pub(in crate::policy) namespace: Option<Namespace>,
     /// When it came to be; the older of two objects wins.
     pub(in crate::policy) creation_timestamp: Option<Timestamp>,
-    #[serde(rename = "labels")]
-    _labels: Option<BTreeMap<String, String>>,
+    /// By which a selector finds it.
+    pub(in crate::policy) labels: Option<BTreeMap<String, String>>,
     #[serde(rename = "annotations")]
     _annotations: Option<BTreeMap<String, String>>,
     // What an API server adds to objects it gives out.
@@ -41,6 +41,26 @@ pub(in crate::policy) struct Metadata {
     _self_link: Option<IgnoredAny>,
     #[serde(rename = "uid")]
     _uid: Option<IgnoredAny>,
+}
+
+impl Metadata {
+    /// That of an object of which only the name is known.
+    pub(in crate::policy) fn named(name: ObjectName) -> Self {
+        Self {
+            name,
+            namespace: None,
+            creation_timestamp: None,
+            labels: None,
+            _annotations: None,
+            _finalizers: None,
+            _generation: None,
+            _managed_fields: None,
+            _owner_references: None,
+            _resource_version: None,
+            _self_link: None,
+            _uid: None,
+        }
+    }
 }
 
 /// A name of an object: an RFC 1123 subdomain, as Kubernetes asks for.
@@ -61,6 +81,12 @@ impl TryFrom<String> for ObjectName {
                 quotable(&text)
             ))
         }
+    }
+}
+
+impl AsRef<str> for ObjectName {
+    fn as_ref(&self) -> &str {
+        &self.0
     }
 }
 
@@ -88,6 +114,12 @@ impl TryFrom<String> for Namespace {
                 quotable(&text)
             ))
         }
+    }
+}
+
+impl AsRef<str> for Namespace {
+    fn as_ref(&self) -> &str {
+        &self.0
     }
 }
 

@@ -1,41 +1,22 @@
 //! `kind: Tunnel`.
 
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::Object;
 use super::metadata::Metadata;
+use super::tls::TlsFields;
 use super::value::{HostField, Port, TargetHost};
+use super::words::words;
+use super::workload_selector::WorkloadSelector;
 use crate::policy::failure_mode::FailureMode;
 use crate::policy::no_proxy::HostEntry;
 use crate::policy::yaml::FieldNotes;
 
-/// The kind.
-pub(in crate::policy) const KIND: &str = "Tunnel";
-
-/// Under which `apiVersion` it may stand in a file.
-pub(in crate::policy) const API_VERSIONS: &[&str] = &[
-    "underpass.dev/v1alpha1",
-    "networking.istio.io/v1alpha1",
-    "networking.istio.io/v1beta1",
-];
-
-/// What the types below do not say.
-pub(in crate::policy) const NOTES: FieldNotes = FieldNotes {
-    later: &[
-        "spec.action",
-        "spec.proxy.authentication",
-        "spec.proxy.tls",
-        "spec.selector",
-        "spec.workloadSelector",
-    ],
-    required: &[(
-        "spec.proxy.port",
-        "only a ServiceEntry or a Service could give it, and these are not supported by this \
-         version",
-    )],
-};
-
-/// Sends connections through a forward proxy.
+/// Says what becomes of connections: through a forward proxy, direct, or refused.
 #[derive(Debug, Deserialize)]
 #[serde(
     rename_all = "camelCase",
@@ -52,61 +33,152 @@ pub(in crate::policy) struct Tunnel {
     pub(in crate::policy) metadata: Metadata,
     /// What it does.
     pub(in crate::policy) spec: TunnelSpec,
+    // What an API server adds.
+    #[serde(rename = "status")]
+    _status: Option<IgnoredAny>,
+}
+
+impl Object for Tunnel {
+    const KIND: &'static str = "Tunnel";
+    const API_VERSIONS: &'static [&'static str] = &[
+        "underpass.dev/v1alpha1",
+        "networking.istio.io/v1alpha1",
+        "networking.istio.io/v1beta1",
+    ];
+    const NOTES: FieldNotes = FieldNotes {
+        ignored: &[],
+        required: &[],
+    };
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
 }
 
 /// What a [`Tunnel`] does.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(
     rename_all = "camelCase",
     deny_unknown_fields,
     expecting = "a mapping with proxy"
 )]
 pub(in crate::policy) struct TunnelSpec {
+    /// To which services the connections are, by the labels of their ServiceEntry; unset: all that
+    /// are external.
+    pub(in crate::policy) selector: Option<Selector>,
+    /// Which workloads the connections come from; unset: all.
+    pub(in crate::policy) workload_selector: Option<WorkloadSelector>,
+    /// What becomes of them.
+    #[serde(default)]
+    pub(in crate::policy) action: Action,
     /// The forward proxy.
-    pub(in crate::policy) proxy: ProxyRef,
-    /// Which host the proxy is asked for; unset: the best known name, else the address.
+    pub(in crate::policy) proxy: Option<ProxyRef>,
+    /// Several forward proxies instead of one.
+    pub(in crate::policy) proxies: Option<Vec<ProxyRef>>,
+    /// Which host the proxy is asked for: a name or address, `AUTO_SNI`, or `ORIGINAL_DST`; unset:
+    /// the first host of the ServiceEntry, else the best known name, else the address.
     pub(in crate::policy) target_host: Option<TargetHost>,
-    /// Which port the proxy is asked for; unset: the original one.
+    /// Which port the proxy is asked for; unset: that of the ServiceEntry, else the original one.
     pub(in crate::policy) target_port: Option<Port>,
-    /// What does not go through the proxy.
+    /// What does not go through the proxy: names, addresses, ranges, each with a port if need be.
     pub(in crate::policy) no_proxy: Option<Vec<HostEntry>>,
     /// What becomes of connections when there is no tunnel to be had.
-    #[serde(default)]
-    pub(in crate::policy) failure_mode: FailureMode,
+    pub(in crate::policy) failure_mode: Option<FailureMode>,
 }
 
-/// A forward proxy.
-#[derive(Debug, Deserialize)]
+words! {
+    /// What becomes of a connection.
+    #[derive(Default)]
+    pub(in crate::policy) enum Action {
+        /// It goes to its original destination.
+        Direct = "Direct",
+        /// It is refused.
+        Deny = "Deny",
+        /// It goes through a proxy.
+        #[default]
+        Tunnel = "Tunnel",
+    }
+}
+
+/// Selects services.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(
     rename_all = "camelCase",
     deny_unknown_fields,
-    expecting = "a mapping with host and port"
+    expecting = "a mapping with matchLabels"
 )]
-pub(in crate::policy) struct ProxyRef {
-    /// Its name or address.
-    pub(in crate::policy) host: HostField,
-    /// Its port.
-    pub(in crate::policy) port: Port,
-    /// How a tunnel is asked for; one way is known, so there is nothing to keep.
-    #[serde(default, rename = "protocol")]
-    _protocol: Option<Protocol>,
+pub(in crate::policy) struct Selector {
+    /// Labels of a ServiceEntry, all of which must be there.
+    #[serde(default)]
+    pub(in crate::policy) match_labels: BTreeMap<String, String>,
 }
 
-/// How a tunnel is asked for.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Protocol;
+/// A forward proxy.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(
+    rename_all = "camelCase",
+    deny_unknown_fields,
+    expecting = "a mapping with host"
+)]
+pub(in crate::policy) struct ProxyRef {
+    /// Its name or address, or the host of a ServiceEntry or Service that describes it.
+    pub(in crate::policy) host: HostField,
+    /// Its port; unset: that of its ServiceEntry or Service.
+    pub(in crate::policy) port: Option<Port>,
+    /// How a tunnel is asked for; unset: as its ServiceEntry or Service says, else HTTP-CONNECT.
+    pub(in crate::policy) protocol: Option<ProxyProtocol>,
+    /// What it wants to see before it opens a tunnel.
+    pub(in crate::policy) authentication: Option<CredentialRef>,
+    /// TLS to the proxy; unset: as its DestinationRule says.
+    pub(in crate::policy) tls: Option<TlsFields>,
+    /// Fields that the request for a tunnel carries besides.
+    #[serde(default)]
+    pub(in crate::policy) headers: BTreeMap<String, String>,
+    /// Of several proxies one is used only while none with a lower number can be; unset: 0.
+    #[serde(default)]
+    pub(in crate::policy) priority: u16,
+    /// Of several proxies its share among those of its priority; unset: 1.
+    pub(in crate::policy) weight: Option<Weight>,
+}
 
-impl TryFrom<String> for Protocol {
-    type Error = &'static str;
+/// A share, from 1 to 65535.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
+#[serde(try_from = "i64")]
+#[schemars(with = "Port")]
+pub(in crate::policy) struct Weight(pub(in crate::policy) u16);
 
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.as_str() {
-            "HTTP-CONNECT" => Ok(Self),
-            "HTTP2-CONNECT" | "HTTP2-POST" | "HTTP" | "HTTPS" | "TCP" | "TLS" => {
-                Err("only `HTTP-CONNECT` is supported by this version")
-            }
-            _ => Err("expected `HTTP-CONNECT`"),
-        }
+impl TryFrom<i64> for Weight {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        u16::try_from(number)
+            .ok()
+            .filter(|weight| *weight > 0)
+            .map(Self)
+            .ok_or_else(|| format!("expected a weight from 1 to 65535, found {number}"))
     }
+}
+
+words! {
+    /// How a tunnel is asked for.
+    pub(in crate::policy) enum ProxyProtocol {
+        /// CONNECT over HTTP/1.1.
+        Http1Connect = "HTTP-CONNECT",
+        /// CONNECT over HTTP/2.
+        Http2Connect = "HTTP2-CONNECT",
+        /// POST over HTTP/2.
+        Http2Post = "HTTP2-POST",
+    }
+}
+
+/// Credentials by name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(
+    rename_all = "camelCase",
+    deny_unknown_fields,
+    expecting = "a mapping with credentialName"
+)]
+pub(in crate::policy) struct CredentialRef {
+    /// The Secret: `NAME` in the namespace of the document, or `NAMESPACE/NAME`.
+    pub(in crate::policy) credential_name: String,
 }

@@ -1,14 +1,16 @@
 //! Values that stand in the specs of several kinds.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU16;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
-use crate::name::Host;
+use crate::name::{Host, HostName};
 
 /// A TCP port.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(in crate::policy) struct Port(NonZeroU16);
 
 impl Port {
@@ -42,8 +44,19 @@ impl<'de> Deserialize<'de> for Port {
     }
 }
 
+impl JsonSchema for Port {
+    fn schema_name() -> Cow<'static, str> {
+        "Port".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": 1, "maximum": 65535 })
+    }
+}
+
 /// A host by name or address, as a document gives it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, Hash, JsonSchema, PartialEq)]
+#[schemars(with = "String")]
 pub(in crate::policy) struct HostField(pub(in crate::policy) Host);
 
 impl<'de> Deserialize<'de> for HostField {
@@ -53,8 +66,88 @@ impl<'de> Deserialize<'de> for HostField {
     }
 }
 
+/// A host by name.
+#[derive(Clone, Debug, Eq, Hash, JsonSchema, PartialEq)]
+#[schemars(with = "String")]
+pub(in crate::policy) struct HostNameField(pub(in crate::policy) HostName);
+
+impl<'de> Deserialize<'de> for HostNameField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match host(&text).map_err(de::Error::custom)? {
+            Host::Name(name) => Ok(Self(name)),
+            Host::Addr(addr) => Err(de::Error::custom(format!(
+                "expected a name, found the address {addr}"
+            ))),
+        }
+    }
+}
+
+/// One name, or all below one.
+#[derive(Clone, Debug, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd)]
+#[schemars(with = "String")]
+pub(in crate::policy) enum HostPattern {
+    /// `*`: every name.
+    Any,
+    /// `*.example.com`: every name below.
+    Below(HostName),
+    /// `www.example.com`: this name.
+    Exact(HostName),
+}
+
+impl HostPattern {
+    /// The name, if it is one.
+    pub(in crate::policy) fn name(&self) -> Option<&HostName> {
+        match self {
+            Self::Exact(name) => Some(name),
+            Self::Any | Self::Below(_) => None,
+        }
+    }
+
+    /// Whether `name` is meant.
+    pub(in crate::policy) fn matches(&self, name: &HostName) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Below(domain) => name.is_below(domain),
+            Self::Exact(exact) => name == exact,
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Below(domain) => write!(f, "*.{domain}"),
+            Self::Exact(name) => write!(f, "{name}"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for HostPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        let (rest, below) = match text.strip_prefix("*.") {
+            Some(domain) => (domain, true),
+            None => (&*text, false),
+        };
+        match host(rest).map_err(de::Error::custom)? {
+            Host::Name(name) if below => Ok(Self::Below(name)),
+            Host::Name(name) => Ok(Self::Exact(name)),
+            Host::Addr(addr) => Err(de::Error::custom(format!(
+                "expected a name or `*.` and a name, found the address {addr}; addresses of a \
+                 service stand in `spec.addresses` of its ServiceEntry"
+            ))),
+        }
+    }
+}
+
 /// Where the host of the target comes from.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, JsonSchema, PartialEq)]
+#[schemars(with = "String")]
 pub(in crate::policy) enum TargetHost {
     /// `AUTO_SNI`: the name the workload asks for.
     AutoSni,

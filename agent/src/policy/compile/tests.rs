@@ -5,6 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::document::Documents;
 
 const ALL: &str = "\
 apiVersion: underpass.dev/v1alpha1
@@ -22,7 +23,8 @@ fn compile(files: &[(&str, &str)]) -> Result<Policy, Vec<String>> {
     for (file, text) in files {
         documents.add(Path::new(file), text);
     }
-    Policy::compile(&documents, &Options::default()).map_err(|problems| shown(&problems))
+    Policy::compile(&documents, &Materials::none(), &Options::default())
+        .map_err(|problems| shown(&problems))
 }
 
 fn problems(text: &str) -> Vec<String> {
@@ -101,12 +103,12 @@ metadata:
 spec:
   selector:
     matchLabels: {a: b}
-  action: Deny
+  action: Drop
   proxy:
     host: http://user:hunter2@proxy.example
     port: 0
     tls: {}
-    protocol: HTTP2-CONNECT
+    protocol: http2-connect
     authentication:
       credentialName: c
   targetHost: '*.example.com'
@@ -131,15 +133,12 @@ spec:
              `name`, `namespace`, `creationTimestamp`, `labels`, `annotations`, `finalizers`, \
              `generation`, `managedFields`, `ownerReferences`, `resourceVersion`, `selfLink`, \
              `uid`",
-            "a.yaml:9: Tunnel/all: spec.selector: not supported by this version",
-            "a.yaml:11: Tunnel/all: spec.action: not supported by this version",
+            "a.yaml:11: Tunnel/all: spec.action: expected one of `Direct`, `Deny`, `Tunnel`",
             "a.yaml:13: Tunnel/all: spec.proxy.host: a URL is not a host: give the name or the \
              address alone, and the port in the field for ports",
             "a.yaml:14: Tunnel/all: spec.proxy.port: expected a port number from 1 to 65535, found 0",
-            "a.yaml:15: Tunnel/all: spec.proxy.tls: not supported by this version",
-            "a.yaml:16: Tunnel/all: spec.proxy.protocol: only `HTTP-CONNECT` is supported by this \
-             version",
-            "a.yaml:17: Tunnel/all: spec.proxy.authentication: not supported by this version",
+            "a.yaml:15: Tunnel/all: spec.proxy.tls.mode: it is missing",
+            "a.yaml:16: Tunnel/all: spec.proxy.protocol: write it as `HTTP2-CONNECT`",
             "a.yaml:19: Tunnel/all: spec.targetHost: `*.example.com` is not a host name: only \
              letters, digits, hyphens and underscores may stand in it",
             "a.yaml:20: Tunnel/all: spec.targetPort: expected a port number from 1 to 65535, \
@@ -148,9 +147,9 @@ spec:
              write `10.0.0.0/8`",
             "a.yaml:24: Tunnel/all: spec.noProxy[2]: expected a string, found a number",
             "a.yaml:25: Tunnel/all: spec.failureMode: expected `closed` or `open`",
-            "a.yaml:26: Tunnel/all: spec.workloadSelector: not supported by this version",
             "a.yaml:27: Tunnel/all: spec.retries: unknown field `retries`, expected one of \
-             `proxy`, `targetHost`, `targetPort`, `noProxy`, `failureMode`",
+             `selector`, `workloadSelector`, `action`, `proxy`, `proxies`, `targetHost`, \
+             `targetPort`, `noProxy`, `failureMode`",
         ]
     );
 }
@@ -163,11 +162,7 @@ fn missing_fields_are_named() {
     );
     assert_eq!(
         problems("kind: Tunnel\nmetadata: {name: all}\nspec:\n  proxy: {host: proxy.example}\n"),
-        [
-            "a.yaml:1: Tunnel/all: apiVersion: it is missing",
-            "a.yaml:4: Tunnel/all: spec.proxy.port: it is missing; only a ServiceEntry or a \
-             Service could give it, and these are not supported by this version",
-        ]
+        ["a.yaml:1: Tunnel/all: apiVersion: it is missing",]
     );
     assert_eq!(
         problems(&ALL.replace("    host: proxy.example\n", "")),
@@ -196,8 +191,10 @@ fn one_bad_document_hides_no_other() {
         [
             "a.yaml:4: document 1: document: expected a mapping with apiVersion, kind, metadata \
              and spec, found a list",
-            "a.yaml:6: ServiceEntry/google: kind: `ServiceEntry` is not supported by this version",
-            "a.yaml:10: Gateway/g: kind: unknown kind `Gateway`, expected `Tunnel`",
+            "a.yaml:6: ServiceEntry/google: apiVersion: it is missing",
+            "a.yaml:6: ServiceEntry/google: spec: it is missing",
+            "a.yaml:10: Gateway/g: kind: unknown kind `Gateway`, expected one of \
+             `DestinationRule`, `Secret`, `Service`, `ServiceEntry`, `Tunnel`, `VirtualService`",
             "a.yaml:13: document 4: kind: expected a string, found a list",
             "a.yaml:15: document 5: kind: it is missing",
             "a.yaml:29: document 7: metadata.name: `NO` is not a name: at most 253 lower-case \
@@ -209,25 +206,6 @@ fn one_bad_document_hides_no_other() {
 }
 
 #[test]
-fn every_later_kind_is_known_as_such() {
-    for kind in [
-        "DestinationRule",
-        "Secret",
-        "Service",
-        "ServiceEntry",
-        "VirtualService",
-    ] {
-        let text = format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: x}}\nwhatever: 1\n");
-        assert_eq!(
-            problems(&text),
-            [format!(
-                "a.yaml:2: {kind}/x: kind: `{kind}` is not supported by this version"
-            )]
-        );
-    }
-}
-
-#[test]
 fn hostile_names_do_not_reach_the_subject() {
     let text = ALL.replace("name: all", "name: \"a\\nb.yaml:1: x\"");
     let found = problems(&text);
@@ -236,7 +214,10 @@ fn hostile_names_do_not_reach_the_subject() {
     let found = problems("kind: \"a\\nb\"\nmetadata: {name: a}\n");
     assert_eq!(
         found,
-        ["a.yaml:1: document 1: kind: unknown kind `a\\nb`, expected `Tunnel`"]
+        [
+            "a.yaml:1: document 1: kind: unknown kind `a\\nb`, expected one of `DestinationRule`, \
+             `Secret`, `Service`, `ServiceEntry`, `Tunnel`, `VirtualService`"
+        ]
     );
 }
 
@@ -268,7 +249,7 @@ fn the_oldest_tunnel_wins_then_the_first_by_name() {
         ([aged("b", 2023), aged("a", 2023)], "Tunnel/a", ["Tunnel/b"]),
     ] {
         let policy = compile(&[("1.yaml", &texts[0]), ("2.yaml", &texts[1])]).unwrap();
-        assert_eq!(&*policy.tunnel.as_ref().unwrap().policy, winner);
+        assert_eq!(&*policy.rules[0].policy, winner);
         let warned = shown(policy.warnings());
         assert_eq!(warned.len(), losers.len());
         for (warning, loser) in warned.iter().zip(losers) {
@@ -279,7 +260,7 @@ fn the_oldest_tunnel_wins_then_the_first_by_name() {
     assert_eq!(
         shown(policy.warnings()),
         [
-            "2.yaml:5: Tunnel/b: spec: it never applies: Tunnel/all in 1.yaml:3 is for all \
+            "2.yaml:5: Tunnel/b: spec: it never applies: Tunnel/all in 1.yaml:4 is for all \
              external traffic too, and the oldest wins, then the first by name"
         ]
     );

@@ -1,21 +1,21 @@
 //! Tables of facts and what is decided.
 
 use super::*;
-use crate::policy::{HostList, Options, Proxy};
+use crate::policy::{HostList, Materials, Options, Proxy};
 
 /// `Direct ...`, `Deny ...`, or `TARGET by SOURCE through PROXY` and what else is said.
-fn shown(decision: Decision) -> String {
-    match decision {
+fn shown(verdict: Verdict) -> String {
+    match verdict.decision {
         Decision::Deny { policy, reason } => format!("Deny {policy} {}", reason.as_str()),
         Decision::Direct(rule) => format!("Direct: {rule}"),
         Decision::Tunnel(tunnel) => {
             let mut text = format!("{} by {}", tunnel.target, tunnel.source.as_str());
             assert_eq!(&*tunnel.policy, "Tunnel/command-line");
-            assert_eq!(tunnel.proxy.to_string(), "proxy.example:3128");
+            assert_eq!(tunnel.proxies[0].proxy.to_string(), "proxy.example:3128");
             if let Some(service) = tunnel.destination_service {
                 text += &format!(" for {service}");
             }
-            if let Some(note) = tunnel.note {
+            if let Some(note) = verdict.note {
                 text += &format!("; {note}");
             }
             text
@@ -27,18 +27,24 @@ fn policy(target_host: TargetRule, target_port: Option<u16>, no_proxy: &str) -> 
     let proxy = Proxy::from_url("http://proxy.example").unwrap();
     let no_proxy: HostList = no_proxy.parse().unwrap();
     let mut policy = Policy::for_proxy(proxy, no_proxy, &Options::default());
-    let route = policy.tunnel.as_mut().unwrap();
+    let Action::Tunnel(route) = &mut policy.rules[0].action else {
+        panic!("a command line tunnels");
+    };
     route.target_host = target_host;
     route.target_port = target_port;
     policy
 }
 
 fn fixed(host: &str) -> TargetRule {
-    let host: Host = host.parse().unwrap();
-    TargetRule::Fixed {
-        service: host.name().cloned().map(Arc::new),
-        host,
-    }
+    TargetRule::Fixed(host.parse().unwrap())
+}
+
+fn decide(policy: &Policy, facts: &Facts) -> Verdict {
+    policy.decide(facts, policy.view_of_stranger())
+}
+
+fn wants_verification(policy: &Policy, facts: &Facts) -> bool {
+    decide(policy, facts).note.is_some()
 }
 
 /// `""`, `sni NAME` or `host HOST`.
@@ -147,7 +153,7 @@ fn the_target_is_found_as_target_host_says() {
     ] {
         let case = format!("{rule:?} {port:?} {dst} {claimed}");
         let policy = policy(rule, port, "");
-        let decision = policy.decide(&facts(dst, claimed));
+        let decision = decide(&policy, &facts(dst, claimed));
         assert_eq!(shown(decision), expected, "{case}");
     }
 }
@@ -170,8 +176,8 @@ fn addresses_lead_past_the_proxy() {
         ),
     ] {
         let facts = facts(dst, "");
-        assert_eq!(shown(policy.decide(&facts)), expected, "{dst}");
-        assert!(!policy.wants_verification(&facts), "{dst}");
+        assert_eq!(shown(decide(&policy, &facts)), expected, "{dst}");
+        assert!(!wants_verification(&policy, &facts), "{dst}");
     }
 }
 
@@ -180,9 +186,7 @@ fn a_claimed_name_leads_past_the_proxy_only_if_it_is_verified() {
     let list = ".internal.test open.test port.test:8443 198.51.100.7";
     let policy = policy(TargetRule::BestKnown, None, list);
     let note = |entry: &str| {
-        format!(
-            "; noProxy lists `{entry}`, but the claimed name is not known to belong to the address"
-        )
+        format!("; noProxy lists `{entry}`, but it is not known to belong to the address")
     };
     let listed = |entry: &str| format!("Direct: noProxy of Tunnel/command-line lists `{entry}`");
     for (dst, claimed, unverified, verified) in [
@@ -206,11 +210,11 @@ fn a_claimed_name_leads_past_the_proxy_only_if_it_is_verified() {
         ),
     ] {
         let mut facts = facts(dst, claimed);
-        assert!(policy.wants_verification(&facts), "{claimed}");
-        assert_eq!(shown(policy.decide(&facts)), unverified);
+        assert!(wants_verification(&policy, &facts), "{claimed}");
+        assert_eq!(shown(decide(&policy, &facts)), unverified);
         facts.claimed_is_verified = true;
-        assert!(!policy.wants_verification(&facts), "{claimed}");
-        assert_eq!(shown(policy.decide(&facts)), verified);
+        assert!(!wants_verification(&policy, &facts), "{claimed}");
+        assert_eq!(shown(decide(&policy, &facts)), verified);
     }
     for (dst, claimed) in [
         // The list says nothing about the name.
@@ -224,10 +228,14 @@ fn a_claimed_name_leads_past_the_proxy_only_if_it_is_verified() {
         ("10.0.0.1:443", "sni open.test"),
     ] {
         let mut facts = facts(dst, claimed);
-        assert!(!policy.wants_verification(&facts), "{dst} {claimed}");
-        let unverified = shown(policy.decide(&facts));
+        assert!(!wants_verification(&policy, &facts), "{dst} {claimed}");
+        let unverified = shown(decide(&policy, &facts));
         facts.claimed_is_verified = true;
-        assert_eq!(shown(policy.decide(&facts)), unverified, "{dst} {claimed}");
+        assert_eq!(
+            shown(decide(&policy, &facts)),
+            unverified,
+            "{dst} {claimed}"
+        );
     }
 }
 
@@ -235,14 +243,18 @@ fn a_claimed_name_leads_past_the_proxy_only_if_it_is_verified() {
 fn an_unverified_name_does_not_get_past_a_refusal_or_a_fixed_target() {
     let named = facts("203.0.113.7:443", "sni open.test");
     let policy = policy(fixed("f.test"), None, "open.test");
-    let decision = shown(policy.decide(&named));
+    let decision = shown(decide(&policy, &named));
     assert!(decision.starts_with("f.test:443 by explicit"), "{decision}");
 }
 
 #[test]
 fn without_a_tunnel_everything_is_direct() {
-    let policy = Policy::compile(&Default::default(), &Options::default()).unwrap();
+    let policy =
+        Policy::compile(&Default::default(), &Materials::none(), &Options::default()).unwrap();
     let facts = facts("203.0.113.7:443", "sni a.test");
-    assert_eq!(shown(policy.decide(&facts)), "Direct: no Tunnel applies");
-    assert!(!policy.wants_verification(&facts));
+    assert_eq!(
+        shown(decide(&policy, &facts)),
+        "Direct: no rule is about it"
+    );
+    assert!(!wants_verification(&policy, &facts));
 }

@@ -1,6 +1,6 @@
 //! Documents from files: the only place in policy that does I/O.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,68 @@ pub(super) fn read(paths: &[PathBuf], documents: &mut Documents) {
     }
 }
 
+/// Adds the Secrets that are directories in `paths`.
+pub(super) fn read_secrets(paths: &[PathBuf], documents: &mut Documents) {
+    for path in paths {
+        if let Err(err) = read_secrets_in(path, documents) {
+            report(documents, path, Subject::Directory, unreadable(&err));
+        }
+    }
+}
+
+fn read_secrets_in(path: &Path, documents: &mut Documents) -> io::Result<()> {
+    for directory in visible(path)? {
+        if !directory.is_dir() {
+            continue;
+        }
+        let mut values = BTreeMap::new();
+        for file in visible(&directory)? {
+            let Some(key) = file.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            if file.is_dir() {
+                continue;
+            }
+            match read_bounded(&file) {
+                Ok(value) => {
+                    values.insert(key.to_owned(), value);
+                }
+                Err(err) => report(documents, &file, Subject::File, unreadable(&err)),
+            }
+        }
+        let name = directory.file_name().unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
+        documents.add_mounted_secret(&directory, name, values);
+    }
+    Ok(())
+}
+
+/// What is in a directory, in the order of names, without what begins with a dot: a mounted Secret
+/// or ConfigMap keeps its versions there.
+fn visible(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Reads the files that documents name.
+pub(super) fn read_named(paths: BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Result<Vec<u8>, String>> {
+    let read = |path: PathBuf| {
+        let bytes = read_bounded(&path).map_err(|err| err.to_string());
+        (path, bytes)
+    };
+    paths.into_iter().map(read).collect()
+}
+
 fn read_directory(path: &Path, documents: &mut Documents, seen: &mut HashSet<PathBuf>) {
     let files = match policy_files(path) {
         Ok(files) => files,
@@ -41,20 +103,13 @@ fn read_directory(path: &Path, documents: &mut Documents, seen: &mut HashSet<Pat
 /// The files of a directory that are policy, in the order of their names. Symbolic links are
 /// followed, as in a mounted ConfigMap.
 fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let mut files = visible(directory)?;
+    files.retain(|path| {
         let policy = path
             .extension()
             .is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
-        if policy && !hidden && !path.is_dir() {
-            files.push(path);
-        }
-    }
-    files.sort();
+        policy && !path.is_dir()
+    });
     Ok(files)
 }
 

@@ -30,13 +30,57 @@ pub(in crate::policy) struct Fault {
     pub(in crate::policy) reason: String,
 }
 
-/// What is known about fields besides what their types say. Fields are dotted paths.
+/// What is known about fields besides what their types say. Fields are dotted paths, with `[]` for
+/// every item of a list: `spec.ports[].number`.
 #[derive(Debug)]
 pub(in crate::policy) struct FieldNotes {
-    /// Fields of the API that come with later versions.
-    pub(in crate::policy) later: &'static [&'static str],
+    /// Fields of the API that are taken and not acted on, because what they ask for has no meaning
+    /// here. The types do not have them.
+    pub(in crate::policy) ignored: &'static [&'static str],
     /// Why a field has to be there, where that is not plain.
     pub(in crate::policy) required: &'static [(&'static str, &'static str)],
+}
+
+/// Takes the fields out that are not acted on, and says which there were.
+pub(in crate::policy) fn take_out_ignored(root: &mut Node, notes: &FieldNotes) -> Vec<Fault> {
+    let mut found = Vec::new();
+    for path in notes.ignored {
+        ignore(root, path, "", &mut found);
+    }
+    found
+}
+
+fn ignore(node: &mut Node, path: &str, at: &str, found: &mut Vec<Fault>) {
+    let (step, rest) = path.split_once('.').unwrap_or((path, ""));
+    let (name, list) = match step.strip_suffix("[]") {
+        Some(name) => (name, true),
+        None => (step, false),
+    };
+    let Value::Map(entries) = &mut node.value else {
+        return;
+    };
+    for entry in entries.iter_mut().filter(|entry| entry.key == name) {
+        let mut key = at.to_owned();
+        push_key(&mut key, name);
+        match &mut entry.node.value {
+            _ if rest.is_empty() => {
+                entry.node.taken_out = true;
+                found.push(Fault {
+                    key,
+                    line: entry.line,
+                    reason: "it is ignored: underpass does not act on this field".to_owned(),
+                });
+            }
+            Value::List(items) if list => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    ignore(item, rest, &format!("{key}[{index}]"), found);
+                }
+            }
+            Value::Map(_) if !list => ignore(&mut entry.node, rest, &key, found),
+            // Whatever is wrong with it is found when it is decoded.
+            _ => {}
+        }
+    }
 }
 
 /// Makes a `T` of a document.
@@ -121,16 +165,14 @@ impl DecodeError {
                     return None;
                 }
                 push_key(&mut key, field);
-                match notes.required.iter().find(|(field, _)| *field == key) {
+                let pattern = without_indexes(&key);
+                match notes.required.iter().find(|(field, _)| *field == pattern) {
                     Some((_, why)) => format!("it is missing; {why}"),
                     None => "it is missing".to_owned(),
                 }
             }
             Reason::Other(text) => text.clone(),
             Reason::Repeated(first) => format!("it already stands in line {first}"),
-            Reason::Unknown(_) if notes.later.contains(&key.as_str()) => {
-                "not supported by this version".to_owned()
-            }
             Reason::Unknown(expected) => self.unknown_field(expected),
         };
         Some(Fault {
@@ -176,6 +218,24 @@ impl DecodeError {
             node.taken_out = true;
         }
     }
+}
+
+/// `spec.ports[2].number` as `spec.ports[].number`.
+fn without_indexes(key: &str) -> String {
+    let mut pattern = String::new();
+    let mut inside = false;
+    for c in key.chars() {
+        if c == ']' {
+            inside = false;
+        }
+        if !inside {
+            pattern.push(c);
+        }
+        if c == '[' {
+            inside = true;
+        }
+    }
+    pattern
 }
 
 fn push_key(path: &mut String, key: &str) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use secrecy::zeroize::Zeroize as _;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
@@ -44,6 +45,15 @@ pub(in crate::policy) struct Entry {
 }
 
 impl Node {
+    /// The root of what was not written as a document.
+    pub(in crate::policy) fn nothing() -> Self {
+        Self {
+            line: 1,
+            taken_out: false,
+            value: Value::Null,
+        }
+    }
+
     /// The value of a key, if this is a mapping.
     pub(in crate::policy) fn get(&self, key: &str) -> Option<&Self> {
         self.entry(key).map(|entry| &entry.node)
@@ -57,17 +67,41 @@ impl Node {
         }
     }
 
-    /// The line of the key that `path` (`spec.proxy.port`) names, or of the nearest key around
-    /// it that there is.
+    /// The line of the key or item that `path` (`spec.ports[1].number`) names, or of the nearest
+    /// around it that there is.
     pub(in crate::policy) fn line_of(&self, path: &str) -> u32 {
         let mut line = self.line;
         let mut node = self;
-        for key in path.split('.') {
+        for step in path.split('.') {
+            let (key, indexes) = step.split_once('[').unwrap_or((step, ""));
             let Some(entry) = node.entry(key) else { break };
             line = entry.line;
             node = &entry.node;
+            for index in indexes.split('[').filter(|index| !index.is_empty()) {
+                let index = index.trim_end_matches(']').parse::<usize>();
+                let (Value::List(items), Ok(index)) = (&node.value, index) else {
+                    return line;
+                };
+                let Some(item) = items.get(index) else {
+                    return line;
+                };
+                line = item.line;
+                node = item;
+            }
         }
         line
+    }
+
+    /// Forgets all values and keeps the lines: what stood here is secret.
+    pub(in crate::policy) fn forget_values(&mut self) {
+        match &mut self.value {
+            Value::List(items) => items.iter_mut().for_each(Self::forget_values),
+            Value::Map(entries) => entries
+                .iter_mut()
+                .for_each(|entry| entry.node.forget_values()),
+            Value::Text(text) => text.zeroize(),
+            Value::Bool(_) | Value::Float(_) | Value::Int(_) | Value::Null => {}
+        }
     }
 
     fn entry(&self, key: &str) -> Option<&Entry> {

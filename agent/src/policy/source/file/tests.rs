@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use crate::policy::{Options, Policy, load};
+use crate::policy::{LoadError, Options, Paths, Policy, load};
 
 use super::*;
 
@@ -19,8 +19,16 @@ fn write(directory: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
+fn load_policy(paths: &[PathBuf]) -> Result<Policy, LoadError> {
+    let paths = Paths {
+        policy: paths.to_vec(),
+        secrets: Vec::new(),
+    };
+    load(&paths, &Options::default())
+}
+
 /// Problems without the directory they are in.
-fn problems(result: Result<Policy, crate::policy::LoadError>, directory: &Path) -> Vec<String> {
+fn problems(result: Result<Policy, LoadError>, directory: &Path) -> Vec<String> {
     let directory = directory.display().to_string();
     let error = result.unwrap_err();
     let lines = error.problems().iter().map(ToString::to_string);
@@ -39,11 +47,12 @@ fn a_directory_is_read_in_the_order_of_names() {
     fs::create_dir(path.join("deeper.yaml")).unwrap();
     write(&path.join("deeper.yaml"), "d.yaml", "kind: [");
     assert_eq!(
-        problems(load(&[path.into()], &Options::default()), path),
+        problems(load_policy(&[path.into()]), path),
         [
             "DIR/b.yml:4: Tunnel/same: metadata.name: `same` is already the name of a Tunnel in \
              DIR/a.yaml:4",
-            "DIR/c.json:1: document 1: kind: `Secret` is not supported by this version",
+            "DIR/c.json:1: document 1: apiVersion: it is missing",
+            "DIR/c.json:1: document 1: metadata: it is missing",
         ]
     );
 }
@@ -56,10 +65,10 @@ fn a_mounted_config_map_is_read_once() {
     write(&path.join("..2024"), "a.yaml", &tunnel("all"));
     symlink("..2024", path.join("..data")).unwrap();
     symlink("..data/a.yaml", path.join("a.yaml")).unwrap();
-    let policy = load(&[path.into()], &Options::default()).unwrap();
+    let policy = load_policy(&[path.into()]).unwrap();
     assert_eq!(policy.proxies().count(), 1);
     let both = [path.to_owned(), path.join("a.yaml")];
-    assert!(load(&both, &Options::default()).is_ok());
+    assert!(load_policy(&both).is_ok());
 }
 
 #[test]
@@ -81,7 +90,7 @@ fn what_cannot_be_read_is_a_problem_and_hides_no_other() {
     huge.set_len(MAX_FILE + 1).unwrap();
     symlink("nowhere", path.join("dangling.yaml")).unwrap();
     assert_eq!(
-        problems(load(&paths, &Options::default()), path),
+        problems(load_policy(&paths), path),
         [
             "DIR/bad.yaml:1: document 1: apiVersion: it is missing",
             "DIR/bad.yaml:1: document 1: metadata: it is missing",
@@ -93,7 +102,7 @@ fn what_cannot_be_read_is_a_problem_and_hides_no_other() {
              error 2)",
         ]
     );
-    let found = problems(load(&[path.into()], &Options::default()), path);
+    let found = problems(load_policy(&[path.into()]), path);
     assert!(
         found
             .iter()
@@ -104,7 +113,7 @@ fn what_cannot_be_read_is_a_problem_and_hides_no_other() {
 
 #[test]
 fn the_error_has_one_line_per_problem() {
-    let error = load(&["/nonexistent/a".into()], &Options::default()).unwrap_err();
+    let error = load_policy(&["/nonexistent/a".into()]).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the policy is not valid:\n/nonexistent/a:1: file: path: it cannot be read: No such file \

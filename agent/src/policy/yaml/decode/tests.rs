@@ -25,19 +25,22 @@ struct Inner {
 }
 
 const NOTES: FieldNotes = FieldNotes {
-    later: &["inner.later"],
+    ignored: &["inner.foreign", "none.such"],
     required: &[("inner.value", "it is of value")],
 };
 
 fn faults(text: &str) -> Vec<String> {
     let mut node = crate::policy::yaml::parse(text).remove(0).unwrap();
-    match decode::<Sample>(&mut node, &NOTES) {
+    let ignored = take_out_ignored(&mut node, &NOTES);
+    let found = match decode::<Sample>(&mut node, &NOTES) {
         Ok(_) => Vec::new(),
-        Err(faults) => faults
-            .into_iter()
-            .map(|fault| format!("{} {}: {}", fault.line, fault.key, fault.reason))
-            .collect(),
-    }
+        Err(faults) => faults,
+    };
+    ignored
+        .into_iter()
+        .chain(found)
+        .map(|fault| format!("{} {}: {}", fault.line, fault.key, fault.reason))
+        .collect()
 }
 
 #[test]
@@ -58,7 +61,7 @@ list:
   - 2
 inner:
   value: secret
-  later:
+  foreign:
     not: looked at
   other: 1
 count: 2
@@ -68,12 +71,12 @@ wrong: 1
     assert_eq!(
         faults(text),
         [
+            "10 inner.foreign: it is ignored: underpass does not act on this field",
             "1 name: expected a string, found a number",
             "2 count: expected u16, found 65536",
             "5 list[1]: expected u8, found a string",
             "6 list[2]: expected u8, found 256",
             "9 inner.value: expected a boolean, found a string",
-            "10 inner.later: not supported by this version",
             "12 inner.other: unknown field `other`, expected `value`",
             "13 count: it already stands in line 2",
             "14 any.x: it already stands in line 14",
