@@ -13,7 +13,8 @@ use crate::World;
 const MODULES: &str = "/usr/lib/apache2/modules";
 
 /// What [`tabbed`] reads.
-const FORMAT: &str = r"%r\t%>s\t%{Proxy-Authorization}i\t%{SSL_PROTOCOL}e\t%{SSL_TLS_SNI}e\t%{SSL_CLIENT_S_DN}e\t%{SSL_SESSION_RESUMED}e";
+const FORMAT: &str = "%r\\t%>s\\t%{Proxy-Authorization}i\\t%{SSL_PROTOCOL}e\\t\
+    %{SSL_TLS_SNI}e\\t%{SSL_CLIENT_S_DN}e\\t%{SSL_SESSION_RESUMED}e";
 
 /// What the log tells of TLS. It is kept when a request comes in, for it may be logged when its
 /// connection is gone.
@@ -48,7 +49,6 @@ fn configuration(world: &World, dir: &Path, options: &Options<'_>) -> String {
         "authz_core",
         "authz_user",
         "auth_basic",
-        "headers",
         "http2",
         "proxy",
         "proxy_connect",
@@ -85,7 +85,7 @@ fn configuration(world: &World, dir: &Path, options: &Options<'_>) -> String {
         dir = dir.display(),
     );
     text.push_str(match options.security {
-        Security::Plain => "Protocols h2c http/1.1\nH2Direct on\nH2Upgrade off\n",
+        Security::Plain => "Protocols h2c http/1.1\n",
         Security::Tls(_) | Security::Mutual(..) => "Protocols h2 http/1.1\n",
     });
     if let Some(identity) = options.security.identity() {
