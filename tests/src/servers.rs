@@ -11,5 +11,6 @@ pub mod identity;
 pub mod nghttpx;
 pub mod nginx;
 pub mod squid;
+pub mod stage;
 pub mod tcp;
 pub mod tinyproxy;

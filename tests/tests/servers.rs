@@ -1,155 +1,24 @@
-//! The forward proxies of other makers, and sites with certificates of all kinds: that they run
-//! here, and log what they were asked, is shown with clients that are not ours.
+//! The forward proxies of other makers: that they run here, and log what they were asked, is shown
+//! with clients that are not ours.
 
-use std::cell::Cell;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use underpass_tests::addr::{SITE_V4, proxy_v4};
+use underpass_tests::addr::proxy_v4;
 use underpass_tests::curl::{Curl, Seen};
-use underpass_tests::pki::{Authority, Issued, Pki, Request, Validity};
-use underpass_tests::servers::dns::Dns;
-use underpass_tests::servers::envoy::client::{Client, Tls, Tunnel, Way};
+use underpass_tests::pki::{Authority, Issued, Request};
+use underpass_tests::servers::envoy::client::Way;
 use underpass_tests::servers::envoy::{self, Versions};
 use underpass_tests::servers::forward::{
-    Credentials, ForwardProxy, Handshake, Logged, Options, Security, addresses,
+    Credentials, ForwardProxy, Logged, Options, Security, addresses,
 };
-use underpass_tests::servers::nginx::{self, Nginx};
+use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::squid::{self, Squid};
+use underpass_tests::servers::stage::{Stage, TARGET};
 use underpass_tests::servers::{apache, nghttpx, tinyproxy};
 use underpass_tests::{Scene, World};
 
-const TARGET: &str = "site.example:443";
 const BASIC: Credentials<'_> = Credentials::Basic("me", "secret");
 const BEARER: Credentials<'_> = Credentials::Bearer("token-1");
-
-/// A scene with a proxy's certificate, and an authority for clients with a client of it.
-struct Stage {
-    proxy: Issued,
-    clients: Authority,
-    client: Issued,
-    /// The port of the next client that listens.
-    port: Cell<u16>,
-    scene: Scene,
-}
-
-impl Stage {
-    fn new(name: &str) -> Self {
-        let scene = Scene::new(name);
-        let (world, authority) = (&scene.world, scene.pki.authority());
-        let proxy = authority.issue(world, "proxy", &Request::server(&["DNS:proxy.example"]));
-        let clients = Authority::new(world, "clients");
-        let client = clients.issue(world, "client", &Request::client("workload"));
-        Self {
-            proxy,
-            clients,
-            client,
-            port: Cell::new(15100),
-            scene,
-        }
-    }
-
-    fn world(&self) -> &World {
-        &self.scene.world
-    }
-
-    /// Without TLS, with it, and with client certificates.
-    fn securities(&self) -> [Security<'_>; 3] {
-        [
-            Security::Plain,
-            Security::Tls(&self.proxy),
-            Security::Mutual(&self.proxy, &self.clients),
-        ]
-    }
-
-    /// curl through the proxy that was started with `options`, with a client certificate where one
-    /// is demanded, and with `credentials`.
-    fn curl(&self, options: &Options<'_>, credentials: Credentials<'_>) -> Seen {
-        let curl = self.scene.curl("https://site.example/page");
-        let scheme = match options.security {
-            Security::Plain => "http",
-            Security::Tls(_) | Security::Mutual(..) => "https",
-        };
-        let mut curl = curl
-            .args([
-                "-x".into(),
-                format!("{scheme}://proxy.example:{}", options.port),
-            ])
-            .args(["--proxy-cacert".into(), self.scene.pki.ca()]);
-        if options.security.client_ca().is_some() {
-            curl = curl
-                .args(["--proxy-cert".into(), self.client.certificate.clone()])
-                .args(["--proxy-key".into(), self.client.key.clone()]);
-        }
-        if let Credentials::Basic(user, password) = credentials {
-            curl = curl.args(["--proxy-user".into(), format!("{user}:{password}")]);
-        } else if let Some(value) = credentials.header(self.world()) {
-            curl = curl.args([
-                "--proxy-header".into(),
-                format!("Proxy-Authorization: {value}"),
-            ]);
-        }
-        curl.run(self.world().host().command("curl"))
-    }
-
-    /// curl through Envoy, which asks the proxy at `port` in this `way`, with the same.
-    fn through_envoy(&self, way: Way, options: &Options<'_>, credentials: Credentials<'_>) -> Seen {
-        let ca = self.scene.pki.ca();
-        let authorization = credentials.header(self.world());
-        let tls = options.security.identity().map(|_| Tls {
-            authority: &ca,
-            identity: options.security.client_ca().map(|_| &self.client),
-        });
-        let [proxy, _] = addresses(options.port);
-        let tunnel = Tunnel {
-            proxy,
-            way,
-            target: TARGET,
-            tls,
-            authorization: authorization.as_deref(),
-        };
-        let port = self.port.replace(self.port.get() + 1);
-        let client = Client::start(self.world(), port, &tunnel);
-        let curl = self.scene.curl("https://site.example/page");
-        let curl = curl.args([
-            "--connect-to".into(),
-            format!("{TARGET}:{}", client.address()),
-        ]);
-        let seen = curl.run(self.world().host().command("curl"));
-        assert!(
-            seen.exit == 0 || seen.status == 0,
-            "{seen:#?}\n{}",
-            client.tails()
-        );
-        seen
-    }
-
-    /// What a proxy is to log about a tunnel to the site.
-    fn tunnel(
-        &self,
-        protocol: &str,
-        options: &Options<'_>,
-        credentials: Credentials<'_>,
-    ) -> Logged {
-        Logged {
-            method: "CONNECT".into(),
-            target: TARGET.into(),
-            protocol: protocol.into(),
-            status: 200,
-            authorization: credentials.header(self.world()).unwrap_or_default(),
-            tls: options.security.identity().map(|_| Handshake {
-                version: "TLSv1.3".into(),
-                server_name: "proxy.example".into(),
-                client: match options.security {
-                    Security::Mutual(..) => "CN=workload".into(),
-                    _ => String::new(),
-                },
-                resumed: false,
-            }),
-        }
-    }
-}
 
 #[track_caller]
 fn expect_page(seen: Seen) {
@@ -522,127 +391,4 @@ fn a_proxy_that_was_stopped_refuses_connections() {
             assert!(world.inet().connect(address).is_err(), "{address}");
         }
     }
-}
-
-/// A world with a site of the test's own.
-struct Site {
-    pki: Pki,
-    _dns: Dns,
-    world: World,
-}
-
-impl Site {
-    fn new(name: &str) -> Self {
-        let world = World::new(name);
-        let _dns = Dns::start(&world);
-        let pki = Pki::new(&world);
-        Self { pki, _dns, world }
-    }
-
-    fn get(&self, options: &[PathBuf]) -> Seen {
-        let curl = Curl::get("https://site.example/").trusting(&self.pki.ca());
-        let curl = curl.args(["-4"]).args(options.iter().cloned());
-        curl.run(self.world.host().command("curl"))
-    }
-}
-
-#[test]
-fn a_site_can_demand_client_certificates_and_tells_what_it_saw() {
-    let site = Site::new("site-mutual");
-    let clients = Authority::new(&site.world, "clients");
-    let client = clients.issue(&site.world, "client", &Request::client("some workload"));
-    let options = nginx::Options {
-        identity: site.pki.server(),
-        clients: Some(&clients),
-    };
-    let nginx = Nginx::start_with(&site.world, &options);
-    assert_eq!(site.get(&[]).status, 400);
-    let identity = [
-        "--cert".into(),
-        client.certificate,
-        "--key".into(),
-        client.key,
-    ];
-    let tls_1_2 = ["--tls-max".into(), "1.2".into(), "--http1.1".into()];
-    site.get(&identity).expect_ok();
-    site.get(&[&identity[..], &tls_1_2[..]].concat())
-        .expect_ok();
-
-    let seen = nginx.requests();
-    let told: Vec<[&str; 4]> = seen
-        .iter()
-        .map(|request| {
-            [&request.sni, &request.tls, &request.alpn, &request.client].map(String::as_str)
-        })
-        .collect();
-    let subject = "CN=some workload";
-    assert_eq!(
-        told,
-        [
-            ["site.example", "TLSv1.3", "h2", ""],
-            ["site.example", "TLSv1.3", "h2", subject],
-            ["site.example", "TLSv1.2", "http/1.1", subject],
-        ]
-    );
-}
-
-#[test]
-fn certificates_are_wrong_in_the_way_that_was_asked_for() {
-    let site = Site::new("certificates");
-    let names = ["DNS:site.example"];
-    let expired = Request::server(&names).valid(Validity::Expired);
-    let not_yet = Request::server(&names).valid(Validity::NotYet);
-    let wrong_name = Request::server(&["DNS:other.example"]);
-    let (known, unknown) = (site.pki.authority(), Authority::new(&site.world, "unknown"));
-    // What curl says, in OpenSSL's words.
-    let cases = [
-        (known, &Request::server(&names), None),
-        (known, &expired, Some("certificate has expired")),
-        (known, &not_yet, Some("certificate is not yet valid")),
-        (
-            known,
-            &wrong_name,
-            Some("no alternative certificate subject name matches"),
-        ),
-        (
-            &unknown,
-            &Request::server(&names),
-            Some("unable to get local issuer certificate"),
-        ),
-        (
-            known,
-            &Request::client("site.example"),
-            Some("unsuitable certificate purpose"),
-        ),
-    ];
-    for (authority, request, complaint) in cases {
-        // The name is used again: the certificate is replaced.
-        let identity = authority.issue(&site.world, "site", request);
-        let server = tls_server(&site.world, &identity);
-        let seen = site.get(&[]);
-        match complaint {
-            None => assert_eq!(seen.verification, 0, "{seen:?}"),
-            Some(complaint) => {
-                assert_eq!(seen.exit, 60, "{seen:?}");
-                assert!(seen.error.contains(complaint), "{complaint}: {seen:?}");
-            }
-        }
-        drop(server);
-    }
-}
-
-/// `openssl s_server`, which needs no directory and so can be started again and again.
-fn tls_server(world: &World, identity: &Issued) -> underpass_tests::process::Running {
-    let address = SocketAddr::from((SITE_V4, 443));
-    let command = world.inet().command("openssl");
-    let mut running = command
-        .args(["s_server", "-quiet", "-www", "-accept"])
-        .arg(address.to_string())
-        .arg("-cert")
-        .arg(&identity.certificate)
-        .arg("-key")
-        .arg(&identity.key)
-        .start();
-    running.wait_until_listening(world.inet(), address);
-    running
 }
