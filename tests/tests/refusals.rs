@@ -145,6 +145,7 @@ fn squids_demand_for_credentials_is_reported() {
     let options = Options {
         connect_ports: &[80],
         credentials: Some(("meg", "open sesame")),
+        ..Options::default()
     };
     let _squid = Squid::start_with(&scene.world, &options);
     let agent = Agent::start(&scene.world, &tunnel_policy(&[]));

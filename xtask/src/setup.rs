@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod apt;
+mod envoy;
 mod linker;
 mod packages;
 mod services;
@@ -63,7 +64,8 @@ fn steps(session: &Session<'_>) -> anyhow::Result<()> {
     } else {
         session.step("programs", || Ok(system::missing_programs()))?;
     }
-    session.step("bpf-linker", || linker::install(session, debian))
+    session.step("bpf-linker", || linker::install(session, debian))?;
+    session.step("envoy", || envoy::install(session))
 }
 
 /// One run of the set-up, which carries its commands out or prints them.

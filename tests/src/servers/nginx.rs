@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::addr::{INTERNAL_V4, SITE_V4, SITE_V6};
-use crate::pki::Pki;
+use crate::pki::{Authority, Issued, Pki};
 use crate::process::Running;
 use crate::{Must as _, World};
 
@@ -14,6 +14,15 @@ use crate::{Must as _, World};
 pub struct Nginx {
     _running: Running,
     log: PathBuf,
+}
+
+/// How the site does TLS.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// Its certificate.
+    pub identity: &'a Issued,
+    /// The authority whose clients alone it lets in, by TLS; others get status 400.
+    pub clients: Option<&'a Authority>,
 }
 
 /// One request, as the site saw it.
@@ -33,6 +42,12 @@ pub struct Request {
     pub protocol: String,
     /// The path.
     pub path: String,
+    /// `TLSv1.2`, `TLSv1.3`, or empty without TLS.
+    pub tls: String,
+    /// What ALPN agreed on: `h2`, `http/1.1`, or empty without.
+    pub alpn: String,
+    /// The subject of the client's certificate, or empty without one.
+    pub client: String,
 }
 
 impl Nginx {
@@ -42,6 +57,16 @@ impl Nginx {
     /// Starts it and waits until it answers.
     #[track_caller]
     pub fn start(world: &World, pki: &Pki) -> Self {
+        let options = Options {
+            identity: pki.server(),
+            clients: None,
+        };
+        Self::start_with(world, &options)
+    }
+
+    /// As [`start`](Self::start), with TLS of the test's own.
+    #[track_caller]
+    pub fn start_with(world: &World, options: &Options<'_>) -> Self {
         let dir = world.dir().join("nginx");
         fs::create_dir(&dir).must("make nginx's directory");
         let log = dir.join("access.log");
@@ -57,6 +82,12 @@ impl Nginx {
             .iter()
             .map(|what| format!("{what}_temp_path {}/{what};\n", dir.display()))
             .collect();
+        let clients = options.clients.map_or_else(String::new, |authority| {
+            format!(
+                "ssl_verify_client on; ssl_client_certificate {};\n",
+                authority.certificate().display()
+            )
+        });
         let configuration = format!(
             "daemon off; master_process off; pid {dir}/pid; error_log stderr;\n\
              worker_rlimit_nofile 16384;\n\
@@ -64,19 +95,22 @@ impl Nginx {
              http {{\n\
              {temporary}\
              log_format seen '$remote_addr $server_addr $server_port $ssl_server_name '\n\
-                 '$http_host $server_protocol $request_uri';\n\
+                 '$http_host $server_protocol $request_uri '\n\
+                 '$ssl_protocol $ssl_alpn_protocol $ssl_client_s_dn';\n\
              access_log {log} seen;\n\
              server {{\n\
              {listen}\
              ssl_certificate {certificate};\n\
              ssl_certificate_key {key};\n\
+             ssl_protocols TLSv1.2 TLSv1.3;\n\
+             {clients}\
              location / {{ default_type text/plain; return 200 '{greeting}'; }}\n\
              }}\n\
              }}\n",
             dir = dir.display(),
             log = log.display(),
-            certificate = pki.certificate().display(),
-            key = pki.key().display(),
+            certificate = options.identity.certificate.display(),
+            key = options.identity.key.display(),
             greeting = Self::GREETING,
         );
         let file = dir.join("nginx.conf");
@@ -101,7 +135,8 @@ impl Nginx {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         log.lines()
             .map(|line| {
-                let mut words = line.split(' ').map(str::to_owned);
+                // A subject may have spaces.
+                let mut words = line.splitn(10, ' ').map(str::to_owned);
                 let mut next = || words.next().unwrap_or_default();
                 Request {
                     peer: next(),
@@ -111,8 +146,16 @@ impl Nginx {
                     host: next(),
                     protocol: next(),
                     path: next(),
+                    tls: given(next()),
+                    alpn: given(next()),
+                    client: given(next()),
                 }
             })
             .collect()
     }
+}
+
+/// A field for which nginx writes `-` when there is nothing to say.
+fn given(field: String) -> String {
+    if field == "-" { String::new() } else { field }
 }

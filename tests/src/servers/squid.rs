@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::unistd::User;
 
 use crate::addr::{PROXY_PORT, PROXY_V4, PROXY_V6, proxy_v4};
+use crate::pki::Issued;
 use crate::process::Running;
 use crate::{Must as _, World, poll};
 
@@ -15,6 +16,8 @@ use crate::{Must as _, World, poll};
 const STOCK: &str = "/etc/squid/squid.conf";
 /// Where that configuration takes in what an administrator adds.
 const LOCAL_RULES: &str = "include /etc/squid/conf.d/*.conf";
+/// Where it speaks TLS, if it has a certificate.
+pub const TLS_PORT: u16 = PROXY_PORT + 1;
 /// The user Debian's Squid runs as.
 const USER: &str = "proxy";
 
@@ -34,6 +37,9 @@ pub struct Options<'a> {
     pub connect_ports: &'a [u16],
     /// The user name and password it demands.
     pub credentials: Option<(&'a str, &'a str)>,
+    /// The certificate it shows on [`TLS_PORT`], where it listens as well then. Client certificates
+    /// are more than Debian's build can do, which has GnuTLS.
+    pub tls: Option<&'a Issued>,
 }
 
 /// One line of the log, written when the request or tunnel has ended.
@@ -70,6 +76,9 @@ impl Squid {
         let command = world.inet().command("squid").args(["-N", "-f"]).arg(&file);
         let mut running = command.start();
         running.wait_until_listening(world.inet(), proxy_v4());
+        if options.tls.is_some() {
+            running.wait_until_listening(world.inet(), (PROXY_V6, TLS_PORT).into());
+        }
         Self {
             running,
             log: dir.join("access.log"),
@@ -147,7 +156,18 @@ fn configuration(world: &World, dir: &Path, options: &Options<'_>) -> String {
     }
     rules.push_str("http_access allow localnet\n");
 
-    let ports = format!("http_port {PROXY_V4}:{PROXY_PORT}\nhttp_port [{PROXY_V6}]:{PROXY_PORT}\n");
+    let mut ports =
+        format!("http_port {PROXY_V4}:{PROXY_PORT}\nhttp_port [{PROXY_V6}]:{PROXY_PORT}\n");
+    if let Some(identity) = options.tls {
+        let files = format!(
+            "tls-cert={} tls-key={}",
+            identity.certificate.display(),
+            identity.key.display()
+        );
+        ports.push_str(&format!(
+            "https_port {PROXY_V4}:{TLS_PORT} {files}\nhttps_port [{PROXY_V6}]:{TLS_PORT} {files}\n"
+        ));
+    }
     let mut found = (false, false);
     let mut text = String::new();
     for line in stock.lines() {

@@ -69,6 +69,12 @@ pub(super) const PACKAGES: &[Package] = &[
         "core library compiled for BPF",
     )
     .bpf(),
+    // Only the programs of Apache and tinyproxy: without their services there is none to keep still.
+    Package::new(
+        &["apache2-bin"],
+        "forward proxy of tests over TLS and HTTP/2",
+    )
+    .program("apache2"),
     Package::new(&["curl"], "workload of the demo and of tests").program("curl"),
     Package::new(&["dnsmasq-base"], "name server of the test world").program("dnsmasq"),
     Package::new(&["iproute2"], "network namespaces of demo and tests").program("ip"),
@@ -89,12 +95,17 @@ pub(super) const PACKAGES: &[Package] = &[
     )
     .program("nginx")
     .service("nginx.service"),
+    Package::new(&["nghttp2-proxy"], "HTTP/2 forward proxy of tests")
+        .program("nghttpx")
+        .service("nghttpx.service"),
     Package::new(&["openssl"], "certificates and TLS workload of tests").program("openssl"),
     Package::new(&["procps"], "processes as tests see them").program("ps"),
     Package::new(&["python3"], "workload of tests that opens unusual sockets").program("python3"),
+    Package::new(&["python3-venv"], "brings pip, which gets Envoy"),
     Package::new(&["squid", "squid-openssl"], "forward proxy of tests")
         .program("squid")
         .service("squid.service"),
+    Package::new(&["tinyproxy-bin"], "forward proxy of tests").program("tinyproxy"),
     Package::new(&["util-linux"], "namespaces of demo and tests").program("unshare"),
 ];
 
