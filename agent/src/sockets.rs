@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 /// Makes sockets that may leave the node.
@@ -48,6 +49,28 @@ pub struct PlainSockets;
 impl SocketFactory for PlainSockets {
     fn mark(&self, _socket: BorrowedFd<'_>) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A stream that can be dropped in two ways, of which the peer sees one as an error and the other
+/// as the end of the data.
+pub trait Carrier: AsyncRead + AsyncWrite + Unpin {
+    /// From now on dropping it is an error to the peer: a reset, of the connection or, where
+    /// several streams share one, of the stream.
+    fn abort_on_drop(&mut self);
+
+    /// Undoes [`Self::abort_on_drop`]: dropping it delivers what was written, and then ends it. To
+    /// end a stream of TLS in order, shut it down first.
+    fn finish_on_drop(&mut self);
+}
+
+impl Carrier for TcpStream {
+    fn abort_on_drop(&mut self) {
+        reset_on_close(self);
+    }
+
+    fn finish_on_drop(&mut self) {
+        finish_on_close(self);
     }
 }
 
