@@ -173,6 +173,7 @@ impl Route {
                 host: spec.proxy.host.0.clone(),
                 port: spec.proxy.port.get(),
                 credentials: None,
+                tls: None,
             }),
             target_host: match &spec.target_host {
                 None => TargetRule::BestKnown,

@@ -1,12 +1,14 @@
 //! A forward proxy as policy describes it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::name::Host;
+use crate::tls::ClientTls;
 
 /// A forward proxy and how to speak to it.
 #[derive(Clone, Debug)]
@@ -17,6 +19,8 @@ pub struct Proxy {
     pub port: u16,
     /// What it wants in `Proxy-Authorization`.
     pub credentials: Option<Credentials>,
+    /// How to speak TLS to it; `None`, it is spoken to in plain text.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 impl fmt::Display for Proxy {

@@ -41,6 +41,7 @@ impl Proxy {
                 Some(port) => port,
             },
             credentials: credentials(&url)?,
+            tls: None,
         })
     }
 }
