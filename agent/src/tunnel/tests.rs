@@ -1,5 +1,7 @@
 //! Tunnels through proxies of our own on loopback.
 
+mod tls;
+
 use std::fs;
 use std::net::IpAddr;
 
