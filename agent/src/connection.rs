@@ -22,12 +22,12 @@ use crate::limits::{Admission, Refusal};
 use crate::name::{Host, OriginalDst};
 use crate::policy::{self, Claim, Facts, Fallback, NameSource, Policy, TunnelDecision};
 use crate::relay::{RelayError, Shared, Timeouts, Traffic, broken, relay};
-use crate::sockets::{SocketFactory, finish_on_close, reset_on_close};
+use crate::sockets::{Carrier, SocketFactory, finish_on_close};
 use crate::telemetry::{
     self, ConnectionRecord, Deduction, Destination, Inspection, Label, Metrics, Phase,
     ResponseFlag, TunnelCode, TunnelProtocol,
 };
-use crate::tunnel::{Tunnel, TunnelError, Tunneler};
+use crate::tunnel::{self, Tunnel, TunnelError, Tunneler};
 
 /// How long a refused HTTP client may take to read why.
 const REJECTION_DEADLINE: Duration = Duration::from_secs(1);
@@ -207,7 +207,7 @@ impl Way {
     ) -> Result<(), Failure> {
         let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
         let mut upstream = match connecting.await {
-            Ok(Ok(stream)) => stream,
+            Ok(Ok(stream)) => stream.into(),
             Ok(Err(error)) => {
                 return Err(Failure::new(
                     ResponseFlag::UpstreamFailure,
@@ -256,7 +256,7 @@ impl Way {
             .admission
             .begin_tunnel()
             .map_err(|refusal| self.over(refusal))?;
-        let opened = self.tunneler.open(chosen, &decision.target).await;
+        let opened = self.tunneler.open(chosen, &decision.target, &[]).await;
         drop(pending);
         let timings = match &opened {
             Ok(tunnel) => tunnel.timings,
@@ -265,6 +265,7 @@ impl Way {
         for (phase, took) in [
             (Phase::Dns, timings.dns),
             (Phase::Tcp, timings.tcp),
+            (Phase::Tls, timings.tls),
             (Phase::Connect, timings.connect),
         ] {
             if let Some(took) = took {
@@ -307,19 +308,19 @@ impl Way {
     async fn relay(
         &self,
         workload: &mut TcpStream,
-        upstream: &mut TcpStream,
+        upstream: &mut tunnel::Stream,
         to_upstream: Bytes,
         to_workload: Bytes,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
-        reset_on_close(upstream);
+        upstream.abort_on_drop();
         let traffic = Arc::new(Traffic::default());
         record.established(Arc::clone(&traffic) as _);
         let relaying = async {
-            let (mut near, mut far) = (Shared(workload), Shared(upstream));
+            let mut near = Shared(workload);
             relay(
                 &mut near,
-                &mut far,
+                &mut *upstream,
                 to_upstream,
                 to_workload,
                 &self.relay,
@@ -334,7 +335,7 @@ impl Way {
         };
         match end {
             Ok(()) => {
-                finish_on_close(upstream);
+                upstream.finish_on_drop();
                 Ok(())
             }
             Err(error) => {
@@ -411,7 +412,7 @@ fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
 fn flag(error: &TunnelError) -> ResponseFlag {
     match error.reason() {
         "auth_required" | "refused" => ResponseFlag::Connect,
-        "connect_timeout" | "tcp_timeout" => ResponseFlag::UpstreamTimeout,
+        "connect_timeout" | "tcp_timeout" | "tls_timeout" => ResponseFlag::UpstreamTimeout,
         "malformed" => ResponseFlag::UpstreamProtocol,
         _ => ResponseFlag::UpstreamFailure,
     }

@@ -65,6 +65,8 @@ label_values! {
         Dns = "dns",
         /// The TCP handshake with the proxy.
         Tcp = "tcp",
+        /// The TLS handshake with the proxy.
+        Tls = "tls",
     }
 }
 
