@@ -5,6 +5,7 @@
 
 pub mod name;
 pub mod sockets;
+pub mod workload;
 
 pub mod admin;
 pub mod capture;
