@@ -108,6 +108,38 @@ impl Tunneler {
         Ok((stream, opened, endpoint))
     }
 
+    /// Where `proxy` is: every address of each of its endpoints. One that cannot be resolved is a
+    /// failure only if no other can.
+    async fn addresses(
+        &self,
+        proxy: &Proxy,
+        deadline: Instant,
+        attempt: &mut Attempt,
+    ) -> Result<Vec<SocketAddr>, Cause> {
+        let mut addrs = Vec::new();
+        let mut failure = None;
+        for endpoint in shuffled(&proxy.endpoints, |endpoint| endpoint.weight) {
+            let Some(name) = endpoint.host.name() else {
+                let found = self.resolver.resolve(&endpoint.host).await?;
+                addrs.extend(found.iter().map(|ip| SocketAddr::new(*ip, endpoint.port)));
+                continue;
+            };
+            let lookup = tokio::time::timeout_at(deadline, self.resolver.lookup(name));
+            match timed(&mut attempt.timings.dns, lookup).await {
+                Ok(Ok(found)) => {
+                    let found = found.addrs.iter();
+                    addrs.extend(found.map(|ip| SocketAddr::new(*ip, endpoint.port)));
+                }
+                Ok(Err(error)) => failure = Some(error.into()),
+                Err(_) => failure = Some(Cause::DnsTimeout),
+            }
+        }
+        match failure {
+            Some(cause) if addrs.is_empty() => Err(cause),
+            _ => Ok(addrs),
+        }
+    }
+
     /// Connects to `proxy`, so that it can be spoken to.
     async fn reach(
         &self,
@@ -115,19 +147,9 @@ impl Tunneler {
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<(Stream, SocketAddr), Cause> {
+        let addrs = self.addresses(proxy, deadline, attempt).await?;
         let timings = &mut attempt.timings;
-        let addrs = match proxy.host.name() {
-            None => self.resolver.resolve(&proxy.host).await?,
-            Some(name) => {
-                let lookup = self.resolver.lookup(name);
-                let lookup = timed(&mut timings.dns, tokio::time::timeout_at(deadline, lookup));
-                match lookup.await {
-                    Ok(found) => found?.addrs,
-                    Err(_) => return Err(Cause::DnsTimeout),
-                }
-            }
-        };
-        let dialing = dial::dial(&self.sockets, &addrs, proxy.port, deadline);
+        let dialing = dial::dial(&self.sockets, addrs, deadline);
         let (stream, endpoint) = timed(&mut timings.tcp, dialing).await?;
         attempt.endpoint = Some(endpoint);
         let Some(tls) = &proxy.tls else {
@@ -137,6 +159,18 @@ impl Tunneler {
         let stream = timed(&mut timings.tls, shaking).await?;
         Ok((stream.into(), endpoint))
     }
+}
+
+/// `items` in an order by chance, in which each comes first as often as its weight has it.
+pub(crate) fn shuffled<T>(items: &[T], weight: impl Fn(&T) -> u16) -> Vec<&T> {
+    if let [only] = items {
+        return vec![only];
+    }
+    // Each draws a time until its turn, the shorter the heavier it is.
+    let turn = |item: &T| -fastrand::f64().ln() / f64::from(weight(item));
+    let mut turns: Vec<_> = items.iter().map(|item| (turn(item), item)).collect();
+    turns.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    turns.into_iter().map(|(_, item)| item).collect()
 }
 
 /// How far an attempt came.
