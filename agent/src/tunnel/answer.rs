@@ -230,7 +230,7 @@ impl fmt::Display for BadAnswer {
             Self::NotHttp { sample, is_tls } => {
                 write!(f, "its answer is not HTTP/1, it begins `{sample}`: ")?;
                 f.write_str(if *is_tls {
-                    "this is TLS, which the port wants and which is not configured for this proxy"
+                    "this looks like TLS, which the port wants and which is not configured for this proxy"
                 } else {
                     "is this the port of an HTTP proxy?"
                 })

@@ -134,7 +134,7 @@ async fn plain_text_and_tls_mixed_up_are_told() {
     assert_eq!(error.reason(), "malformed", "{error}");
     let text = error.to_string();
     assert!(
-        text.contains("this is TLS, which the port wants and which is not configured"),
+        text.contains("this looks like TLS, which the port wants and which is not configured"),
         "{text}"
     );
     assert!(serving.await.unwrap().1.is_err());
