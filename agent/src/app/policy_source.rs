@@ -25,6 +25,14 @@ impl PolicySource {
         Self(Place::Fixed(Box::new(policy)))
     }
 
+    /// The files and directories whose contents make the policy.
+    pub fn watched_paths(&self) -> Vec<PathBuf> {
+        match &self.0 {
+            Place::Files(paths, _) => paths.clone(),
+            Place::Fixed(_) => Vec::new(),
+        }
+    }
+
     /// Loads it.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ const DRAIN: Duration = Duration::from_secs(25);
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Policy files, and directories of them; SIGHUP reads them again
+    /// Policy files, and directories of them; they are read again when they change, and at SIGHUP
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     policy: Vec<PathBuf>,
 
@@ -86,6 +86,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     runtime.block_on(async {
         let running = app::build(config, log.clone()).await?;
         let watch = running.watch_capture()?;
+        running.follow_policy();
         let status = until_told(running).await;
         // It has been told, and has a cgroup to remove. A panic in it has been reported.
         let _ = watch.join();
