@@ -7,6 +7,7 @@ mod policy_source;
 mod proxies;
 mod reload;
 mod shed;
+mod status;
 mod vital;
 mod watch;
 
@@ -43,6 +44,7 @@ use crate::tunnel::{TunnelConfig, Tunneler};
 use kernel_side::KernelSide;
 use proxies::Proxies;
 use reload::{PolicyState, Reloader, announce, apply, must_outlive, warn_of};
+use status::Status;
 use vital::VitalTasks;
 use watch::Fingerprint;
 
@@ -151,11 +153,11 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
 
     let registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&registry)?);
-    let kernel = KernelSide {
+    let kernel = Arc::new(KernelSide {
         counters: capture.counters(),
         flows: capture.flows(),
-    };
-    metrics.capture.watch(&registry, Arc::new(kernel))?;
+    });
+    metrics.capture.watch(&registry, Arc::clone(&kernel) as _)?;
 
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
@@ -222,10 +224,18 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let attachment = Arc::new(Mutex::new(attachment));
     let policy_state = Arc::new(PolicyState::new());
     let readiness = Readiness::default();
+    let status = Status {
+        capture: Arc::clone(&capture),
+        cgroup: config.cgroup.clone(),
+        kernel,
+        policy: Arc::clone(&policy_state),
+        way: Arc::clone(&way),
+    };
     let admin = admin.spawn_thread(AdminState {
         registry,
         readiness: readiness.clone(),
         config_dump: config_dump(&config, &way, &policy_state),
+        status: Arc::new(move || status.to_json()),
         connections: metrics.connections().clone(),
         log,
     })?;

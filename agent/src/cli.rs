@@ -8,6 +8,7 @@ mod exec;
 mod gateway;
 mod options;
 mod run;
+mod status;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ enum Command {
     Exec(exec::Args),
     /// Check policy files
     Check(check::Args),
+    /// Ask a running agent how it is
+    Status(status::Args),
     /// Remove what a stopped agent left behind: programs, pins and cgroups
     Detach,
     /// Be a CONNECT forward proxy: the other end of the tunnel
@@ -129,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(args),
         Command::Exec(args) => exec::main(args),
         Command::Check(args) => check::main(&args),
+        Command::Status(args) => status::main(&args),
         Command::Detach => detach::main(),
         Command::Gateway(args) => gateway::main(args),
         Command::CanaryHelper { cgroup } => crate::capture::serve_sockets(&cgroup)

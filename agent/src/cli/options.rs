@@ -99,7 +99,7 @@ pub(super) struct OptionalEndpoints {
     #[arg(long, value_name = "ADDR")]
     pub(super) ready_addr: Option<SocketAddr>,
 
-    /// Serve /config_dump, /connections and /logging here
+    /// Serve /status, /config_dump, /connections and /logging here
     #[arg(long, value_name = "ADDR")]
     pub(super) admin_addr: Option<SocketAddr>,
 }

@@ -42,7 +42,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15021")]
     ready_addr: SocketAddr,
 
-    /// Serve /config_dump, /connections and /logging here
+    /// Serve /status, /config_dump, /connections and /logging here
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     admin_addr: SocketAddr,
 
