@@ -192,7 +192,7 @@ fn every_verb_that_documents_use_exists() {
 #[test]
 fn every_option_that_documents_name_exists() {
     let world = World::new("options");
-    let help: String = ["run", "exec", "gateway", "check", "detach"]
+    let help: String = ["run", "exec", "gateway", "check", "status", "detach"]
         .iter()
         .map(|verb| {
             let help = underpass(&world).args([verb, "--help"]).run(SECONDS);
