@@ -27,6 +27,7 @@ use super::problem::Problem;
 use super::proxy::{Proxy, RankedProxy};
 use super::rule::{Action, Route, Rule, Scope, Service, TargetRule};
 use super::workloads::{View, WorkloadMatch};
+use crate::name::HostName;
 use crate::tls::{ClientTls, SystemRoots};
 use crate::workload::Workload;
 use proxies::Proxies;
@@ -81,6 +82,8 @@ pub struct Policy {
     pub(super) tls_settings: Vec<TlsSetting>,
     /// The same by host.
     pub(super) tls_by_host: HostTable<usize>,
+    /// Whether some of them are not only about proxies.
+    pub(super) has_tls_to_targets: bool,
     /// What a workload sees of which nothing is known.
     pub(super) stranger: Arc<View>,
     pub(super) warnings: Vec<Problem>,
@@ -97,6 +100,13 @@ pub(super) struct TlsSetting {
     pub(super) workloads: WorkloadMatch,
     /// `None`: no TLS.
     pub(super) tls: Option<Arc<ClientTls>>,
+}
+
+impl TlsSetting {
+    /// Whether it is about this host and no other.
+    fn is_only(&self, host: &HostName) -> bool {
+        self.host.name() == Some(host)
+    }
 }
 
 /// What the kernel side has to capture: connections to an address that is not internal, by the
@@ -148,7 +158,7 @@ impl Policy {
             return Err(sorted(report.problems));
         }
         let hosts_of_proxies = proxies.into_hosts();
-        let mut policy = Self::assemble(rules, services, settings, options);
+        let mut policy = Self::assemble(rules, services, settings, &hosts_of_proxies, options);
         report.warnings.extend_from_slice(documents.ignored());
         report
             .warnings
@@ -178,13 +188,14 @@ impl Policy {
             })),
         };
         let services = Services::default();
-        Self::assemble(vec![rule], services, Vec::new(), options)
+        Self::assemble(vec![rule], services, Vec::new(), &HashSet::new(), options)
     }
 
     fn assemble(
         rules: Vec<Rule>,
         services: Services,
         tls_settings: Vec<TlsSetting>,
+        hosts_of_proxies: &HashSet<HostName>,
         options: &Options,
     ) -> Self {
         let mut host_rules = HostTable::default();
@@ -211,6 +222,9 @@ impl Policy {
             rules,
             host_rules,
             tls_by_host: tls::by_host(&tls_settings),
+            has_tls_to_targets: tls_settings
+                .iter()
+                .any(|setting| !hosts_of_proxies.iter().any(|host| setting.is_only(host))),
             tls_settings,
             stranger: Arc::default(),
             warnings: Vec::new(),

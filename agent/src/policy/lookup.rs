@@ -99,14 +99,12 @@ impl Policy {
             return false;
         }
         let at = self.service_at(dst, view);
-        let port = at.and_then(|service| service.port(dst.port()));
-        if !self.tls_settings.is_empty() {
-            return true;
+        if at.is_some_and(|service| service.is_nameless_on(dst.port())) {
+            // What is spoken matters only where TLS would have to be added.
+            let target = at.and_then(|service| service.target.as_ref());
+            return target.is_some_and(|host| self.tls_by_host.matching(host).next().is_some());
         }
-        if port.is_some_and(|port| port.protocol == PortProtocol::Tcp) {
-            return false;
-        }
-        if !self.host_rules.is_empty() || !self.by_host.is_empty() {
+        if self.has_tls_to_targets || !self.host_rules.is_empty() || !self.by_host.is_empty() {
             return true;
         }
         let Some(rule) = self.rule_for(None, at, dst.port(), view) else {
@@ -308,6 +306,12 @@ impl Policy {
 }
 
 impl Service {
+    /// Whether no name is spoken on this port.
+    fn is_nameless_on(&self, port: u16) -> bool {
+        self.port(port)
+            .is_some_and(|port| port.protocol == PortProtocol::Tcp)
+    }
+
     /// Whether it may be at this address.
     fn is_at(&self, addr: IpAddr) -> bool {
         self.addresses.is_empty() || self.addresses.iter().any(|net| net.contains(&addr))
@@ -326,8 +330,7 @@ impl Rule {
 
 /// The name that a connection claims, where one is spoken at all.
 pub(super) fn spoken_name<'a>(facts: &'a Facts, at: Option<&Service>) -> Option<&'a HostName> {
-    let port = at.and_then(|service| service.port(facts.original_dst.port()));
-    if port.is_some_and(|port| port.protocol == PortProtocol::Tcp) {
+    if at.is_some_and(|service| service.is_nameless_on(facts.original_dst.port())) {
         return None;
     }
     facts.claimed.as_ref()?.host.name()

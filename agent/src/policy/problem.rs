@@ -47,6 +47,10 @@ impl Problem {
         self.subject.to_string()
     }
 
+    pub(super) fn about(&self) -> &Subject {
+        &self.subject
+    }
+
     /// Where in the document, as a dotted path: `spec.proxy.port`.
     pub fn key(&self) -> &str {
         &self.key
@@ -87,7 +91,7 @@ impl fmt::Display for Place<'_> {
 }
 
 /// What a problem is about.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) enum Subject {
     /// A directory as such.
     Directory,

@@ -2,6 +2,7 @@
 
 mod file;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -27,28 +28,59 @@ pub struct Paths {
 pub struct Loaded {
     /// The policy, or everything that is wrong, with the files as with the documents.
     pub policy: Result<Policy, LoadError>,
+    /// What is wrong with documents for which the policy has their last good version.
+    pub rejected: Vec<Problem>,
+    /// What the policy was made of, to fall back on the next time.
+    pub documents: Documents,
     /// The files that the documents name: certificates and keys.
     pub files: Vec<PathBuf>,
 }
 
-/// Reads a policy, with the files that it names.
-pub fn load(paths: &Paths, options: &Options) -> Loaded {
+/// Reads a policy, with the files that it names. Where documents are bad, and with their `last` good
+/// version the policy is right, it is made with these.
+pub fn load(paths: &Paths, options: &Options, last: Option<&Documents>) -> Loaded {
     let mut documents = Documents::default();
     file::read(&paths.policy, &mut documents);
     file::read_secrets(&paths.secrets, &mut documents);
-    let files = documents.named_files();
+    let mut files = documents.named_files();
+    let policy = compile(&documents, &files, options);
+    let (Err(problems), Some(last)) = (&policy, last) else {
+        return Loaded {
+            policy: policy.map_err(LoadError),
+            rejected: Vec::new(),
+            documents,
+            files: files.into_iter().collect(),
+        };
+    };
+    let any_new = documents.keep_last_good(problems, last);
+    files.extend(documents.named_files());
+    let kept = any_new.then(|| compile(&documents, &files, options));
+    let (policy, rejected) = match (kept, policy) {
+        (Some(Ok(kept)), Err(problems)) => (Ok(kept), problems),
+        (_, policy) => (policy.map_err(LoadError), Vec::new()),
+    };
+    Loaded {
+        policy,
+        rejected,
+        documents,
+        files: files.into_iter().collect(),
+    }
+}
+
+fn compile(
+    documents: &Documents,
+    files: &BTreeSet<PathBuf>,
+    options: &Options,
+) -> Result<Policy, Vec<Problem>> {
     let materials = Materials {
-        files: file::read_named(&files),
+        files: file::read_named(files),
         roots: if documents.wants_system_roots() {
             SystemRoots::load()
         } else {
             SystemRoots::none()
         },
     };
-    Loaded {
-        policy: Policy::compile(&documents, &materials, options).map_err(LoadError),
-        files: files.into_iter().collect(),
-    }
+    Policy::compile(documents, &materials, options)
 }
 
 /// Why there is no policy: at least one problem.

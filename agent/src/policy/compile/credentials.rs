@@ -19,7 +19,7 @@ impl<'a> Secrets<'a> {
         let by_name = documents.secrets.iter().map(|document| {
             let metadata = &document.object.metadata;
             let namespace = metadata.namespace.as_ref().map(AsRef::as_ref);
-            ((namespace, metadata.name.as_ref()), document)
+            ((namespace, metadata.name.as_ref()), &**document)
         });
         Self(by_name.collect())
     }

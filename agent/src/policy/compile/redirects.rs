@@ -58,7 +58,7 @@ fn by_proxy(documents: &Documents) -> ByProxy<'_> {
             .as_ref()
             .is_some_and(|tunnel| tunnel.proxy.is_none() && policy.proxy.is_none());
         if of_proxy {
-            by_proxy.entry(spec.host.to_string()).or_insert(document);
+            by_proxy.entry(spec.host.to_string()).or_insert(&**document);
         }
     }
     by_proxy

@@ -50,6 +50,14 @@ fn what_is_right_has_no_fault() {
 }
 
 #[test]
+fn a_list_is_no_mapping() {
+    assert_eq!(
+        faults("name: a\ninner: [true]\n"),
+        ["2 inner: expected a mapping, found a list"]
+    );
+}
+
+#[test]
 fn every_fault_is_found_with_its_line_and_key() {
     let text = "\
 name: 7
