@@ -441,7 +441,7 @@ fn auto_sni() {
 fn original_dst() {
     let design = Design::new("design-original-dst");
     let options = Options::default();
-    let proxy = envoy::start(&design.world, &options, Versions::Http1);
+    let proxy = apache::start(&design.world, &options);
     let _agent = design.agent(&example("original-dst"));
 
     let cases = [
