@@ -26,9 +26,10 @@ use underpass_abi::Verdict;
 
 use crate::admin::{AdminError, AdminServer, AdminState, AdminThread, Endpoints, Readiness};
 use crate::capture::{
-    Attachment, Canary, Capture, CaptureConfig, CaptureError, Flows, Listener, cgroup,
+    Attachment, Canary, Capture, CaptureConfig, CaptureError, Flows, Listener, Workloads,
+    cgroup::{self, Hierarchy},
 };
-use crate::connection::Way;
+use crate::connection::{InForce, Way};
 use crate::dns::Resolver;
 use crate::inspect;
 use crate::limits::{Admission, Limits};
@@ -159,7 +160,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let resolver = Resolver::from_system(Arc::clone(&sockets));
     let way = Arc::new(Way {
         admission: Arc::new(Admission::new(config.limits)),
-        policy: ArcSwap::from_pointee(policy),
+        policy: ArcSwap::from_pointee(InForce::new(policy)),
         proxies: ArcSwap::default(),
         tunneler: Tunneler::new(
             Arc::clone(&sockets),
@@ -167,6 +168,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
             TunnelConfig::default(),
         ),
         resolver,
+        workloads: Arc::new(Workloads::new(Hierarchy::find()?)),
         sockets,
         metrics: Arc::clone(&metrics),
         inspection: inspect::Limits::default(),
@@ -314,7 +316,7 @@ impl Running {
             tracing::error!(%error, "the programs do not follow the policy's failure mode");
         }
         announce(&policy, &self.way.metrics);
-        self.way.policy.store(Arc::new(policy));
+        self.way.policy.store(Arc::new(InForce::new(policy)));
         self.policy_changed.notify_one();
         metrics.reloaded(Reload::Success);
         tracing::info!("policy reloaded");
@@ -420,7 +422,7 @@ fn config_dump(config: &Config, way: &Arc<Way>) -> Arc<dyn Fn() -> Value + Send 
         let proxies: Vec<SocketAddr> = way.proxies.load().iter().copied().collect();
         json!({
             "agent": fixed,
-            "policy": **way.policy.load(),
+            "policy": ***way.policy.load(),
             "proxy_addresses": proxies,
         })
     })

@@ -19,6 +19,7 @@ mod preflight;
 mod query;
 mod rules;
 mod sockets;
+mod workload;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub use preflight::preflight;
 pub use query::Hooks;
 pub use rules::Rules;
 pub use sockets::MarkedSockets;
+pub use workload::Workloads;
 
 /// The loaded programs and their maps. Nothing is captured before [`attach`](Self::attach); when
 /// the [`Attachment`]s are dropped, or the process ends, nothing is captured any more.

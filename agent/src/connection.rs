@@ -1,45 +1,45 @@
 //! The way of one captured connection: inspect, decide, tunnel or go direct, relay, record.
 
+mod first_bytes;
+mod in_force;
+mod outbound;
+
 use std::collections::HashSet;
 use std::fmt::Display;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::StatusCode;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::Accepted;
+use crate::capture::{Accepted, Workloads};
 use crate::dns::Resolver;
-use crate::inspect::{self, InspectError, Inspected, Seen, Source, inspect};
+use crate::inspect::{self, Seen};
 use crate::limits::{Admission, Refusal};
-use crate::name::{Host, OriginalDst};
-use crate::policy::{self, Claim, Facts, Fallback, NameSource, Policy, TunnelDecision};
-use crate::relay::{RelayError, Shared, Timeouts, Traffic, broken, relay};
-use crate::sockets::{SocketFactory, finish_on_close, reset_on_close};
+use crate::name::OriginalDst;
+use crate::policy::{self, Facts};
+use crate::relay::Timeouts;
+use crate::sockets::{SocketFactory, finish_on_close};
 use crate::telemetry::{
-    self, ConnectionRecord, Deduction, Destination, Inspection, Label, Metrics, Phase,
-    ResponseFlag, TunnelCode, TunnelProtocol,
+    self, ConnectionRecord, Deduction, Inspection, Label, Metrics, ResponseFlag,
 };
-use crate::tunnel::{Tunnel, TunnelError, Tunneler};
+use crate::tunnel::Tunneler;
+use crate::workload::Workload;
 
-/// How long a refused HTTP client may take to read why.
-const REJECTION_DEADLINE: Duration = Duration::from_secs(1);
+pub(crate) use in_force::InForce;
 
 /// What every connection needs on its way.
 pub(crate) struct Way {
     pub(crate) admission: Arc<Admission>,
-    pub(crate) policy: ArcSwap<Policy>,
+    pub(crate) policy: ArcSwap<InForce>,
     /// Where the proxies are now. The programs leave them alone; this catches a connection made
     /// just before they learnt of an address.
     pub(crate) proxies: ArcSwap<HashSet<SocketAddr>>,
     pub(crate) resolver: Resolver,
+    pub(crate) workloads: Arc<Workloads>,
     pub(crate) sockets: Arc<dyn SocketFactory>,
     pub(crate) tunneler: Tunneler,
     pub(crate) metrics: Arc<Metrics>,
@@ -72,8 +72,13 @@ impl Way {
         // only a relay that saw the end of both directions may let the workload believe that it
         // has all the data.
         let mut workload = accepted.stream;
+        let origin = Origin {
+            dst: accepted.original_dst,
+            cgroup_id: accepted.cgroup_id,
+            pid: accepted.pid,
+        };
         let result = tokio::select! {
-            result = self.carry(&mut workload, accepted.original_dst, &mut record) => result,
+            result = self.carry(&mut workload, origin, &mut record) => result,
             () = cut.cancelled() => Err(Failure::new(
                 ResponseFlag::LocalReset,
                 "the agent stops, and the connection outlived the drain",
@@ -114,9 +119,10 @@ impl Way {
     async fn carry(
         &self,
         workload: &mut TcpStream,
-        dst: OriginalDst,
+        origin: Origin,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
+        let dst = origin.dst;
         let policy = self.policy.load_full();
         if self.proxies.load().contains(&dst.0) {
             record.decided(
@@ -126,36 +132,46 @@ impl Way {
             );
             return self.direct(workload, dst, Bytes::new(), record).await;
         }
-        let view = Arc::clone(policy.view_of_stranger());
-        let (bytes, claimed) = if policy.wants_inspection(dst, &view) {
-            let inspected = self.inspect(workload).await?;
-            let claimed = inspected.claimed_host().map(claim);
-            (inspected.bytes, claimed)
+        let who = if policy.wants_workload() {
+            self.workloads.of(origin.cgroup_id, origin.pid).await
         } else {
-            self.metrics.policy.inspected(Inspection::Skipped);
-            (Bytes::new(), None)
+            Arc::default()
+        };
+        let view = policy.view_from(origin.cgroup_id, &who);
+        let mut arrived = Arrived {
+            dst,
+            who,
+            bytes: Bytes::new(),
+            speaks_tls: false,
         };
         let mut facts = Facts {
             original_dst: dst,
-            claimed,
+            claimed: None,
             claimed_is_verified: false,
         };
+        if policy.wants_inspection(dst, &view) {
+            let inspected = self.inspect(workload).await?;
+            facts.claimed = inspected.claimed_host().map(first_bytes::claim);
+            arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
+            arrived.bytes = inspected.bytes;
+        } else {
+            self.metrics.policy.inspected(Inspection::Skipped);
+        }
         let mut verdict = policy.decide(&facts, &view);
-        if verdict.note.is_some()
-            && let Some(name) = facts.claimed.as_ref().and_then(|claim| claim.host.name())
-        {
-            facts.claimed_is_verified = self.resolver.maps(name, dst.ip()).await;
+        if verdict.note.is_some() && self.verify(&mut facts).await {
             verdict = policy.decide(&facts, &view);
         }
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
                 record.decided(telemetry::Decision::Deny, by, None);
-                self.metrics
-                    .policy
-                    .deduced(telemetry::TargetSource::Sni, Deduction::Missing);
                 let label = match reason {
-                    policy::DenyReason::NoName => telemetry::DenyReason::NoName,
+                    policy::DenyReason::NoName => {
+                        self.metrics
+                            .policy
+                            .deduced(telemetry::TargetSource::Sni, Deduction::Missing);
+                        telemetry::DenyReason::NoName
+                    }
                     policy::DenyReason::Rule => telemetry::DenyReason::Rule,
                 };
                 record.denied(label, &reason);
@@ -164,255 +180,41 @@ impl Way {
             policy::Decision::Direct(rule) => {
                 let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by, Some(Label::of(&rule)));
-                self.direct(workload, dst, bytes, record).await
+                self.direct(workload, dst, arrived.bytes, record).await
             }
             policy::Decision::Tunnel(decision) => {
-                self.tunnel(workload, dst, &decision, verdict.note, bytes, record)
+                let note = verdict.note.as_ref().map(|note| Label::of(note));
+                let by = Some(Label::of(&decision.policy));
+                record.decided(telemetry::Decision::Tunnel, by, note);
+                self.tunnel(workload, arrived, &decision, &mut facts, record)
                     .await
             }
         }
     }
 
-    /// Reads the first bytes. A malformed HTTP request is answered as an HTTP server would.
-    async fn inspect(&self, workload: &mut TcpStream) -> Result<Inspected, Failure> {
-        match inspect(workload, &self.inspection).await {
-            Ok(inspected) => {
-                self.metrics.policy.inspected(inspection(&inspected.seen));
-                Ok(inspected)
-            }
-            Err(error) => {
-                self.metrics.policy.inspected(match error {
-                    InspectError::HeadTimeout(_) => Inspection::Timeout,
-                    InspectError::Read(_) => Inspection::Closed,
-                    _ => Inspection::Malformed,
-                });
-                let flag = match error.status() {
-                    Some(status) => {
-                        reject(workload, status, error.to_string()).await;
-                        ResponseFlag::DownstreamProtocol
-                    }
-                    None => ResponseFlag::DownstreamClosed,
-                };
-                Err(Failure::new(flag, error))
-            }
+    /// Finds out whether the claimed name belongs to the address.
+    async fn verify(&self, facts: &mut Facts) -> bool {
+        if let Some(name) = facts.claimed.as_ref().and_then(|claim| claim.host.name()) {
+            let addr = facts.original_dst.ip();
+            facts.claimed_is_verified = self.resolver.maps(name, addr).await;
         }
-    }
-
-    async fn direct(
-        &self,
-        workload: &mut TcpStream,
-        dst: OriginalDst,
-        bytes: Bytes,
-        record: &mut ConnectionRecord,
-    ) -> Result<(), Failure> {
-        let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
-        let mut upstream = match connecting.await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                return Err(Failure::new(
-                    ResponseFlag::UpstreamFailure,
-                    format!("cannot connect directly to {dst}: {error}"),
-                ));
-            }
-            Err(_) => {
-                return Err(Failure::new(
-                    ResponseFlag::UpstreamTimeout,
-                    format!("no answer from {dst} within {:?}", self.direct_deadline),
-                ));
-            }
-        };
-        self.relay(workload, &mut upstream, bytes, Bytes::new(), record)
-            .await
-    }
-
-    async fn tunnel(
-        &self,
-        workload: &mut TcpStream,
-        dst: OriginalDst,
-        decision: &TunnelDecision,
-        note: Option<policy::Note>,
-        bytes: Bytes,
-        record: &mut ConnectionRecord,
-    ) -> Result<(), Failure> {
-        let protocol = TunnelProtocol::Http1Connect;
-        let chosen = &decision.proxies[0].proxy;
-        let proxy = Label::of(chosen);
-        let policy = Label::of(&decision.policy);
-        record.decided(
-            telemetry::Decision::Tunnel,
-            Some(policy),
-            note.map(|note| Label::of(&note)),
-        );
-        record.target(decision.target.clone(), target_source(decision.source));
-        record.proxy(proxy.clone());
-        if let Some(service) = &decision.destination_service {
-            record.destination(Destination::declared(Label::of(service), Label::default()));
-        }
-        // A proxy is one endpoint as it is configured, whatever addresses its name has.
-        let endpoint = proxy.clone();
-        record.endpoint(endpoint.clone());
-
-        let pending = self
-            .admission
-            .begin_tunnel()
-            .map_err(|refusal| self.over(refusal))?;
-        let opened = self.tunneler.open(chosen, &decision.target).await;
-        drop(pending);
-        let timings = match &opened {
-            Ok(tunnel) => tunnel.timings,
-            Err(error) => error.timings(),
-        };
-        for (phase, took) in [
-            (Phase::Dns, timings.dns),
-            (Phase::Tcp, timings.tcp),
-            (Phase::Connect, timings.connect),
-        ] {
-            if let Some(took) = took {
-                self.metrics.proxy.phase_took(&proxy, protocol, phase, took);
-            }
-        }
-        let Tunnel {
-            mut stream,
-            early,
-            code,
-            ..
-        } = match opened {
-            Ok(tunnel) => tunnel,
-            Err(error) => {
-                let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
-                record.answered(protocol, code);
-                if error.refusal().is_none() {
-                    let reason = error.reason();
-                    self.metrics.proxy.connect_failed(&proxy, &endpoint, reason);
-                }
-                // A refusal is the proxy's decision, not its failure.
-                if decision.fallback == Fallback::Direct && error.refusal().is_none() {
-                    tracing::warn!(%error, "failureMode is open: going direct");
-                    let by = Some(Label::of(&decision.policy));
-                    let rule = Some(Label::fixed(
-                        "the proxy cannot be reached: failureMode: open",
-                    ));
-                    record.decided(telemetry::Decision::Direct, by, rule);
-                    return self.direct(workload, dst, bytes, record).await;
-                }
-                return Err(Failure::new(flag(&error), error));
-            }
-        };
-        let _active = self.metrics.proxy.connected(&proxy, &endpoint);
-        record.answered(protocol, TunnelCode::Status(code));
-        self.relay(workload, &mut stream, bytes, early, record)
-            .await
-    }
-
-    async fn relay(
-        &self,
-        workload: &mut TcpStream,
-        upstream: &mut TcpStream,
-        to_upstream: Bytes,
-        to_workload: Bytes,
-        record: &mut ConnectionRecord,
-    ) -> Result<(), Failure> {
-        reset_on_close(upstream);
-        let traffic = Arc::new(Traffic::default());
-        record.established(Arc::clone(&traffic) as _);
-        let relaying = async {
-            let (mut near, mut far) = (Shared(workload), Shared(upstream));
-            relay(
-                &mut near,
-                &mut far,
-                to_upstream,
-                to_workload,
-                &self.relay,
-                &traffic,
-            )
-            .await
-        };
-        let end = tokio::select! {
-            biased;
-            end = relaying => end,
-            error = broken(workload) => Err(RelayError::Workload(error)),
-        };
-        match end {
-            Ok(()) => {
-                finish_on_close(upstream);
-                Ok(())
-            }
-            Err(error) => {
-                let flag = match &error {
-                    RelayError::HalfClosed | RelayError::Idle => ResponseFlag::Idle,
-                    RelayError::Upstream(_) => ResponseFlag::UpstreamClosed,
-                    RelayError::Workload(_) => ResponseFlag::DownstreamClosed,
-                };
-                Err(Failure::new(flag, error))
-            }
-        }
+        facts.claimed_is_verified
     }
 }
 
-fn claim((host, source): (Host, Source)) -> Claim {
-    Claim {
-        host,
-        source: match source {
-            Source::HttpHost => NameSource::HttpHost,
-            Source::Sni => NameSource::Sni,
-        },
-    }
+/// What the kernel side tells of a connection.
+#[derive(Clone, Copy)]
+struct Origin {
+    dst: OriginalDst,
+    cgroup_id: u64,
+    pid: u32,
 }
 
-/// Answers a request that cannot be served and lets the client read the answer: a reset right
-/// after it could overtake it.
-async fn reject(workload: &mut TcpStream, status: StatusCode, reason: String) {
-    let body = format!("underpass: {reason}\n");
-    let answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let answering = async {
-        workload.write_all(answer.as_bytes()).await?;
-        workload.shutdown().await?;
-        finish_on_close(workload);
-        let mut rest = [0u8; 4096];
-        while workload.read(&mut rest).await? > 0 {}
-        io::Result::Ok(())
-    };
-    // A client that does not listen has had its answer.
-    let _ = timeout(REJECTION_DEADLINE, answering).await;
-}
-
-fn inspection(seen: &Seen) -> Inspection {
-    match seen {
-        Seen::Tls(hello) => match (&hello.server_name, hello.ech) {
-            (Some(_), true) => Inspection::TlsEch,
-            (Some(_), false) => Inspection::Tls,
-            (None, _) => Inspection::TlsNoName,
-        },
-        Seen::Http(head) => match head.host.as_ref().and_then(Host::name) {
-            Some(_) => Inspection::Http,
-            None => Inspection::HttpNoName,
-        },
-        Seen::Http2 | Seen::Opaque => Inspection::Opaque,
-        Seen::Silent => Inspection::Silent,
-        Seen::Closed => Inspection::Closed,
-    }
-}
-
-fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
-    match source {
-        policy::TargetSource::Explicit => telemetry::TargetSource::Explicit,
-        policy::TargetSource::HttpHost => telemetry::TargetSource::HttpHost,
-        policy::TargetSource::OriginalDst => telemetry::TargetSource::OriginalDst,
-        policy::TargetSource::ServiceEntry => telemetry::TargetSource::Declared,
-        policy::TargetSource::Sni => telemetry::TargetSource::Sni,
-    }
-}
-
-/// The flag of a tunnel that could not be opened.
-fn flag(error: &TunnelError) -> ResponseFlag {
-    match error.reason() {
-        "auth_required" | "refused" => ResponseFlag::Connect,
-        "connect_timeout" | "tcp_timeout" => ResponseFlag::UpstreamTimeout,
-        "malformed" => ResponseFlag::UpstreamProtocol,
-        _ => ResponseFlag::UpstreamFailure,
-    }
+/// What has arrived of a connection, and from whom.
+struct Arrived {
+    dst: OriginalDst,
+    who: Arc<Workload>,
+    /// Read already.
+    bytes: Bytes,
+    speaks_tls: bool,
 }

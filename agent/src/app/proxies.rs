@@ -28,7 +28,7 @@ pub(super) async fn refresh(way: &Way, capture: &Mutex<Capture>) -> Instant {
     let known = way.proxies.load_full();
     let mut addresses: HashSet<SocketAddr> = HashSet::new();
     let policy = way.policy.load_full();
-    for proxy in policy.proxies() {
+    for proxy in policy.proxies().flat_map(|proxy| &proxy.endpoints) {
         let name = match &proxy.host {
             Host::Addr(ip) => {
                 addresses.insert(SocketAddr::new(*ip, proxy.port));

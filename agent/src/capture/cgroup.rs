@@ -32,6 +32,7 @@ const EMPTY_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Hierarchy {
     mount: PathBuf,
     own: PathBuf,
+    subtree: PathBuf,
 }
 
 impl Hierarchy {
@@ -66,12 +67,29 @@ impl Hierarchy {
         Ok(Self {
             own: mount.mount_point.join(below),
             mount: mount.mount_point,
+            subtree: mount.root.into(),
         })
+    }
+
+    /// The hierarchy at `mount`, which need not be one.
+    #[cfg(test)]
+    pub(super) fn at(mount: &Path, subtree: &str) -> Self {
+        Self {
+            mount: mount.to_owned(),
+            own: mount.to_owned(),
+            subtree: subtree.into(),
+        }
     }
 
     /// The root of the hierarchy.
     pub fn root(&self) -> &Path {
         &self.mount
+    }
+
+    /// What is mounted there, as a path in the hierarchy, seen from our cgroup namespace: `/`
+    /// unless it is a part, or comes from outside of the namespace (`/../..`).
+    pub fn subtree(&self) -> &Path {
+        &self.subtree
     }
 
     /// The cgroup that this process is in.

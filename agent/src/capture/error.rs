@@ -162,6 +162,17 @@ pub enum CaptureError {
         /// What the kernel said, with the verifier's log.
         source: ProgramError,
     },
+    /// More prefix rules than the kernel side takes.
+    #[error(
+        "eBPF map PREFIXES takes {max} rules, and the policy in force and the new one have \
+         {rules} together: use fewer and wider prefixes, or change them in several steps"
+    )]
+    TooManyPrefixes {
+        /// Those in force and those that are new.
+        rules: usize,
+        /// How many there may be.
+        max: usize,
+    },
     /// The process's own state in `/proc`.
     #[error("cannot read {what} from /proc: {source}")]
     Proc {

@@ -1,10 +1,12 @@
 //! What the programs go by: which addresses, ports and namespaces are captured.
 
+mod steps;
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use ipnet::IpNet;
 use underpass_abi::{
     Address, Config, Endpoint, Listeners, PORT_WORDS, RuleKey, Side, Verdict, map, port_slot,
@@ -13,14 +15,26 @@ use underpass_abi::{
 use super::CaptureError;
 use super::canary;
 use super::object::Object;
+use steps::{Place, Step, steps};
 
-/// The maps that only the agent writes. Every change is made entry by entry: additions first, so
-/// that no address falls between an old rule and its replacement.
+/// The maps that only the agent writes. Each is changed by difference, entry by entry: what stays
+/// as it is, is not written again, and the order of the rest leaves no gap.
 pub struct Rules {
     namespaces: HashMap<MapData, u64, Listeners>,
     ports: Array<MapData, u64>,
     prefixes: LpmTrie<MapData, RuleKey, u32>,
     proxies: HashMap<MapData, Endpoint, u32>,
+    /// What the maps hold. Nobody else writes them.
+    written: Written,
+    /// How many entries the trie takes, and the set of proxies.
+    max_prefixes: usize,
+    max_proxies: usize,
+}
+
+struct Written {
+    ports: Vec<u64>,
+    prefixes: std::collections::HashMap<Place, Side>,
+    proxies: HashSet<Endpoint>,
 }
 
 impl Rules {
@@ -34,11 +48,30 @@ impl Rules {
             .set(0, value, 0)
             .map_err(failed(map::CONFIG, "set"))?;
         Ok(Self {
+            max_prefixes: max_entries(object, map::PREFIXES)?,
+            max_proxies: max_entries(object, map::PROXIES)?,
             namespaces: object.map(map::NAMESPACES)?,
             ports: object.map(map::PORTS)?,
             prefixes: object.map(map::PREFIXES)?,
             proxies: object.map(map::PROXIES)?,
+            written: Written {
+                // As the kernel makes an array.
+                ports: vec![0; PORT_WORDS as usize],
+                prefixes: std::collections::HashMap::new(),
+                proxies: HashSet::new(),
+            },
         })
+    }
+
+    /// The maps whose size policy can use up: name, entries, and how many there may be.
+    pub fn fill(&self) -> [(&'static str, usize, usize); 2] {
+        let Written {
+            prefixes, proxies, ..
+        } = &self.written;
+        [
+            (map::PREFIXES, prefixes.len(), self.max_prefixes),
+            (map::PROXIES, proxies.len(), self.max_proxies),
+        ]
     }
 
     /// Lets connections in the namespace of this cookie be redirected to these ports.
@@ -50,38 +83,52 @@ impl Rules {
 
     /// Sets which destinations are on which side, by prefix and, if not all are meant, port. A rule
     /// for the port goes before one for all; then the longest prefix decides, and an address in
-    /// none is external. Canaries are external whatever is set.
+    /// none is external. Canaries are external whatever is set. At every moment of the change each
+    /// destination is on its old side or on its new one.
     ///
     /// # Errors
-    /// The map is full or cannot be changed.
+    /// The map has no room for the old and the new rules together, in which case nothing has
+    /// changed, or it cannot be changed.
     pub fn set_prefixes(
         &mut self,
         prefixes: impl IntoIterator<Item = (IpNet, Option<u16>, Side)>,
     ) -> Result<(), CaptureError> {
-        let mut wanted = HashSet::new();
         let canaries = [canary::DESTINATION_V4, canary::DESTINATION_V6]
             .map(|address| (IpNet::from(address), None, Side::External));
-        for (prefix, port, side) in prefixes.into_iter().chain(canaries) {
-            let key = trie_key(prefix, port);
-            wanted.insert((key.prefix_len(), key.data()));
-            self.prefixes
-                .insert(&key, side as u32, 0)
-                .map_err(failed(map::PREFIXES, "insert into"))?;
-        }
-        let stale: Vec<_> = self
-            .prefixes
-            .keys()
-            .filter_map(Result::ok)
-            .filter(|key| !wanted.contains(&(key.prefix_len(), key.data())))
+        let wanted = prefixes
+            .into_iter()
+            .chain(canaries)
+            .map(|(prefix, port, side)| (place(prefix, port), side))
             .collect();
-        for key in stale {
-            ignore_missing(self.prefixes.remove(&key))
-                .map_err(failed(map::PREFIXES, "delete from"))?;
+        let steps = steps(&self.written.prefixes, &wanted);
+        let is_new = |place: &&Place| !self.written.prefixes.contains_key(place);
+        let rules = self.written.prefixes.len() + wanted.keys().filter(is_new).count();
+        if rules > self.max_prefixes {
+            return Err(CaptureError::TooManyPrefixes {
+                rules,
+                max: self.max_prefixes,
+            });
+        }
+        for step in steps {
+            match step {
+                Step::Set(place, side) => {
+                    self.prefixes
+                        .insert(&Key::new(place.bits, place.key), side as u32, 0)
+                        .map_err(failed(map::PREFIXES, "insert into"))?;
+                    self.written.prefixes.insert(place, side);
+                }
+                Step::Remove(place) => {
+                    ignore_missing(self.prefixes.remove(&Key::new(place.bits, place.key)))
+                        .map_err(failed(map::PREFIXES, "delete from"))?;
+                    self.written.prefixes.remove(&place);
+                }
+            }
         }
         Ok(())
     }
 
-    /// Sets which TCP ports are captured. That of the canaries always is.
+    /// Sets which TCP ports are captured. That of the canaries always is. A port that stays captured
+    /// is at every moment.
     ///
     /// # Errors
     /// The map cannot be changed.
@@ -93,15 +140,19 @@ impl Rules {
                 words[word as usize] |= bit;
             }
         }
-        for (index, word) in (0..PORT_WORDS).zip(words) {
-            self.ports
-                .set(index, word, 0)
-                .map_err(failed(map::PORTS, "set"))?;
+        for ((index, word), written) in (0..PORT_WORDS).zip(words).zip(&mut self.written.ports) {
+            if word != *written {
+                self.ports
+                    .set(index, word, 0)
+                    .map_err(failed(map::PORTS, "set"))?;
+                *written = word;
+            }
         }
         Ok(())
     }
 
-    /// Sets where the proxies are, so that a program that speaks to one itself is left alone.
+    /// Sets where the proxies are, so that a program that speaks to one itself is left alone. One
+    /// that stays is known at every moment.
     ///
     /// # Errors
     /// The map is full or cannot be changed.
@@ -110,33 +161,45 @@ impl Rules {
         proxies: impl IntoIterator<Item = SocketAddr>,
     ) -> Result<(), CaptureError> {
         let wanted: HashSet<Endpoint> = proxies.into_iter().map(Endpoint::from).collect();
-        for endpoint in &wanted {
+        let written = &mut self.written.proxies;
+        let added: Vec<_> = wanted.difference(written).copied().collect();
+        for endpoint in added {
             self.proxies
                 .insert(endpoint, 1, 0)
                 .map_err(failed(map::PROXIES, "insert into"))?;
+            written.insert(endpoint);
         }
-        let stale: Vec<Endpoint> = self
-            .proxies
-            .keys()
-            .filter_map(Result::ok)
-            .filter(|endpoint| !wanted.contains(endpoint))
-            .collect();
+        let stale: Vec<_> = written.difference(&wanted).copied().collect();
         for endpoint in stale {
             ignore_missing(self.proxies.remove(&endpoint))
                 .map_err(failed(map::PROXIES, "delete from"))?;
+            written.remove(&endpoint);
         }
         Ok(())
     }
 }
 
 /// An IPv4 prefix stands below `::ffff:0:0/96`, as the programs look addresses up.
-fn trie_key(prefix: IpNet, port: Option<u16>) -> Key<RuleKey> {
+fn place(prefix: IpNet, port: Option<u16>) -> Place {
     let length = match prefix {
         IpNet::V4(_) => 96 + u32::from(prefix.prefix_len()),
         IpNet::V6(_) => u32::from(prefix.prefix_len()),
     };
-    let key = RuleKey::new(port.unwrap_or(0), Address::from(prefix.network()));
-    Key::new(RuleKey::PORT_BITS + length, key)
+    Place {
+        bits: RuleKey::PORT_BITS + length,
+        key: RuleKey::new(port.unwrap_or(0), Address::from(prefix.network())),
+    }
+}
+
+/// How many entries the map takes, as the kernel has it.
+fn max_entries(object: &mut Object, name: &'static str) -> Result<usize, CaptureError> {
+    let info = match object.ebpf().map(name) {
+        Some(Map::HashMap(data) | Map::LpmTrie(data)) => {
+            data.info().map_err(failed(name, "read the size of"))?
+        }
+        _ => return Err(CaptureError::Missing(name)),
+    };
+    Ok(info.max_entries() as usize)
 }
 
 fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {

@@ -19,6 +19,7 @@ const TAKEN: &[HeaderName] = &[
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+    header::USER_AGENT,
 ];
 
 /// A field whose value may have what is known of a connection in it: `{workload.namespace}`.

@@ -53,6 +53,10 @@ label_values! {
     pub enum TunnelProtocol {
         /// CONNECT of HTTP/1.1 (RFC 9110 section 9.3.6).
         Http1Connect = "http1-connect",
+        /// CONNECT of HTTP/2 (RFC 9113 section 8.5).
+        Http2Connect = "http2-connect",
+        /// POST of HTTP/2.
+        Http2Post = "http2-post",
     }
 }
 
@@ -65,6 +69,8 @@ label_values! {
         Dns = "dns",
         /// The TCP handshake with the proxy.
         Tcp = "tcp",
+        /// The TLS handshake with the proxy.
+        Tls = "tls",
     }
 }
 

@@ -115,7 +115,7 @@ impl TlsError {
             return io::Error::new(kind, Self::classify(error, None));
         }
         // The stream below has no such error of its own but if it is TLS, and said so already.
-        let is_ours = error.get_ref().is_some_and(|inner| inner.is::<Self>());
+        let is_ours = matches!(error.get_ref(), Some(inner) if inner.is::<Self>());
         if kind == io::ErrorKind::UnexpectedEof && !is_ours {
             let text = "it closed the connection without close_notify, so data may be missing";
             return io::Error::new(kind, Self::new(TlsFailure::Truncated, text.to_owned()));
@@ -298,15 +298,21 @@ fn list(text: &mut String, names: &[String]) {
         if index > 0 {
             text.push_str(", ");
         }
-        // What was parsed stands as `DnsName("a.example")`.
-        let plain = name.split_once('"').map_or(name.as_str(), |(_, rest)| rest);
-        let plain = plain.strip_suffix("\")").unwrap_or(plain);
-        text.extend(plain.chars().take(MAX_NAME).flat_map(char::escape_default));
+        let plain = plain(name).chars().take(MAX_NAME);
+        text.extend(plain.flat_map(char::escape_default));
     }
     if names.len() > MAX_NAMES {
         // Writing to a string does not fail.
         let _ = write!(text, " and {} more", names.len() - MAX_NAMES);
     }
+}
+
+/// The name itself, which rustls gives together with its kind: `DnsName("a.example")`.
+fn plain(name: &str) -> &str {
+    let value = ["DnsName(", "IpAddress(", "UniformResourceIdentifier("]
+        .iter()
+        .find_map(|kind| name.strip_prefix(kind)?.strip_suffix(')'));
+    value.map_or(name, |value| value.trim_matches('"'))
 }
 
 fn distance(from: UnixTime, to: UnixTime) -> String {

@@ -40,10 +40,10 @@ impl Authority {
     /// A certificate for these names and addresses.
     pub(crate) fn issue(&self, names: &[&str]) -> Identity {
         let names: Vec<_> = names.iter().map(ToString::to_string).collect();
-        self.issue_as(CertificateParams::new(names).unwrap())
+        self.issue_as(&CertificateParams::new(names).unwrap())
     }
 
-    pub(crate) fn issue_as(&self, params: CertificateParams) -> Identity {
+    pub(crate) fn issue_as(&self, params: &CertificateParams) -> Identity {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity {

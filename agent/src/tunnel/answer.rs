@@ -68,7 +68,7 @@ impl Scanner {
         if bytes[..common] != START[..common] {
             return Err(BadAnswer::NotHttp {
                 sample: shown(bytes),
-                is_tls: bytes.first() == Some(&0x15),
+                is_tls: is_tls(bytes),
             });
         }
         match end_of_head(bytes, self.seen) {
@@ -81,6 +81,14 @@ impl Scanner {
             _ => Err(BadAnswer::TooLong),
         }
     }
+}
+
+/// Whether this begins an alert of TLS, of whatever version (RFC 8446 section 5.1): the answer of
+/// a TLS server to a request in plain text.
+fn is_tls(bytes: &[u8]) -> bool {
+    let start = [0x15, 0x03];
+    let common = start.len().min(bytes.len());
+    common > 0 && bytes[..common] == start[..common]
 }
 
 /// The place after the first empty line whose preceding line feed stands at `from` or later.
@@ -206,7 +214,7 @@ pub enum BadAnswer {
     NotHttp {
         /// How it begins, escaped.
         sample: String,
-        /// Whether it begins as a TLS alert does.
+        /// Whether it begins as an alert of TLS does.
         is_tls: bool,
     },
     /// The head has no end within [`MAX_HEAD`].
@@ -222,7 +230,7 @@ impl fmt::Display for BadAnswer {
             Self::NotHttp { sample, is_tls } => {
                 write!(f, "its answer is not HTTP/1, it begins `{sample}`: ")?;
                 f.write_str(if *is_tls {
-                    "this looks like TLS; does this port want TLS?"
+                    "this looks like TLS, which the port wants and which is not configured for this proxy"
                 } else {
                     "is this the port of an HTTP proxy?"
                 })

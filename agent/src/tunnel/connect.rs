@@ -7,6 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
@@ -28,18 +29,32 @@ const BODY_TIME: Duration = Duration::from_secs(1);
 const MAX_TEXT: usize = 1024;
 
 /// The request for a tunnel to `target`, to be sent as it is.
-pub fn request(target: &Target, credentials: Option<&Credentials>) -> Vec<u8> {
+///
+/// `headers` are sent as well, in this order. They are none of those that stand here already, and
+/// none that frames a message; policy sees to that.
+pub fn request(
+    target: &Target,
+    headers: &[(HeaderName, HeaderValue)],
+    credentials: Option<&Credentials>,
+) -> Vec<u8> {
     let version = env!("CARGO_PKG_VERSION");
-    let mut text = format!(
+    let mut request = format!(
         "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: underpass/{version}\r\n"
-    );
-    if let Some(credentials) = credentials {
-        text.push_str("Proxy-Authorization: ");
-        text.push_str(credentials.header());
-        text.push_str("\r\n");
+    )
+    .into_bytes();
+    let mut add = |name: &[u8], value: &[u8]| {
+        for part in [name, b": ", value, b"\r\n"] {
+            request.extend_from_slice(part);
+        }
+    };
+    for (name, value) in headers {
+        add(name.as_ref(), value.as_bytes());
     }
-    text.push_str("\r\n");
-    text.into_bytes()
+    if let Some(credentials) = credentials {
+        add(b"Proxy-Authorization", credentials.header().as_bytes());
+    }
+    request.extend_from_slice(b"\r\n");
+    request
 }
 
 /// What a proxy says that opens a tunnel.
@@ -128,13 +143,16 @@ async fn final_answer<S: AsyncRead + Unpin>(
             buf.reserve(buf.len().clamp(FIRST_READ, MAX_HEAD));
         }
         match stream.read_buf(buf).await {
-            Ok(0) => {
+            Ok(read) if read > 0 => *received += read,
+            // In TLS an end without close_notify; the answer is not complete either way.
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                return Err(ExchangeError::Read(error));
+            }
+            _ => {
                 return Err(ExchangeError::ClosedEarly {
                     received: *received,
                 });
             }
-            Ok(read) => *received += read,
-            Err(error) => return Err(ExchangeError::Read(error)),
         }
     }
 }

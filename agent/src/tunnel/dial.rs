@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,16 +29,11 @@ const KEEPALIVE_PROBES: u32 = 6;
 /// one before (happy eyeballs, RFC 8305 section 5). `addrs` is not empty.
 pub(super) async fn dial(
     sockets: &Arc<dyn SocketFactory>,
-    addrs: &[IpAddr],
-    port: u16,
+    mut addrs: Vec<SocketAddr>,
     deadline: Instant,
 ) -> Result<(TcpStream, SocketAddr), DialError> {
-    let endpoints: Vec<_> = addrs
-        .iter()
-        .take(MAX_ADDRESSES)
-        .map(|addr| SocketAddr::new(*addr, port))
-        .collect();
-    first_success(endpoints, HEAD_START, |endpoint| async move {
+    addrs.truncate(MAX_ADDRESSES);
+    first_success(addrs, HEAD_START, |endpoint| async move {
         let connected = tokio::time::timeout_at(deadline, sockets.connect(endpoint))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -10,6 +10,7 @@ use super::{Attempt, Timings};
 use crate::dns::DnsError;
 use crate::name::Target;
 use crate::policy::Proxy;
+use crate::tls::TlsError;
 
 /// How much of what the proxy wrote a message quotes.
 const MAX_QUOTE: usize = 300;
@@ -32,7 +33,7 @@ struct Failed {
 pub enum Cause {
     /// The proxy was there, and no tunnel came of it.
     #[error(transparent)]
-    Connect(#[from] ExchangeError),
+    Connect(ExchangeError),
     /// The proxy's name has no address.
     #[error(transparent)]
     Dns(#[from] DnsError),
@@ -42,6 +43,23 @@ pub enum Cause {
     /// No connection to the proxy.
     #[error("cannot connect: {0}")]
     Tcp(#[from] DialError),
+    /// No TLS with the proxy, or it ended TLS when the handshake was over.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl From<ExchangeError> for Cause {
+    /// An answer that cannot be read because TLS has failed is a failure of TLS: what a proxy
+    /// thinks of a client certificate comes only then.
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Read(error) => match error.downcast() {
+                Ok(error) => Self::Tls(error),
+                Err(error) => Self::Connect(ExchangeError::Read(error)),
+            },
+            error => Self::Connect(error),
+        }
+    }
 }
 
 /// Where a failure has to be looked for.
@@ -142,6 +160,7 @@ impl TunnelError {
                 ExchangeError::Refused(_) => "refused",
                 ExchangeError::Timeout { .. } => "connect_timeout",
             },
+            Cause::Tls(error) => error.reason(),
         }
     }
 
@@ -151,7 +170,7 @@ impl TunnelError {
             Cause::Dns(_) | Cause::DnsTimeout => false,
             Cause::Tcp(error) => error.kind() != DialErrorKind::NoSocket,
             Cause::Connect(ExchangeError::Refused(refusal)) => is_about_the_target(refusal.code),
-            Cause::Connect(_) => true,
+            Cause::Connect(_) | Cause::Tls(_) => true,
         }
     }
 }

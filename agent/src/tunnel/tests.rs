@@ -1,5 +1,7 @@
 //! Tunnels through proxies of our own on loopback.
 
+mod tls;
+
 use std::fs;
 use std::net::IpAddr;
 
@@ -34,7 +36,7 @@ impl World {
     }
 
     async fn open(&self, proxy: &Proxy) -> Result<Tunnel, TunnelError> {
-        self.tunneler.open(proxy, &target()).await
+        self.tunneler.open(proxy, &target(), &[]).await
     }
 }
 
@@ -110,12 +112,12 @@ async fn a_tunnel_carries_bytes_both_ways() {
     assert_eq!((code, &early[..]), (200, &b"220 hello\r\n"[..]));
     assert_eq!(endpoint.to_string(), proxy.to_string());
     assert!(timings.dns.is_none() && timings.tcp.is_some() && timings.connect.is_some());
-    assert!(stream.nodelay().unwrap() && SockRef::from(&stream).keepalive().unwrap());
+    assert!(stream.tcp().nodelay().unwrap() && SockRef::from(stream.tcp()).keepalive().unwrap());
 
     stream.write_all(b"EHLO me\r\n").await.unwrap();
     drop(stream);
     let sent = serving.await.unwrap();
-    let expected = connect::request(&target(), proxy.credentials.as_ref());
+    let expected = connect::request(&target(), &[], proxy.credentials.as_ref());
     assert_eq!(sent, [&expected[..], b"EHLO me\r\n"].concat());
 }
 
@@ -294,6 +296,6 @@ async fn a_silent_proxy_is_given_up_at_the_deadline_and_let_go() {
 fn an_attempt_in_flight_is_small() {
     let world = patient();
     let (proxy, target) = (proxy("127.0.0.1", 3128), target());
-    let size = size_of_val(&world.tunneler.open(&proxy, &target));
+    let size = size_of_val(&world.tunneler.open(&proxy, &target, &[]));
     assert!(size < 6 * 1024, "{size} bytes");
 }

@@ -1,5 +1,6 @@
 mod duplex;
 mod sockets;
+mod tls;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -39,7 +39,7 @@ fn requests_are_exact() {
     };
     let agent = concat!("underpass/", env!("CARGO_PKG_VERSION"));
     assert_eq!(
-        String::from_utf8(request(&target("example.com", 443), None)).unwrap(),
+        String::from_utf8(request(&target("example.com", 443), &[], None)).unwrap(),
         format!(
             "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\
              User-Agent: {agent}\r\n\r\n"
@@ -47,7 +47,12 @@ fn requests_are_exact() {
     );
     let credentials = Credentials::basic("Aladdin", &"open sesame".into()).unwrap();
     assert_eq!(
-        String::from_utf8(request(&target("2001:db8::1", 8443), Some(&credentials))).unwrap(),
+        String::from_utf8(request(
+            &target("2001:db8::1", 8443),
+            &[],
+            Some(&credentials)
+        ))
+        .unwrap(),
         format!(
             "CONNECT [2001:db8::1]:8443 HTTP/1.1\r\nHost: [2001:db8::1]:8443\r\n\
              User-Agent: {agent}\r\nProxy-Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n\
@@ -55,7 +60,8 @@ fn requests_are_exact() {
         )
     );
     assert!(
-        request(&target("192.0.2.1", 25), None).starts_with(b"CONNECT 192.0.2.1:25 HTTP/1.1\r\n")
+        request(&target("192.0.2.1", 25), &[], None)
+            .starts_with(b"CONNECT 192.0.2.1:25 HTTP/1.1\r\n")
     );
 }
 

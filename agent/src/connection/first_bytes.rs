@@ -1,0 +1,95 @@
+//! The first bytes of a connection: what they tell of the target.
+
+use std::io;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::{Failure, Way};
+use crate::inspect::{InspectError, Inspected, Seen, Source, inspect};
+use crate::name::Host;
+use crate::policy::{Claim, NameSource};
+use crate::sockets::finish_on_close;
+use crate::telemetry::{Inspection, ResponseFlag};
+
+/// How long a refused HTTP client may take to read why.
+const REJECTION_DEADLINE: Duration = Duration::from_secs(1);
+
+impl Way {
+    /// Reads the first bytes. A malformed HTTP request is answered as an HTTP server would.
+    pub(super) async fn inspect(&self, workload: &mut TcpStream) -> Result<Inspected, Failure> {
+        match inspect(workload, &self.inspection).await {
+            Ok(inspected) => {
+                self.metrics.policy.inspected(inspection(&inspected.seen));
+                Ok(inspected)
+            }
+            Err(error) => {
+                self.metrics.policy.inspected(match error {
+                    InspectError::HeadTimeout(_) => Inspection::Timeout,
+                    InspectError::Read(_) => Inspection::Closed,
+                    _ => Inspection::Malformed,
+                });
+                let flag = match error.status() {
+                    Some(status) => {
+                        reject(workload, status, error.to_string()).await;
+                        ResponseFlag::DownstreamProtocol
+                    }
+                    None => ResponseFlag::DownstreamClosed,
+                };
+                Err(Failure::new(flag, error))
+            }
+        }
+    }
+}
+
+/// The host that first bytes ask for.
+pub(super) fn claim((host, source): (Host, Source)) -> Claim {
+    Claim {
+        host,
+        source: match source {
+            Source::HttpHost => NameSource::HttpHost,
+            Source::Sni => NameSource::Sni,
+        },
+    }
+}
+
+/// Answers a request that cannot be served and lets the client read the answer: a reset right
+/// after it could overtake it.
+async fn reject(workload: &mut TcpStream, status: StatusCode, reason: String) {
+    let body = format!("underpass: {reason}\n");
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let answering = async {
+        workload.write_all(answer.as_bytes()).await?;
+        workload.shutdown().await?;
+        finish_on_close(workload);
+        let mut rest = [0u8; 4096];
+        while workload.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // A client that does not listen has had its answer.
+    let _ = timeout(REJECTION_DEADLINE, answering).await;
+}
+
+fn inspection(seen: &Seen) -> Inspection {
+    match seen {
+        Seen::Tls(hello) => match (&hello.server_name, hello.ech) {
+            (Some(_), true) => Inspection::TlsEch,
+            (Some(_), false) => Inspection::Tls,
+            (None, _) => Inspection::TlsNoName,
+        },
+        Seen::Http(head) => match head.host.as_ref().and_then(Host::name) {
+            Some(_) => Inspection::Http,
+            None => Inspection::HttpNoName,
+        },
+        Seen::Http2 | Seen::Opaque => Inspection::Opaque,
+        Seen::Silent => Inspection::Silent,
+        Seen::Closed => Inspection::Closed,
+    }
+}

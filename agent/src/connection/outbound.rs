@@ -1,0 +1,294 @@
+//! From the decision to the end: through a proxy or direct, and the relay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::{Arrived, Failure, Way};
+use crate::name::OriginalDst;
+use crate::policy::{
+    self, Facts, Fallback, HeaderContext, Proxy, RankedProxy, TunnelDecision, TunnelProtocol,
+};
+use crate::relay::{RelayError, Shared, Traffic, broken, relay};
+use crate::sockets::Carrier;
+use crate::telemetry::{
+    self, ConnectionRecord, Destination, Label, Phase, ResponseFlag, TunnelCode,
+};
+use crate::tunnel::{self, Timings, Tunnel, TunnelError, originate, shuffled};
+
+/// For TLS with the target, once the tunnel is open.
+const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Way {
+    pub(super) async fn direct(
+        &self,
+        workload: &mut TcpStream,
+        dst: OriginalDst,
+        bytes: Bytes,
+        record: &mut ConnectionRecord,
+    ) -> Result<(), Failure> {
+        let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
+        let mut upstream = match connecting.await {
+            Ok(Ok(stream)) => stream.into(),
+            Ok(Err(error)) => {
+                return Err(Failure::new(
+                    ResponseFlag::UpstreamFailure,
+                    format!("cannot connect directly to {dst}: {error}"),
+                ));
+            }
+            Err(_) => {
+                return Err(Failure::new(
+                    ResponseFlag::UpstreamTimeout,
+                    format!("no answer from {dst} within {:?}", self.direct_deadline),
+                ));
+            }
+        };
+        self.relay(workload, &mut upstream, bytes, Bytes::new(), record)
+            .await
+    }
+
+    pub(super) async fn tunnel(
+        &self,
+        workload: &mut TcpStream,
+        arrived: Arrived,
+        decision: &TunnelDecision,
+        facts: &mut Facts,
+        record: &mut ConnectionRecord,
+    ) -> Result<(), Failure> {
+        record.target(decision.target.clone(), target_source(decision.source));
+        if let Some(service) = &decision.destination_service {
+            record.destination(Destination::declared(Label::of(service), Label::default()));
+        }
+        let pending = self
+            .admission
+            .begin_tunnel()
+            .map_err(|refusal| self.over(refusal))?;
+        let opened = self.open(&arrived, decision, record).await;
+        let (tunnel, proxy) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                drop(pending);
+                // A refusal is the proxy's decision, not its failure.
+                let may_pass = error.refusal().is_none() && self.may_pass(decision, facts).await;
+                if !may_pass {
+                    return Err(Failure::new(flag(&error), error));
+                }
+                tracing::warn!(%error, "failureMode is open: going direct");
+                let by = Some(Label::of(&decision.policy));
+                let rule = Some(Label::fixed(
+                    "the proxy cannot be reached: failureMode: open",
+                ));
+                record.decided(telemetry::Decision::Direct, by, rule);
+                return self
+                    .direct(workload, arrived.dst, arrived.bytes, record)
+                    .await;
+            }
+        };
+        let _active = self.metrics.proxy.connected(&proxy, &proxy);
+        let Tunnel {
+            mut stream,
+            mut early,
+            ..
+        } = tunnel;
+        if let Some(tls) = decision.tls.as_ref().filter(|_| !arrived.speaks_tls) {
+            let deadline = Instant::now() + ORIGINATION_DEADLINE;
+            let early = std::mem::take(&mut early);
+            stream = originate(stream, early, &tls.client, &tls.name, deadline)
+                .await
+                .map_err(|error| {
+                    let error = format!("TLS with {}: {error}", decision.target);
+                    Failure::new(ResponseFlag::UpstreamFailure, error)
+                })?;
+        }
+        drop(pending);
+        self.relay(workload, &mut stream, arrived.bytes, early, record)
+            .await
+    }
+
+    /// Opens a tunnel through the first proxy that can. Nothing of the workload has been sent to
+    /// any before.
+    async fn open(
+        &self,
+        arrived: &Arrived,
+        decision: &TunnelDecision,
+        record: &mut ConnectionRecord,
+    ) -> Result<(Tunnel, Label), TunnelError> {
+        let context = HeaderContext {
+            workload: &arrived.who,
+            target: &decision.target,
+            original_dst: arrived.dst,
+        };
+        let order = in_order(&decision.proxies);
+        let mut tried = 0;
+        loop {
+            let proxy: &Proxy = order[tried];
+            tried += 1;
+            let protocol = protocol(proxy.protocol);
+            let label = Label::of(proxy);
+            record.proxy(label.clone());
+            // A proxy is one endpoint as it is configured, whatever addresses its name has.
+            record.endpoint(label.clone());
+            let headers: Vec<(HeaderName, HeaderValue)> = proxy
+                .headers
+                .iter()
+                .filter_map(|header| header.render(&context))
+                .collect();
+            match self.tunneler.open(proxy, &decision.target, &headers).await {
+                Ok(tunnel) => {
+                    self.time(&label, protocol, tunnel.timings);
+                    record.answered(protocol, TunnelCode::Status(tunnel.code));
+                    return Ok((tunnel, label));
+                }
+                Err(error) => {
+                    self.time(&label, protocol, error.timings());
+                    let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
+                    record.answered(protocol, code);
+                    if error.refusal().is_none() {
+                        let reason = error.reason();
+                        self.metrics.proxy.connect_failed(&label, &label, reason);
+                    }
+                    if tried == order.len() || error.refusal().is_some() {
+                        return Err(error);
+                    }
+                    tracing::info!(%error, "trying the next proxy");
+                }
+            }
+        }
+    }
+
+    fn time(&self, proxy: &Label, protocol: telemetry::TunnelProtocol, timings: Timings) {
+        for (phase, took) in [
+            (Phase::Dns, timings.dns),
+            (Phase::Tcp, timings.tcp),
+            (Phase::Tls, timings.tls),
+            (Phase::Connect, timings.connect),
+        ] {
+            if let Some(took) = took {
+                self.metrics.proxy.phase_took(proxy, protocol, phase, took);
+            }
+        }
+    }
+
+    /// Whether a connection without a tunnel may go to its original destination.
+    async fn may_pass(&self, decision: &TunnelDecision, facts: &mut Facts) -> bool {
+        match decision.fallback {
+            Fallback::Direct => true,
+            Fallback::DirectIfVerified => self.verify(facts).await,
+            Fallback::Refuse => false,
+        }
+    }
+
+    async fn relay(
+        &self,
+        workload: &mut TcpStream,
+        upstream: &mut tunnel::Stream,
+        to_upstream: Bytes,
+        to_workload: Bytes,
+        record: &mut ConnectionRecord,
+    ) -> Result<(), Failure> {
+        upstream.abort_on_drop();
+        let traffic = Arc::new(Traffic::default());
+        record.established(Arc::clone(&traffic) as _);
+        let relaying = async {
+            let mut near = Shared(workload);
+            relay(
+                &mut near,
+                &mut *upstream,
+                to_upstream,
+                to_workload,
+                &self.relay,
+                &traffic,
+            )
+            .await
+        };
+        let end = tokio::select! {
+            biased;
+            end = relaying => end,
+            error = broken(workload) => Err(RelayError::Workload(error)),
+        };
+        match end {
+            Ok(()) => {
+                upstream.finish_on_drop();
+                Ok(())
+            }
+            Err(error) => {
+                let flag = match &error {
+                    RelayError::HalfClosed | RelayError::Idle => ResponseFlag::Idle,
+                    RelayError::Upstream(_) => ResponseFlag::UpstreamClosed,
+                    RelayError::Workload(_) => ResponseFlag::DownstreamClosed,
+                };
+                Err(Failure::new(flag, error))
+            }
+        }
+    }
+}
+
+fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
+    match source {
+        policy::TargetSource::Explicit => telemetry::TargetSource::Explicit,
+        policy::TargetSource::HttpHost => telemetry::TargetSource::HttpHost,
+        policy::TargetSource::OriginalDst => telemetry::TargetSource::OriginalDst,
+        policy::TargetSource::ServiceEntry => telemetry::TargetSource::Declared,
+        policy::TargetSource::Sni => telemetry::TargetSource::Sni,
+    }
+}
+
+/// The flag of a tunnel that could not be opened.
+fn flag(error: &TunnelError) -> ResponseFlag {
+    match error.reason() {
+        "auth_required" | "refused" => ResponseFlag::Connect,
+        "connect_timeout" | "tcp_timeout" | "tls_timeout" => ResponseFlag::UpstreamTimeout,
+        "malformed" => ResponseFlag::UpstreamProtocol,
+        _ => ResponseFlag::UpstreamFailure,
+    }
+}
+
+fn protocol(protocol: TunnelProtocol) -> telemetry::TunnelProtocol {
+    match protocol {
+        TunnelProtocol::Http1Connect => telemetry::TunnelProtocol::Http1Connect,
+        TunnelProtocol::Http2Connect => telemetry::TunnelProtocol::Http2Connect,
+        TunnelProtocol::Http2Post => telemetry::TunnelProtocol::Http2Post,
+    }
+}
+
+/// The proxies in the order in which they are to be tried: by priority, and among those of one
+/// priority by chance, according to their weights.
+fn in_order(proxies: &[RankedProxy]) -> Vec<&Proxy> {
+    let groups = proxies.chunk_by(|a, b| a.priority == b.priority);
+    let order = groups.flat_map(|group| shuffled(group, |ranked| ranked.weight));
+    order.map(|ranked| &*ranked.proxy).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_are_tried_by_priority_then_by_weight() {
+        let ranked = |name: &str, priority, weight| RankedProxy {
+            proxy: Arc::new(Proxy::plain(name.parse().unwrap(), 3128)),
+            priority,
+            weight,
+        };
+        let proxies = [
+            ranked("a.test", 0, 3),
+            ranked("b.test", 0, 1),
+            ranked("last.test", 7, 60000),
+        ];
+        let mut first = 0;
+        for _ in 0..4000 {
+            let order = in_order(&proxies);
+            let names: Vec<_> = order.iter().map(|proxy| proxy.host.to_string()).collect();
+            assert_eq!(names.len(), 3);
+            assert_eq!(names[2], "last.test");
+            assert_ne!(names[0], names[1]);
+            first += u32::from(names[0] == "a.test");
+        }
+        // Three quarters, give or take more than chance ever will.
+        assert!((2700..3300).contains(&first), "{first}");
+    }
+}
