@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use underpass_tests::addr::{HOST_V4, OTHER_V4, PROXY_V4, PROXY_V6, SITE_V4, SITE_V6};
+use underpass_tests::addr::{HOST_V4, PROXY_V4, PROXY_V6, SITE_V4, SITE_V6};
 use underpass_tests::agent::{Agent, Endpoints, underpass};
 use underpass_tests::curl::{Curl, Seen};
 use underpass_tests::pki::{Issued, Pki, Request};
