@@ -32,7 +32,7 @@ pub struct Endpoints {
     pub metrics: Option<SocketAddr>,
     /// `/healthz/ready` and `/healthz/live`; `--ready-addr`.
     pub ready: Option<SocketAddr>,
-    /// `/config_dump`, `/connections` and `/logging`; `--admin-addr`. It shows what the node's
+    /// `/status`, `/config_dump`, `/connections` and `/logging`; `--admin-addr`. It shows what the node's
     /// workloads do, so it belongs on loopback.
     pub admin: Option<SocketAddr>,
 }
@@ -46,6 +46,8 @@ pub struct AdminState {
     pub readiness: Readiness,
     /// Makes what `/config_dump` shows, secrets masked. Called on the admin thread.
     pub config_dump: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// Makes what `/status` shows besides readiness: an object. Called on the admin thread.
+    pub status: Arc<dyn Fn() -> Value + Send + Sync>,
     /// The connections that live now.
     pub connections: ConnectionTable,
     /// The log, to change its filter.

@@ -5,8 +5,11 @@ mod health;
 mod kernel_side;
 mod policy_source;
 mod proxies;
+mod reload;
 mod shed;
+mod status;
 mod vital;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,13 +36,16 @@ use crate::connection::{InForce, Way};
 use crate::dns::Resolver;
 use crate::inspect;
 use crate::limits::{Admission, Limits};
-use crate::policy::{FailureMode, LoadError, Policy, Side};
+use crate::policy::LoadError;
 use crate::relay::Timeouts;
 use crate::sockets::SocketFactory;
-use crate::telemetry::{Label, LogHandle, Metrics, Reload};
+use crate::telemetry::{LogHandle, Metrics};
 use crate::tunnel::{TunnelConfig, Tunneler};
 
 use kernel_side::KernelSide;
+use proxies::Proxies;
+use reload::{PolicyState, Reloader, announce, apply, must_outlive, warn_of};
+use status::Status;
 use vital::VitalTasks;
 
 pub use policy_source::PolicySource;
@@ -92,17 +98,15 @@ pub enum StartError {
 /// A running agent. When it is dropped, nothing is captured any more.
 pub struct Running {
     // Detached first, so that nothing is redirected to listeners that are gone.
-    attachment: Mutex<Attachment>,
+    _attachment: Arc<Mutex<Attachment>>,
     _closed: DropGuard,
     admin: Arc<AdminThread>,
     capture: Arc<Mutex<Capture>>,
     cgroup: PathBuf,
     drain: Duration,
     families: Vec<Family>,
-    outlives_us: bool,
-    policy: PolicySource,
-    policy_changed: Arc<Notify>,
     readiness: Readiness,
+    reloader: Arc<Reloader>,
     tasks: Tasks,
     way: Arc<Way>,
 }
@@ -133,11 +137,13 @@ struct Tasks {
 /// # Errors
 /// Whatever stands in the way, before anything is captured.
 pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError> {
-    // What the user can get wrong comes first.
-    let policy = config.policy.load()?;
-    for warning in policy.warnings() {
-        tracing::warn!("{warning}");
-    }
+    // What the user can get wrong comes first. What of it changes from here on is read again.
+    let policy_source::Read {
+        fingerprint,
+        policy,
+    } = config.policy.read(|_| {});
+    let policy = policy?;
+    warn_of(&policy);
     let admin = AdminServer::bind(config.endpoints)?;
 
     let mut capture = Capture::load(&CaptureConfig {
@@ -150,11 +156,11 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
 
     let registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&registry)?);
-    let kernel = KernelSide {
+    let kernel = Arc::new(KernelSide {
         counters: capture.counters(),
         flows: capture.flows(),
-    };
-    metrics.capture.watch(&registry, Arc::new(kernel))?;
+    });
+    metrics.capture.watch(&registry, Arc::clone(&kernel) as _)?;
 
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
@@ -181,19 +187,12 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let families = families(&listeners);
     apply(&way.policy.load(), &mut capture)?;
     announce(&way.policy.load(), &metrics);
+    metrics.policy.started();
     let capture = Arc::new(Mutex::new(capture));
     // Before the programs are attached: who speaks to a proxy himself must never be captured.
-    let refresh = proxies::refresh(&way, &capture).await;
-    let policy_changed = Arc::new(Notify::new());
-    vital.spawn(
-        "proxy addresses",
-        proxies::keep_fresh(
-            Arc::clone(&way),
-            Arc::clone(&capture),
-            refresh,
-            Arc::clone(&policy_changed),
-        ),
-    );
+    let proxies = Arc::new(Proxies::new(Arc::clone(&way), Arc::clone(&capture)));
+    let refresh = proxies.refresh().await;
+    vital.spawn("proxy addresses", Arc::clone(&proxies).keep_fresh(refresh));
 
     let tasks = Tasks {
         acceptors: TaskTracker::new(),
@@ -226,26 +225,44 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     }
     tracing::info!(cgroup = %config.cgroup.display(), "capturing");
 
+    let attachment = Arc::new(Mutex::new(attachment));
+    let policy_state = Arc::new(PolicyState::new());
     let readiness = Readiness::default();
+    let status = Status {
+        capture: Arc::clone(&capture),
+        cgroup: config.cgroup.clone(),
+        kernel,
+        policy: Arc::clone(&policy_state),
+        way: Arc::clone(&way),
+    };
     let admin = admin.spawn_thread(AdminState {
         registry,
         readiness: readiness.clone(),
-        config_dump: config_dump(&config, &way),
+        config_dump: config_dump(&config, &way, &policy_state),
+        status: Arc::new(move || status.to_json()),
         connections: metrics.connections().clone(),
         log,
     })?;
+    let reloader = Reloader {
+        source: config.policy,
+        way: Arc::clone(&way),
+        capture: Arc::clone(&capture),
+        attachment: config.outlives_us.then(|| Arc::downgrade(&attachment)),
+        proxies,
+        state: policy_state,
+        last: Mutex::new(fingerprint),
+        asked: Notify::new(),
+    };
     Ok(Running {
-        attachment: Mutex::new(attachment),
+        _attachment: attachment,
         _closed: tasks.closing.clone().drop_guard(),
         admin: Arc::new(admin),
         capture,
         cgroup: config.cgroup,
         drain: config.drain,
         families,
-        outlives_us: config.outlives_us,
-        policy: config.policy,
-        policy_changed,
         readiness,
+        reloader: Arc::new(reloader),
         tasks,
         way,
     })
@@ -291,35 +308,17 @@ impl Running {
         Ok(health::watch(subject, &self.readiness, metrics))
     }
 
-    /// Reads policy again. A bad one changes nothing but the metric and the log.
+    /// Reads policy again whenever its files change, and when [`reload`](Self::reload) asks for
+    /// it, until the agent drains or is dropped. A bad one changes nothing but what is told about
+    /// it. To be called once, on the runtime.
+    pub fn follow_policy(&self) {
+        let following = Arc::clone(&self.reloader).follow(self.tasks.closing.clone());
+        self.tasks.vital.spawn("policy", following);
+    }
+
+    /// Has policy read again soon, whether its files have changed or not.
     pub fn reload(&self) {
-        let metrics = &self.way.metrics.policy;
-        let policy = match self.policy.load() {
-            Ok(policy) => policy,
-            Err(error) => {
-                metrics.reloaded(Reload::Failure);
-                tracing::error!(%error, "policy not reloaded, the last good one stays in force");
-                return;
-            }
-        };
-        for warning in policy.warnings() {
-            tracing::warn!("{warning}");
-        }
-        if let Err(error) = apply(&policy, &mut self.capture.lock()) {
-            metrics.reloaded(Reload::Failure);
-            tracing::error!(%error, "policy not reloaded");
-            return;
-        }
-        if self.outlives_us
-            && let Err(error) = self.attachment.lock().set_outliving(must_outlive(&policy))
-        {
-            tracing::error!(%error, "the programs do not follow the policy's failure mode");
-        }
-        announce(&policy, &self.way.metrics);
-        self.way.policy.store(Arc::new(InForce::new(policy)));
-        self.policy_changed.notify_one();
-        metrics.reloaded(Reload::Success);
-        tracing::info!("policy reloaded");
+        self.reloader.ask();
     }
 
     /// Takes what has arrived, then no more, and waits for the connections to end; those that
@@ -359,38 +358,6 @@ fn families(listeners: &[Listener]) -> Vec<Family> {
         .collect()
 }
 
-/// Whether the programs must refuse what they capture when the agent is gone.
-fn must_outlive(policy: &Policy) -> bool {
-    policy.failure_mode() == FailureMode::Closed
-}
-
-/// Tells the programs what policy wants captured.
-fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), CaptureError> {
-    let plan = policy.capture_plan();
-    let prefixes = plan.prefixes.iter().map(|(prefix, side)| {
-        let side = match side {
-            Side::External => underpass_abi::Side::External,
-            Side::Internal => underpass_abi::Side::Internal,
-            Side::Open => underpass_abi::Side::Open,
-        };
-        (*prefix, None, side)
-    });
-    let exceptions = plan
-        .exceptions
-        .iter()
-        .map(|(prefix, port)| (*prefix, Some(*port), underpass_abi::Side::Internal));
-    capture.rules().set_prefixes(prefixes.chain(exceptions))?;
-    capture.rules().set_ports(|port| plan.ports.contains(port))
-}
-
-/// Has the proxies' series stand at zero before anything happens, so that a rate has a start.
-fn announce(policy: &Policy, metrics: &Metrics) {
-    for proxy in policy.proxies() {
-        let label = Label::of(proxy);
-        metrics.proxy.announce(&label, &label);
-    }
-}
-
 /// Removes flows that nobody will take, for ever.
 async fn sweep(flows: Arc<Flows>) {
     let mut sweeper = flows.sweeper();
@@ -408,8 +375,12 @@ async fn sweep(flows: Arc<Flows>) {
 }
 
 /// What `/config_dump` shows. Nothing in it is secret: policy masks its credentials itself.
-fn config_dump(config: &Config, way: &Arc<Way>) -> Arc<dyn Fn() -> Value + Send + Sync> {
-    let way = Arc::clone(way);
+fn config_dump(
+    config: &Config,
+    way: &Arc<Way>,
+    state: &Arc<PolicyState>,
+) -> Arc<dyn Fn() -> Value + Send + Sync> {
+    let (way, state) = (Arc::clone(way), Arc::clone(state));
     let fixed = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "cgroup": config.cgroup,
@@ -423,6 +394,8 @@ fn config_dump(config: &Config, way: &Arc<Way>) -> Arc<dyn Fn() -> Value + Send 
         json!({
             "agent": fixed,
             "policy": ***way.policy.load(),
+            "policy_generation": state.generation(),
+            "policy_reload": state.reload(),
             "proxy_addresses": proxies,
         })
     })

@@ -5,9 +5,11 @@ mod argv;
 mod check;
 mod detach;
 mod exec;
+mod explain;
 mod gateway;
 mod options;
 mod run;
+mod status;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -47,6 +49,10 @@ enum Command {
     Exec(exec::Args),
     /// Check policy files
     Check(check::Args),
+    /// Tell what a policy decides about a connection, and why
+    Explain(explain::Args),
+    /// Ask a running agent how it is
+    Status(status::Args),
     /// Remove what a stopped agent left behind: programs, pins and cgroups
     Detach,
     /// Be a CONNECT forward proxy: the other end of the tunnel
@@ -128,7 +134,9 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::main(args),
         Command::Exec(args) => exec::main(args),
-        Command::Check(args) => check::main(&args),
+        Command::Check(args) => check::main(args),
+        Command::Explain(args) => explain::main(args),
+        Command::Status(args) => status::main(&args),
         Command::Detach => detach::main(),
         Command::Gateway(args) => gateway::main(args),
         Command::CanaryHelper { cgroup } => crate::capture::serve_sockets(&cgroup)
@@ -150,4 +158,10 @@ pub fn main() -> ExitCode {
 )]
 fn complain(message: &dyn fmt::Display) {
     eprintln!("underpass: {message}");
+}
+
+/// Says on standard output what the user asked for.
+#[expect(clippy::print_stdout, reason = "what the user asked for")]
+fn say(what: &dyn fmt::Display) {
+    println!("{what}");
 }

@@ -43,5 +43,5 @@ pub use ports::PortSet;
 pub use problem::Problem;
 pub use proxy::{Credentials, Endpoint, InvalidCredentials, Proxy, RankedProxy, TunnelProtocol};
 pub use proxy_url::ProxyUrlError;
-pub use source::{LoadError, Paths, load};
+pub use source::{LoadError, Loaded, Paths, load};
 pub use workloads::View;

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 
 /// A set of named checks. The agent is ready when there are some and all of them are well, so
 /// that it cannot be called ready before its parts have said what they wait for. Clones share one
@@ -48,6 +49,17 @@ impl Readiness {
             Status::Pending => Some(format!("{name}: pending")),
         };
         checks.iter().filter_map(problem).collect()
+    }
+
+    /// Every check with its state, well or not, ordered by name.
+    pub fn to_json(&self) -> Value {
+        let checks = self.checks.lock();
+        let check = |(name, status): (&&str, &Status)| match status {
+            Status::Failed(reason) => json!({"name": name, "state": "failed", "reason": reason}),
+            Status::Ok => json!({"name": name, "state": "ok"}),
+            Status::Pending => json!({"name": name, "state": "pending"}),
+        };
+        checks.iter().map(check).collect()
     }
 }
 
@@ -111,6 +123,13 @@ mod tests {
         assert_eq!(
             readiness.problems(),
             ["canary: not captured", "policy: no file"]
+        );
+        assert_eq!(
+            readiness.to_json(),
+            json!([
+                {"name": "canary", "state": "failed", "reason": "not captured"},
+                {"name": "policy", "state": "failed", "reason": "no file"},
+            ])
         );
         canary.pending();
         policy.ok();

@@ -5,14 +5,14 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use prometheus::{TEXT_FORMAT, TextEncoder};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::AdminState;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-static ADMIN: [Route; 3] = [
+static ADMIN: [Route; 4] = [
     Route::get("/config_dump", config_dump),
     Route::get("/connections", connections),
     Route {
@@ -20,6 +20,7 @@ static ADMIN: [Route; 3] = [
         get: logging,
         post: Some(set_logging),
     },
+    Route::get("/status", status),
 ];
 static METRICS: [Route; 2] = [
     Route::get("/metrics", metrics),
@@ -198,6 +199,18 @@ fn config_dump(state: &AdminState, _query: &str) -> Answer {
 
 fn connections(state: &AdminState, _query: &str) -> Answer {
     Answer::json(&state.connections.snapshot().into())
+}
+
+/// Readiness, and then what the agent says of itself.
+fn status(state: &AdminState, _query: &str) -> Answer {
+    let mut status = json!({
+        "ready": state.readiness.ready(),
+        "checks": state.readiness.to_json(),
+    });
+    if let (Value::Object(status), Value::Object(own)) = (&mut status, (state.status)()) {
+        status.extend(own);
+    }
+    Answer::json(&status)
 }
 
 fn logging(state: &AdminState, _query: &str) -> Answer {

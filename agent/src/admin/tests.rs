@@ -38,6 +38,7 @@ impl Bench {
                 registry,
                 readiness: readiness.clone(),
                 config_dump: Arc::new(|| json!({"policy": {"tunnels": 1}, "password": "***"})),
+                status: Arc::new(|| json!({"version": "1"})),
                 connections: metrics.connections().clone(),
                 log: log.clone(),
             })
@@ -165,6 +166,23 @@ fn configuration_and_connections_are_json() {
 }
 
 #[test]
+fn status_has_readiness_and_what_the_agent_says() {
+    let bench = Bench::start();
+    let canary = bench.readiness.check("canary");
+    let status = || -> Value {
+        let reply = get(bench.admin_addr(), "/status");
+        assert_eq!(reply.status, 200, "also when it is not ready");
+        serde_json::from_str(&reply.body).unwrap()
+    };
+    canary.failed(&"gone");
+    let checks = json!([{"name": "canary", "state": "failed", "reason": "gone"}]);
+    let expected = json!({"ready": false, "checks": checks, "version": "1"});
+    assert_eq!(status(), expected);
+    canary.ok();
+    assert_eq!(status()["ready"], true);
+}
+
+#[test]
 fn the_log_filter_is_shown_and_set() {
     let bench = Bench::start();
     let addr = bench.admin_addr();
@@ -200,7 +218,7 @@ fn what_is_not_there_says_what_is() {
         assert!(reply.body.contains(path), "{reply:?}");
     }
     // What belongs on loopback is on no other listener.
-    for path in ["/connections", "/config_dump", "/logging"] {
+    for path in ["/connections", "/config_dump", "/logging", "/status"] {
         assert_eq!(get(bench.metrics_addr(), path).status, 404);
         assert_eq!(get(bench.ready_addr(), path).status, 404);
     }

@@ -1,27 +1,48 @@
 //! Where policy comes from, so that it can come from there again.
 
+use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::policy::{self, LoadError, Options, Policy};
+use parking_lot::Mutex;
 
-/// A place to load policy from.
+use super::watch::Fingerprint;
+use crate::policy::{self, LoadError, Options, Paths, Policy};
+
+/// How often policy is read at most until the files that it names stay the same.
+const ATTEMPTS: usize = 3;
+
+/// A place to load policy from. Clones share what they know of it.
 #[derive(Clone, Debug)]
 pub struct PolicySource(Place);
 
 #[derive(Clone, Debug)]
 enum Place {
-    Files(policy::Paths, Options),
+    Files {
+        paths: Paths,
+        options: Options,
+        /// What the documents named when they were last read.
+        named: Arc<Mutex<Vec<PathBuf>>>,
+    },
     Fixed(Box<Policy>),
+}
+
+/// A policy as it was read, or why there is none.
+pub(super) struct Read {
+    /// Of what it was made.
+    pub(super) fingerprint: Fingerprint,
+    pub(super) policy: Result<Policy, LoadError>,
 }
 
 impl PolicySource {
     /// Files, and directories of them.
-    pub fn files(paths: Vec<PathBuf>, options: Options) -> Self {
-        let paths = policy::Paths {
-            policy: paths,
-            secrets: Vec::new(),
-        };
-        Self(Place::Files(paths, options))
+    pub fn files(paths: Paths, options: Options) -> Self {
+        let named = Arc::default();
+        Self(Place::Files {
+            paths,
+            options,
+            named,
+        })
     }
 
     /// A policy that never changes.
@@ -29,13 +50,60 @@ impl PolicySource {
         Self(Place::Fixed(Box::new(policy)))
     }
 
-    /// Loads it.
-    ///
-    /// # Errors
-    /// Everything that is wrong with the documents.
-    pub fn load(&self) -> Result<Policy, LoadError> {
+    /// The files and directories whose contents make the policy, as far as they are known: what
+    /// documents name is known once they were read.
+    pub fn watched_paths(&self) -> Vec<PathBuf> {
+        let Place::Files { paths, named, .. } = &self.0 else {
+            return Vec::new();
+        };
+        let mut watched = paths.policy.clone();
+        for directory in &paths.secrets {
+            watched.push(directory.clone());
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            let mut secrets: Vec<_> = entries
+                .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+                .map(|entry| entry.path())
+                .filter(|path| path.is_dir())
+                .collect();
+            secrets.sort();
+            watched.extend(secrets);
+        }
+        watched.extend_from_slice(&named.lock());
+        watched
+    }
+
+    /// Loads it. Before anything is read, `watch` is told where it is.
+    pub(super) fn read(&self, mut watch: impl FnMut(Vec<PathBuf>)) -> Read {
+        let mut paths = self.watched_paths();
+        let mut attempt = 1;
+        loop {
+            watch(paths.clone());
+            let fingerprint = Fingerprint::of(&paths);
+            let policy = self.load();
+            // What the documents name was perhaps not among the paths.
+            let known = self.watched_paths();
+            if known == paths || attempt == ATTEMPTS {
+                return Read {
+                    fingerprint,
+                    policy,
+                };
+            }
+            paths = known;
+            attempt += 1;
+        }
+    }
+
+    fn load(&self) -> Result<Policy, LoadError> {
         match &self.0 {
-            Place::Files(paths, options) => policy::load(paths, options),
+            Place::Files {
+                paths,
+                options,
+                named,
+            } => {
+                let loaded = policy::load(paths, options);
+                *named.lock() = loaded.files;
+                loaded.policy
+            }
             Place::Fixed(policy) => Ok(Policy::clone(policy)),
         }
     }

@@ -10,74 +10,152 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::capture::Capture;
-use crate::connection::Way;
+use crate::connection::{InForce, Way};
 use crate::name::Host;
+use crate::policy::{Endpoint, Policy};
 
 /// Bounds on the time between two look-ups, whatever the records say.
 const SHORTEST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// For one look-up; a name server that does not answer must not hold up the start.
+/// For one look-up, and for all those that a new policy waits for; a name server that does not
+/// answer must not hold up the start, nor a policy.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Resolves every proxy once and tells the programs; returns when to do it again. The last good
-/// addresses of a name that cannot be resolved now stay.
-pub(super) async fn refresh(way: &Way, capture: &Mutex<Capture>) -> Instant {
-    let now = Instant::now();
-    let mut again = now + LONGEST;
-    let known = way.proxies.load_full();
-    let mut addresses: HashSet<SocketAddr> = HashSet::new();
-    let policy = way.policy.load_full();
-    for proxy in policy.proxies().flat_map(|proxy| &proxy.endpoints) {
-        let name = match &proxy.host {
-            Host::Addr(ip) => {
-                addresses.insert(SocketAddr::new(*ip, proxy.port));
-                continue;
-            }
-            Host::Name(name) => name,
-        };
-        match timeout(DEADLINE, way.resolver.lookup(name)).await {
-            Ok(Ok(found)) => {
-                again = again.min(found.valid_until.into());
-                addresses.extend(
-                    found
-                        .addrs
-                        .iter()
-                        .map(|ip| SocketAddr::new(*ip, proxy.port)),
-                );
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(%proxy, %error, "cannot resolve the proxy");
-                addresses.extend(known.iter().filter(|known| known.port() == proxy.port));
-                again = now;
-            }
-            Err(_) => {
-                tracing::warn!(%proxy, "no answer from the name servers about the proxy");
-                addresses.extend(known.iter().filter(|known| known.port() == proxy.port));
-                again = now;
-            }
+/// Where the proxies are, as far as the agent and the programs are told.
+pub(super) struct Proxies {
+    way: Arc<Way>,
+    capture: Arc<Mutex<Capture>>,
+    /// Of a policy that is about to be in force; told besides those of the one that is.
+    upcoming: Mutex<HashSet<SocketAddr>>,
+    changed: Notify,
+}
+
+impl Proxies {
+    pub(super) fn new(way: Arc<Way>, capture: Arc<Mutex<Capture>>) -> Self {
+        Self {
+            way,
+            capture,
+            upcoming: Mutex::default(),
+            changed: Notify::new(),
         }
     }
-    if addresses != *known {
-        way.proxies.store(Arc::new(addresses.clone()));
-        if let Err(error) = capture.lock().rules().set_proxies(addresses) {
+
+    /// Resolves every proxy once and tells the programs; returns when to do it again. The last good
+    /// addresses of a name that cannot be resolved now stay.
+    pub(super) async fn refresh(&self) -> Instant {
+        let now = Instant::now();
+        let mut again = now + LONGEST;
+        let known = self.way.proxies.load_full();
+        let mut addresses: HashSet<SocketAddr> = HashSet::new();
+        let policy = self.way.policy.load_full();
+        for proxy in endpoints(&policy) {
+            let name = match &proxy.host {
+                Host::Addr(ip) => {
+                    addresses.insert(SocketAddr::new(*ip, proxy.port));
+                    continue;
+                }
+                Host::Name(name) => name,
+            };
+            match timeout(DEADLINE, self.way.resolver.lookup(name)).await {
+                Ok(Ok(found)) => {
+                    again = again.min(found.valid_until.into());
+                    addresses.extend(
+                        found
+                            .addrs
+                            .iter()
+                            .map(|ip| SocketAddr::new(*ip, proxy.port)),
+                    );
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(%proxy, %error, "cannot resolve the proxy");
+                    addresses.extend(known.iter().filter(|known| known.port() == proxy.port));
+                    again = now;
+                }
+                Err(_) => {
+                    tracing::warn!(%proxy, "no answer from the name servers about the proxy");
+                    addresses.extend(known.iter().filter(|known| known.port() == proxy.port));
+                    again = now;
+                }
+            }
+        }
+        // Held, so that no other policy comes into force between the question and what follows.
+        let upcoming = self.upcoming.lock();
+        if Arc::ptr_eq(&policy, &self.way.policy.load_full()) {
+            addresses.extend(&*upcoming);
+            self.tell(addresses);
+        }
+        again.clamp(now + SHORTEST, now + LONGEST)
+    }
+
+    /// Does it again and again, for ever, and at once when there is another policy.
+    pub(super) async fn keep_fresh(self: Arc<Self>, first: Instant) {
+        let mut again = first;
+        loop {
+            // Whichever it is, there is a reason to look.
+            let _ = timeout_at(again, self.changed.notified()).await;
+            again = self.refresh().await;
+        }
+    }
+
+    /// Tells where the proxies of a policy are that is about to be in force. Those of them that
+    /// cannot be resolved now are told later.
+    pub(super) async fn prepare(&self, policy: &Policy) {
+        let current = self.way.policy.load_full();
+        let mut upcoming = HashSet::new();
+        let mut names = Vec::new();
+        for proxy in endpoints(policy) {
+            match &proxy.host {
+                Host::Addr(ip) => {
+                    upcoming.insert(SocketAddr::new(*ip, proxy.port));
+                }
+                // What the policy in force has is kept fresh already.
+                Host::Name(name) => {
+                    let is_known = endpoints(&current)
+                        .any(|known| known.host == proxy.host && known.port == proxy.port);
+                    if !is_known {
+                        names.push((name, proxy.port));
+                    }
+                }
+            }
+        }
+        let deadline = Instant::now() + DEADLINE;
+        for (name, port) in names {
+            if let Ok(Ok(found)) = timeout_at(deadline, self.way.resolver.lookup(name)).await {
+                upcoming.extend(found.addrs.iter().map(|ip| SocketAddr::new(*ip, port)));
+            }
+        }
+        let mut told = self.upcoming.lock();
+        *told = upcoming;
+        let known = self.way.proxies.load();
+        self.tell(known.union(&told).copied().collect());
+    }
+
+    /// Has a policy be in force, which may have been [`prepare`](Self::prepare)d. What only the last
+    /// one needed is forgotten soon.
+    pub(super) fn put_into_force(&self, policy: InForce) {
+        self.way.policy.store(Arc::new(policy));
+        self.abandon();
+    }
+
+    /// What was prepared does not come into force.
+    pub(super) fn abandon(&self) {
+        self.upcoming.lock().clear();
+        self.changed.notify_one();
+    }
+
+    fn tell(&self, addresses: HashSet<SocketAddr>) {
+        if addresses == **self.way.proxies.load() {
+            return;
+        }
+        self.way.proxies.store(Arc::new(addresses.clone()));
+        if let Err(error) = self.capture.lock().rules().set_proxies(addresses) {
             tracing::error!(%error, "cannot tell the programs where the proxies are");
         }
     }
-    again.clamp(now + SHORTEST, now + LONGEST)
 }
 
-/// Does it again and again, for ever, and at once when policy has `changed`.
-pub(super) async fn keep_fresh(
-    way: Arc<Way>,
-    capture: Arc<Mutex<Capture>>,
-    first: Instant,
-    changed: Arc<Notify>,
-) {
-    let mut again = first;
-    loop {
-        // Whichever it is, there is a reason to look.
-        let _ = timeout_at(again, changed.notified()).await;
-        again = refresh(&way, &capture).await;
-    }
+/// Every place where a proxy listens.
+fn endpoints(policy: &Policy) -> impl Iterator<Item = &Endpoint> {
+    policy.proxies().flat_map(|proxy| &proxy.endpoints)
 }

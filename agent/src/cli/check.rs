@@ -3,39 +3,65 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{EXIT_USAGE, Failure, complain};
-use crate::policy::{self, Options, Paths};
+use serde_json::{Value, json};
+
+use super::options::{OutputFormat, SecretOptions};
+use super::{EXIT_USAGE, Failure, complain, say};
+use crate::policy::{self, Options, Problem};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Policy files, and directories of them
     #[arg(required = true)]
     paths: Vec<PathBuf>,
+
+    #[command(flatten)]
+    secrets: SecretOptions,
+
+    /// What to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
 }
 
 /// Says nothing of a valid policy but what its author should know; of a bad one, a line a problem.
-pub(super) fn main(args: &Args) -> Result<ExitCode, Failure> {
-    let paths = Paths {
-        policy: args.paths.clone(),
-        secrets: Vec::new(),
+pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
+    let paths = args.secrets.with(args.paths);
+    let checked = policy::load(&paths, &Options::default()).policy;
+    let (problems, warnings) = match &checked {
+        Ok(policy) => (&[][..], policy.warnings()),
+        Err(error) => (error.problems(), &[][..]),
     };
-    match policy::load(&paths, &Options::default()) {
-        Ok(policy) => {
-            for warning in policy.warnings() {
-                complain(&format_args!("warning: {warning}"));
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(error) => {
-            for problem in error.problems() {
+    match args.output {
+        OutputFormat::Json => say(&format_args!(
+            "{:#}",
+            json!({
+                "valid": problems.is_empty(),
+                "problems": problems.iter().map(shown).collect::<Vec<_>>(),
+                "warnings": warnings.iter().map(shown).collect::<Vec<_>>(),
+            })
+        )),
+        OutputFormat::Text => {
+            for problem in problems {
                 say(problem);
             }
-            Ok(ExitCode::from(EXIT_USAGE))
+            for warning in warnings {
+                complain(&format_args!("warning: {warning}"));
+            }
         }
     }
+    Ok(if checked.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_USAGE)
+    })
 }
 
-#[expect(clippy::print_stdout, reason = "what the user asked for")]
-fn say(what: &dyn std::fmt::Display) {
-    println!("{what}");
+fn shown(problem: &Problem) -> Value {
+    json!({
+        "file": problem.file(),
+        "line": problem.line(),
+        "object": problem.subject(),
+        "key": problem.key(),
+        "reason": problem.reason(),
+    })
 }

@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 use tokio::runtime::Runtime;
 use underpass_abi::Verdict;
 
-use super::options::{CaptureOptions, LogOptions, OptionalEndpoints};
+use super::options::{CaptureOptions, LogOptions, OptionalEndpoints, SecretOptions};
 use super::{FLUSH, Failure, argv};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource};
@@ -48,6 +48,9 @@ pub(super) struct Args {
     /// Policy files, and directories of them, instead of a proxy
     #[arg(long, value_name = "PATH", conflicts_with = "proxy", num_args = 1..)]
     policy: Vec<PathBuf>,
+
+    #[command(flatten)]
+    secrets: SecretOptions,
 
     /// Hosts that are reached directly: names (with all below them), .names (only below),
     /// addresses, CIDRs, each with an optional :PORT; separated by commas
@@ -179,7 +182,8 @@ fn policy_source(args: &Args) -> Result<PolicySource, Failure> {
                 "no proxy: give one with --proxy URL, {PROXY_VARIABLE}, or --policy PATH"
             )));
         }
-        return Ok(PolicySource::files(args.policy.clone(), options));
+        let paths = args.secrets.clone().with(args.policy.clone());
+        return Ok(PolicySource::files(paths, options));
     };
     if let Some(secret) = argv::secret_of(url) {
         argv::hide(secret).context("cannot hide the password from the process list")?;

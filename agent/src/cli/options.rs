@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::Failure;
 use crate::limits::Limits;
+use crate::policy::Paths;
 use crate::telemetry::logging::{self, LogConfig, LogFormat, LogHandle, LogOutput};
 
 #[derive(clap::Args)]
@@ -42,6 +43,34 @@ impl LogOptions {
             .as_deref()
             .is_some_and(|level| level.contains("debug") || level.contains("trace"))
     }
+}
+
+/// Where Secrets are besides those among the documents.
+#[derive(Clone, clap::Args)]
+pub(super) struct SecretOptions {
+    /// Directories of Secrets: each directory in them is a Secret of that name, with a file for
+    /// each key, as Kubernetes mounts it; may be given several times
+    #[arg(long, value_name = "DIR")]
+    secrets: Vec<PathBuf>,
+}
+
+impl SecretOptions {
+    /// Where policy is.
+    pub(super) fn with(self, policy: Vec<PathBuf>) -> Paths {
+        Paths {
+            policy,
+            secrets: self.secrets,
+        }
+    }
+}
+
+/// How what a command found is printed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(super) enum OutputFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 #[derive(clap::Args)]
@@ -99,7 +128,7 @@ pub(super) struct OptionalEndpoints {
     #[arg(long, value_name = "ADDR")]
     pub(super) ready_addr: Option<SocketAddr>,
 
-    /// Serve /config_dump, /connections and /logging here
+    /// Serve /status, /config_dump, /connections and /logging here
     #[arg(long, value_name = "ADDR")]
     pub(super) admin_addr: Option<SocketAddr>,
 }

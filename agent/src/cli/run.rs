@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use underpass_abi::Verdict;
 
-use super::options::{CaptureOptions, LogOptions};
+use super::options::{CaptureOptions, LogOptions, SecretOptions};
 use super::{FLUSH, Failure};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource, Running};
@@ -23,9 +23,12 @@ const DRAIN: Duration = Duration::from_secs(25);
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Policy files, and directories of them; SIGHUP reads them again
+    /// Policy files, and directories of them; they are read again when they change, and at SIGHUP
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     policy: Vec<PathBuf>,
+
+    #[command(flatten)]
+    secrets: SecretOptions,
 
     /// Capture what this cgroup and those below it connect to [default: the whole node]
     #[arg(long, value_name = "PATH")]
@@ -42,7 +45,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15021")]
     ready_addr: SocketAddr,
 
-    /// Serve /config_dump, /connections and /logging here
+    /// Serve /status, /config_dump, /connections and /logging here
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     admin_addr: SocketAddr,
 
@@ -74,7 +77,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         limits,
         verbose,
         outlives_us: true,
-        policy: PolicySource::files(args.policy, options),
+        policy: PolicySource::files(args.secrets.with(args.policy), options),
         endpoints: Endpoints {
             metrics: Some(args.metrics_addr),
             ready: Some(args.ready_addr),
@@ -86,6 +89,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     runtime.block_on(async {
         let running = app::build(config, log.clone()).await?;
         let watch = running.watch_capture()?;
+        running.follow_policy();
         let status = until_told(running).await;
         // It has been told, and has a cgroup to remove. A panic in it has been reported.
         let _ = watch.join();

@@ -42,6 +42,11 @@ impl Problem {
         self.line
     }
 
+    /// What it is about: `KIND/NAME`, or what is known of it.
+    pub fn subject(&self) -> String {
+        self.subject.to_string()
+    }
+
     /// Where in the document, as a dotted path: `spec.proxy.port`.
     pub fn key(&self) -> &str {
         &self.key

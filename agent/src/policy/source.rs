@@ -22,23 +22,33 @@ pub struct Paths {
     pub secrets: Vec<PathBuf>,
 }
 
+/// What came of reading a policy.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The policy, or everything that is wrong, with the files as with the documents.
+    pub policy: Result<Policy, LoadError>,
+    /// The files that the documents name: certificates and keys.
+    pub files: Vec<PathBuf>,
+}
+
 /// Reads a policy, with the files that it names.
-///
-/// # Errors
-/// Everything that is wrong, with the files as with the documents.
-pub fn load(paths: &Paths, options: &Options) -> Result<Policy, LoadError> {
+pub fn load(paths: &Paths, options: &Options) -> Loaded {
     let mut documents = Documents::default();
     file::read(&paths.policy, &mut documents);
     file::read_secrets(&paths.secrets, &mut documents);
+    let files = documents.named_files();
     let materials = Materials {
-        files: file::read_named(documents.named_files()),
+        files: file::read_named(&files),
         roots: if documents.wants_system_roots() {
             SystemRoots::load()
         } else {
             SystemRoots::none()
         },
     };
-    Policy::compile(&documents, &materials, options).map_err(LoadError)
+    Loaded {
+        policy: Policy::compile(&documents, &materials, options).map_err(LoadError),
+        files: files.into_iter().collect(),
+    }
 }
 
 /// Why there is no policy: at least one problem.

@@ -33,6 +33,10 @@ use writer::Queue;
 /// Bytes of a filter; what is longer was not written by hand.
 const MAX_FILTER: usize = 4096;
 
+/// Goes before every filter, which may say otherwise. This library warns whenever a file that it
+/// watches is deleted, which is what it is there for.
+const QUIET: &str = "notify=off";
+
 /// How the log is to be written.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LogConfig {
@@ -240,7 +244,7 @@ fn parse(filter: &str) -> Result<EnvFilter, LogError> {
         return Err(reject(format!("it is longer than {MAX_FILTER} bytes")));
     }
     EnvFilter::builder()
-        .parse(filter)
+        .parse(format!("{QUIET},{filter}"))
         .map_err(|error| reject(printable(&error, 200)))
 }
 

@@ -77,12 +77,12 @@ fn visible(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Reads the files that documents name.
-pub(super) fn read_named(paths: BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Result<Vec<u8>, String>> {
-    let read = |path: PathBuf| {
-        let bytes = read_bounded(&path).map_err(|err| err.to_string());
-        (path, bytes)
+pub(super) fn read_named(paths: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Result<Vec<u8>, String>> {
+    let read = |path: &PathBuf| {
+        let bytes = read_bounded(path).map_err(|err| err.to_string());
+        (path.clone(), bytes)
     };
-    paths.into_iter().map(read).collect()
+    paths.iter().map(read).collect()
 }
 
 fn read_directory(path: &Path, documents: &mut Documents, seen: &mut HashSet<PathBuf>) {

@@ -9,7 +9,7 @@ use crate::telemetry::{
 };
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 29] = [
+const EXPECTED: [(&str, &str, &[&str]); 32] = [
     ("istio_tcp_connections_closed_total", "counter", &ISTIO),
     ("istio_tcp_connections_opened_total", "counter", &ISTIO),
     ("istio_tcp_received_bytes_total", "counter", &ISTIO),
@@ -36,6 +36,13 @@ const EXPECTED: [(&str, &str, &[&str]); 29] = [
         "underpass_policy_denied_total",
         "counter",
         &["policy", "reason"],
+    ),
+    ("underpass_policy_generation", "gauge", &[]),
+    ("underpass_policy_last_reload_successful", "gauge", &[]),
+    (
+        "underpass_policy_last_reload_timestamp_seconds",
+        "gauge",
+        &[],
     ),
     ("underpass_policy_reload_total", "counter", &["result"]),
     (

@@ -24,7 +24,7 @@ fn load_policy(paths: &[PathBuf]) -> Result<Policy, LoadError> {
         policy: paths.to_vec(),
         secrets: Vec::new(),
     };
-    load(&paths, &Options::default())
+    load(&paths, &Options::default()).policy
 }
 
 /// Problems without the directory they are in.

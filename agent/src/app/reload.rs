@@ -1,0 +1,316 @@
+//! Reads policy again, when asked to or when it has changed, and puts it into force.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+
+use super::policy_source::{PolicySource, Read};
+use super::proxies::Proxies;
+use super::watch::{Fingerprint, Watch};
+use crate::capture::{Attachment, Capture, CaptureError};
+use crate::connection::{InForce, Way};
+use crate::policy::{FailureMode, LoadError, Policy, Side};
+use crate::telemetry::{Label, Metrics, Reload};
+
+/// Why policy is read again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Cause {
+    /// Somebody wants it.
+    Asked,
+    /// It may have changed.
+    Changed,
+}
+
+/// What policy is put into force with.
+pub(super) struct Reloader {
+    pub(super) source: PolicySource,
+    pub(super) way: Arc<Way>,
+    pub(super) capture: Arc<Mutex<Capture>>,
+    /// The programs, if they may outlive the agent. Weak, because they are to be detached before
+    /// all else, even if a policy is just being read.
+    pub(super) attachment: Option<Weak<Mutex<Attachment>>>,
+    pub(super) proxies: Arc<Proxies>,
+    pub(super) state: Arc<PolicyState>,
+    /// What was read last, whatever came of it. Locked while policy is read.
+    pub(super) last: Mutex<Fingerprint>,
+    pub(super) asked: Notify,
+}
+
+impl Reloader {
+    /// Has policy read again soon, whether it has changed or not.
+    pub(super) fn ask(&self) {
+        self.asked.notify_one();
+    }
+
+    /// Reads policy whenever it has changed or it is asked to, until `closing`. One reading comes
+    /// after the other, and each on a thread that may block, since there may be many files.
+    pub(super) async fn follow(self: Arc<Self>, closing: CancellationToken) {
+        let mut watch = Watch::new();
+        // It may have changed since it was read at the start.
+        let mut cause = Cause::Changed;
+        loop {
+            let reloader = Arc::clone(&self);
+            let reading = spawn_blocking(move || {
+                reloader.reload(cause, &mut watch);
+                watch
+            });
+            watch = match reading.await {
+                Ok(watch) => watch,
+                Err(error) => {
+                    tracing::error!(%error, "policy is not read any more");
+                    return;
+                }
+            };
+            cause = tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                () = self.asked.notified() => Cause::Asked,
+                () = watch.changed() => Cause::Changed,
+            };
+        }
+    }
+
+    /// A policy that cannot be used changes nothing but what is told about it.
+    fn reload(&self, cause: Cause, watch: &mut Watch) {
+        let mut last = self.last.lock();
+        if cause == Cause::Changed {
+            let paths = self.source.watched_paths();
+            watch.renew(paths.clone());
+            if *last == Fingerprint::of(&paths) {
+                tracing::debug!("policy has not changed");
+                return;
+            }
+        }
+        let Read {
+            fingerprint,
+            policy,
+        } = self.source.read(|paths| watch.renew(paths));
+        *last = fingerprint;
+
+        let metrics = &self.way.metrics;
+        let failure = match policy.map_err(Failure::Load) {
+            Ok(policy) => match self.put_into_force(policy) {
+                Ok(()) => {
+                    let generation = self.state.next();
+                    metrics.policy.reloaded(Reload::Success);
+                    metrics.policy.in_force(generation);
+                    tracing::info!(generation, "policy reloaded");
+                    return;
+                }
+                Err(error) => Failure::Capture(error),
+            },
+            Err(failure) => failure,
+        };
+        let generation = self.state.failed(failure.problems());
+        metrics.policy.reloaded(Reload::Failure);
+        tracing::error!(
+            generation,
+            error = %failure,
+            "policy not reloaded, the last good one stays in force"
+        );
+    }
+
+    /// From the old policy to the new, so that each connection goes a way that one of them gives.
+    ///
+    /// The programs decide who comes to the agent, the agent what becomes of who has come; a
+    /// connection that should have stayed away is let go direct by the agent, but one that should
+    /// have come and did not is lost to policy. So what matters is that a destination that both
+    /// policies capture is captured at every moment, which [`apply`] sees to. Then:
+    ///
+    /// - A destination that only the new policy captures comes to the agent while the old policy
+    ///   still decides: it goes direct, as that policy wants it.
+    /// - One that only the old policy captures stays away already, as the new policy wants it; what
+    ///   was on its way meanwhile is decided by either.
+    /// - A proxy of the new policy is let alone before that decides: else what speaks to it itself
+    ///   would come to the agent, and be sent to that proxy through that proxy. One of the old
+    ///   policy is let alone until the new one decides.
+    ///
+    /// The programs come before the agent because they can fail: then their old rules come back, and
+    /// the old policy was in force all the time.
+    fn put_into_force(&self, policy: Policy) -> Result<(), CaptureError> {
+        warn_of(&policy);
+        Handle::current().block_on(self.proxies.prepare(&policy));
+        if let Err(error) = self.tell_programs(&policy) {
+            self.proxies.abandon();
+            return Err(error);
+        }
+        if let Some(attachment) = self.attachment.as_ref().and_then(Weak::upgrade)
+            && let Err(error) = attachment.lock().set_outliving(must_outlive(&policy))
+        {
+            tracing::error!(%error, "the programs do not follow the policy's failure mode");
+        }
+        announce(&policy, &self.way.metrics);
+        self.proxies.put_into_force(InForce::new(policy));
+        Ok(())
+    }
+
+    fn tell_programs(&self, policy: &Policy) -> Result<(), CaptureError> {
+        let mut capture = self.capture.lock();
+        apply(policy, &mut capture).inspect_err(|_| {
+            if let Err(error) = apply(&self.way.policy.load(), &mut capture) {
+                tracing::error!(%error, "the programs have rules of two policies");
+            }
+        })
+    }
+}
+
+/// Why a policy is not in force.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Capture(CaptureError),
+    #[error(transparent)]
+    Load(LoadError),
+}
+
+impl Failure {
+    /// One line each.
+    fn problems(&self) -> Vec<String> {
+        match self {
+            Self::Capture(error) => vec![error.to_string()],
+            Self::Load(error) => error.problems().iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// Which policy is in force, and what came of the last reading.
+#[derive(Debug)]
+pub(super) struct PolicyState(Mutex<State>);
+
+#[derive(Clone, Debug)]
+struct State {
+    generation: u64,
+    result: Reload,
+    /// RFC 3339, as in the log.
+    at: String,
+    problems: Vec<String>,
+}
+
+impl PolicyState {
+    /// The first policy is in force.
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(State {
+            generation: 1,
+            result: Reload::Success,
+            at: now(),
+            problems: Vec::new(),
+        }))
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.0.lock().generation
+    }
+
+    /// Another policy is in force; its generation.
+    fn next(&self) -> u64 {
+        let mut state = self.0.lock();
+        *state = State {
+            generation: state.generation + 1,
+            result: Reload::Success,
+            at: now(),
+            problems: Vec::new(),
+        };
+        state.generation
+    }
+
+    /// There would have been another one; the generation that stays.
+    fn failed(&self, problems: Vec<String>) -> u64 {
+        let mut state = self.0.lock();
+        *state = State {
+            generation: state.generation,
+            result: Reload::Failure,
+            at: now(),
+            problems,
+        };
+        state.generation
+    }
+
+    /// The last reading, the first one included.
+    pub(super) fn reload(&self) -> Value {
+        let state = self.0.lock();
+        json!({
+            "result": state.result.as_str(),
+            "at": state.at,
+            "problems": state.problems,
+        })
+    }
+}
+
+fn now() -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut text));
+    text
+}
+
+/// Logs what the author of a policy should know.
+pub(super) fn warn_of(policy: &Policy) {
+    for warning in policy.warnings() {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Whether the programs must refuse what they capture when the agent is gone.
+pub(super) fn must_outlive(policy: &Policy) -> bool {
+    policy.failure_mode() == FailureMode::Closed
+}
+
+/// Tells the programs what policy wants captured. What was captured and still is to be, is captured
+/// at every moment: addresses and ports each change from old to new without anything between, and
+/// such a destination has both of its addresses' and both of its ports' sides on the captured one.
+pub(super) fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), CaptureError> {
+    let plan = policy.capture_plan();
+    let prefixes = plan.prefixes.iter().map(|(prefix, side)| {
+        let side = match side {
+            Side::External => underpass_abi::Side::External,
+            Side::Internal => underpass_abi::Side::Internal,
+            Side::Open => underpass_abi::Side::Open,
+        };
+        (*prefix, None, side)
+    });
+    let exceptions = plan
+        .exceptions
+        .iter()
+        .map(|(prefix, port)| (*prefix, Some(*port), underpass_abi::Side::Internal));
+    capture.rules().set_prefixes(prefixes.chain(exceptions))?;
+    capture.rules().set_ports(|port| plan.ports.contains(port))
+}
+
+/// Has the proxies' series stand at zero before anything happens, so that a rate has a start.
+pub(super) fn announce(policy: &Policy, metrics: &Metrics) {
+    for proxy in policy.proxies() {
+        let label = Label::of(proxy);
+        metrics.proxy.announce(&label, &label);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_tells_of_the_policy_in_force_and_of_the_last_reading() {
+        let state = PolicyState::new();
+        assert_eq!(state.generation(), 1);
+        assert_eq!(state.reload()["result"], "success");
+
+        let problem = "a.yaml:1: file: path: it cannot be read".to_owned();
+        assert_eq!(state.failed(vec![problem.clone()]), 1);
+        let reload = state.reload();
+        assert_eq!(reload["result"], "failure");
+        assert_eq!(reload["problems"], json!([problem]));
+        let at = reload["at"].as_str().unwrap();
+        assert!(at.starts_with("20") && at.ends_with('Z'), "{at}");
+
+        assert_eq!(state.next(), 2);
+        assert_eq!(state.reload()["problems"], json!([]));
+        assert_eq!(state.reload()["result"], "success");
+    }
+}

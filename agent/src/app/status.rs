@@ -1,0 +1,69 @@
+//! What `/status` shows besides readiness: the state of an agent at a glance.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+
+use super::kernel_side::KernelSide;
+use super::reload::PolicyState;
+use crate::capture::Capture;
+use crate::connection::Way;
+use crate::telemetry::metrics::CaptureSource;
+
+/// Where it is read from.
+pub(super) struct Status {
+    pub(super) capture: Arc<Mutex<Capture>>,
+    pub(super) cgroup: PathBuf,
+    pub(super) kernel: Arc<KernelSide>,
+    pub(super) policy: Arc<PolicyState>,
+    pub(super) way: Arc<Way>,
+}
+
+impl Status {
+    /// Nothing in it is secret.
+    pub(super) fn to_json(&self) -> Value {
+        let policy = self.way.policy.load();
+        let plan = policy.capture_plan();
+        let proxies: Vec<String> = policy.proxies().map(ToString::to_string).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "cgroup": self.cgroup,
+            "policy": {
+                "generation": self.policy.generation(),
+                "reload": self.policy.reload(),
+                "rules": policy.rule_count(),
+                "proxies": proxies,
+                "prefixes": plan.prefixes.len() + plan.exceptions.len(),
+                "warnings": policy.warnings().len(),
+            },
+            "connections": self.way.metrics.connections().len(),
+            "capture": {
+                "redirected": self.kernel.redirected(),
+                "skipped": by_reason(self.kernel.skipped()),
+                "refused": by_reason(self.kernel.refused()),
+            },
+            "maps": self.maps(),
+        })
+    }
+
+    fn maps(&self) -> Map<String, Value> {
+        let fill = |entries: u64, capacity: u64| json!({"entries": entries, "capacity": capacity});
+        let flows = self.kernel.maps().into_iter();
+        let flows = flows.map(|usage| (usage.map.to_owned(), fill(usage.entries, usage.capacity)));
+        let rules = self.capture.lock().rules().fill();
+        let rules = rules.map(|(map, entries, capacity)| {
+            (map.to_owned(), fill(entries as u64, capacity as u64))
+        });
+        flows.chain(rules).collect()
+    }
+}
+
+fn by_reason(counts: Vec<(&'static str, u64)>) -> Map<String, Value> {
+    counts
+        .into_iter()
+        .map(|(reason, count)| (reason.to_owned(), count.into()))
+        .collect()
+}

@@ -1,0 +1,159 @@
+//! Where a connection goes, and what is assumed of it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+
+use crate::name::{Host, HostName, OriginalDst, Target};
+use crate::policy::{Claim, Facts, NameSource};
+
+/// Stands for an external address where none is known (TEST-NET-1, RFC 5737).
+const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+/// Ports on which plain HTTP is spoken.
+const HTTP_PORTS: &[u16] = &[80, 8000, 8080];
+
+/// `HOST:PORT` or `IP:PORT`.
+#[derive(Clone, Debug)]
+pub(super) struct Destination(Target);
+
+impl FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or("expected HOST:PORT or IP:PORT")?;
+        let host: Host = host.parse().map_err(|error| format!("{error}"))?;
+        if matches!(host, Host::Addr(IpAddr::V6(_))) && !text.starts_with('[') {
+            return Err("write an IPv6 address in brackets: [2001:db8::1]:443".to_owned());
+        }
+        let port: u16 = port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or("expected a port from 1 to 65535 behind the last colon")?;
+        Ok(Self(Target { host, port }))
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is taken for the facts of the connection.
+pub(super) struct Assumed {
+    pub(super) facts: Facts,
+    /// In words.
+    pub(super) notes: Vec<String>,
+}
+
+impl Destination {
+    /// What a connection there is like, as far as it is not said.
+    pub(super) fn assume(
+        &self,
+        address: Option<IpAddr>,
+        sni: Option<&HostName>,
+        host: Option<&HostName>,
+    ) -> anyhow::Result<Assumed> {
+        let Target { host: to, port } = &self.0;
+        let mut notes = Vec::new();
+        let addr = match (to, address) {
+            (Host::Addr(_), Some(_)) => {
+                anyhow::bail!("--address is for a destination by name, and {self} has an address");
+            }
+            (Host::Addr(addr), None) => *addr,
+            (Host::Name(_), Some(addr)) => addr.to_canonical(),
+            (Host::Name(name), None) => resolve(name, *port).unwrap_or_else(|| {
+                notes.push(format!(
+                    "{name} does not resolve here: taken to be at some external address \
+                     (--address says which)"
+                ));
+                SOMEWHERE
+            }),
+        };
+        let claim = |name: &HostName, source| Claim {
+            host: Host::Name(name.clone()),
+            source,
+        };
+        let claimed = match (sni, host, to) {
+            (Some(name), _, _) => Some(claim(name, NameSource::Sni)),
+            (None, Some(name), _) => Some(claim(name, NameSource::HttpHost)),
+            (None, None, Host::Name(name)) if HTTP_PORTS.contains(port) => {
+                notes.push("taken to be plain HTTP (--sni NAME for TLS)".to_owned());
+                Some(claim(name, NameSource::HttpHost))
+            }
+            (None, None, Host::Name(name)) => {
+                notes.push("taken to be TLS (--host NAME for plain HTTP)".to_owned());
+                Some(claim(name, NameSource::Sni))
+            }
+            (None, None, Host::Addr(_)) => {
+                notes.push("taken to name no host (--sni NAME, --host NAME)".to_owned());
+                None
+            }
+        };
+        // A program that connects to a name has its address from the same servers as the agent.
+        let is_the_name = |claim: &Claim| claim.host == *to;
+        let claimed_is_verified = claimed.as_ref().is_some_and(is_the_name);
+        if let Some(claim) = claimed.as_ref().filter(|_| !claimed_is_verified) {
+            notes.push(format!(
+                "{} is taken not to resolve to {addr}: the program merely claims it",
+                claim.host
+            ));
+        }
+        Ok(Assumed {
+            facts: Facts {
+                original_dst: OriginalDst(SocketAddr::new(addr, *port)),
+                claimed,
+                claimed_is_verified,
+            },
+            notes,
+        })
+    }
+}
+
+/// The first address of a name, as programs on this machine find it.
+fn resolve(name: &HostName, port: u16) -> Option<IpAddr> {
+    let mut found = (name.as_str(), port).to_socket_addrs().ok()?;
+    found.next().map(|addr| addr.ip().to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_is_a_host_and_a_port() {
+        for good in ["www.example.com:443", "203.0.113.7:80", "[2001:db8::1]:443"] {
+            assert_eq!(good.parse::<Destination>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "www.example.com",
+            "a:0",
+            "a:x",
+            "2001:db8::1:443",
+            ":443",
+            "a b:1",
+        ] {
+            assert!(bad.parse::<Destination>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_claimed_about_another_address_is_not_taken_for_true() {
+        let name = "www.example.com".parse().unwrap();
+        let at = |text: &str, sni: Option<&HostName>| {
+            let destination: Destination = text.parse().unwrap();
+            let address = Some("203.0.113.7".parse().unwrap());
+            let address = address.filter(|_| text.starts_with("www"));
+            destination.assume(address, sni, None).unwrap().facts
+        };
+        assert!(at("www.example.com:443", None).claimed_is_verified);
+        assert!(!at("203.0.113.7:443", Some(&name)).claimed_is_verified);
+        assert!(at("203.0.113.7:443", None).claimed.is_none());
+        let facts = at("www.example.com:80", None);
+        assert_eq!(facts.claimed.unwrap().source, NameSource::HttpHost);
+    }
+}

@@ -1,0 +1,164 @@
+//! A status as lines for people.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+/// An answer of `/status`. What an agent of another version does not tell is left out.
+pub(super) struct Text<'a>(pub(super) &'a Value);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.0;
+        let ready = if status["ready"] == true {
+            "ready"
+        } else {
+            "NOT READY"
+        };
+        write!(
+            f,
+            "underpass {}, process {}: {ready}",
+            plain(&status["version"]),
+            plain(&status["pid"])
+        )?;
+        line(f, "cgroup", &plain(&status["cgroup"]))?;
+        for check in items(&status["checks"]) {
+            let mut state = plain(&check["state"]);
+            if let Some(reason) = check["reason"].as_str() {
+                state = format!("{state}: {reason}");
+            }
+            line(f, &format!("check {}", plain(&check["name"])), &state)?;
+        }
+        policy(f, &status["policy"])?;
+        line(f, "connections", &plain(&status["connections"]))?;
+        let capture = &status["capture"];
+        line(f, "redirected", &plain(&capture["redirected"]))?;
+        for outcome in ["skipped", "refused"] {
+            line(f, outcome, &counts(&capture[outcome]))?;
+        }
+        for (map, fill) in fields(&status["maps"]) {
+            let fill = format!(
+                "{} of {}",
+                plain(&fill["entries"]),
+                plain(&fill["capacity"])
+            );
+            line(f, &format!("map {map}"), &fill)?;
+        }
+        Ok(())
+    }
+}
+
+fn policy(f: &mut fmt::Formatter<'_>, policy: &Value) -> fmt::Result {
+    let generation = format!(
+        "generation {}, {} prefixes, {} warnings",
+        plain(&policy["generation"]),
+        plain(&policy["prefixes"]),
+        plain(&policy["warnings"])
+    );
+    line(f, "policy", &generation)?;
+    let reload = &policy["reload"];
+    let result = format!("{} at {}", plain(&reload["result"]), plain(&reload["at"]));
+    line(f, "last read", &result)?;
+    for problem in items(&policy["reload"]["problems"]) {
+        line(f, "problem", &plain(problem))?;
+    }
+    for proxy in items(&policy["proxies"]) {
+        line(f, "proxy", &plain(proxy))?;
+    }
+    Ok(())
+}
+
+/// One line; control characters in it would be somebody else's, and move the cursor.
+fn line(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
+    let value = value.replace(char::is_control, " ");
+    write!(f, "\n  {name:<20} {value}")
+}
+
+/// `internal 12, proxy 3`; reasons that nothing was counted for are left out.
+fn counts(counts: &Value) -> String {
+    let some: Vec<String> = fields(counts)
+        .filter(|(_, count)| **count != 0)
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    if some.is_empty() {
+        "0".to_owned()
+    } else {
+        some.join(", ")
+    }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "?".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn items(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn fields(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().into_iter().flat_map(Map::iter)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn it_says_all_there_is() {
+        let status = json!({
+            "ready": false,
+            "checks": [
+                {"name": "programs", "state": "failed", "reason": "gone"},
+                {"name": "tasks", "state": "ok"},
+            ],
+            "version": "0.1.0",
+            "pid": 7,
+            "cgroup": "/sys/fs/cgroup",
+            "policy": {
+                "generation": 3,
+                "reload": {"result": "failure", "at": "2026-01-02T03:04:05Z", "problems": ["a\u{1b}b"]},
+                "proxies": ["proxy.example:3128"],
+                "prefixes": 12,
+                "warnings": 1,
+            },
+            "connections": 5,
+            "capture": {
+                "redirected": 9,
+                "skipped": {"internal": 4, "port": 0, "proxy": 1},
+                "refused": {"listener": 0},
+            },
+            "maps": {"FLOWS": {"entries": 1, "capacity": 100}},
+        });
+        assert_eq!(
+            Text(&status).to_string(),
+            "underpass 0.1.0, process 7: NOT READY\n  \
+             cgroup               /sys/fs/cgroup\n  \
+             check programs       failed: gone\n  \
+             check tasks          ok\n  \
+             policy               generation 3, 12 prefixes, 1 warnings\n  \
+             last read            failure at 2026-01-02T03:04:05Z\n  \
+             problem              a b\n  \
+             proxy                proxy.example:3128\n  \
+             connections          5\n  \
+             redirected           9\n  \
+             skipped              internal 4, proxy 1\n  \
+             refused              0\n  \
+             map FLOWS            1 of 100"
+        );
+    }
+
+    #[test]
+    fn what_is_not_told_is_no_trouble() {
+        let text = Text(&json!({"ready": true})).to_string();
+        assert!(
+            text.starts_with("underpass ?, process ?: ready\n"),
+            "{text}"
+        );
+    }
+}
