@@ -116,8 +116,7 @@ async fn serve_requests(
         // by the end of the connection.
         parts.io.into_inner().abort();
     }
-    let tunnel = opened.lock().take();
-    tunnel
+    opened.lock().take()
 }
 
 /// Answers `request`: 200 to CONNECT comes with a tunnel, everything else is recorded with the
@@ -155,7 +154,8 @@ async fn answer(
             match forward(request, &target, upstream, &mut record, patience).await {
                 Ok(response) => {
                     record.code = Some(response.status());
-                    let recorded = |answer: Answer| Reply::Forwarded(answer.recorded(record));
+                    let recorded =
+                        |answer: Answer| Reply::Forwarded(Box::new(answer.recorded(record)));
                     return (response.map(recorded), None);
                 }
                 Err(refusal) => refusal,
@@ -212,7 +212,7 @@ enum Reply {
     /// The gateway's.
     Own(Full<Bytes>),
     /// The target's.
-    Forwarded(Answer),
+    Forwarded(Box<Answer>),
 }
 
 impl Body for Reply {
