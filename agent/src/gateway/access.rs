@@ -8,7 +8,7 @@ use http::{Method, Request, StatusCode, Version};
 use tokio::time::Instant;
 
 use super::accept::Client;
-use super::metrics::{Denial, Followed, GatewayMetrics, Progress};
+use super::metrics::{Counted, Denial, GatewayMetrics, Progress};
 use crate::name::Target;
 
 /// What the log and the metrics say about one request; written when it is dropped, however the
@@ -36,7 +36,7 @@ pub(super) struct Record {
     denial: Option<Denial>,
     begin: Instant,
     metrics: Arc<GatewayMetrics>,
-    _counted: Followed,
+    _counted: Counted,
 }
 
 impl Record {

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::accept::Client;
+use super::metrics::Denial;
 use super::request::Admission;
 use super::stream::ClientStream;
 use super::{Control, MAX_HEAD, Shared};
@@ -88,6 +89,7 @@ pub(super) async fn serve(
         // streams is no accident.
         while streams.try_join_next().is_some() {}
         if streams.len() >= 2 * limit as usize {
+            shared.metrics.denied(Denial::Limit);
             respond.send_reset(Reason::REFUSED_STREAM);
             continue;
         }
@@ -98,6 +100,11 @@ pub(super) async fn serve(
             control: control.clone(),
         };
         streams.spawn(exchange.serve(request, respond));
+        if admission == Admission::TooMany && !ending {
+            // It was told so, or will be, and others are to hear it as well.
+            ending = true;
+            connection.graceful_shutdown();
+        }
     }
     // They see that the connection is gone.
     drop(connection);

@@ -126,12 +126,12 @@ impl GatewayMetrics {
     }
 
     /// Counts the bytes of `progress` from now on, until the result is dropped.
-    pub(super) fn follow(&self, progress: &Arc<Progress>) -> Followed {
+    pub(super) fn follow(&self, progress: &Arc<Progress>) -> Counted {
         let mut table = self.bytes.table.lock();
         let key = table.next;
         table.next += 1;
         table.live.insert(key, Arc::clone(progress));
-        Followed {
+        Counted {
             table: Arc::clone(&self.bytes.table),
             key,
         }
@@ -221,12 +221,12 @@ impl Drop for Gauged {
 
 /// Keeps a [`Progress`] counted.
 #[derive(Debug)]
-pub(super) struct Followed {
+pub(super) struct Counted {
     table: Arc<Mutex<Table>>,
     key: u64,
 }
 
-impl Drop for Followed {
+impl Drop for Counted {
     fn drop(&mut self) {
         let mut table = self.table.lock();
         if let Some(progress) = table.live.remove(&self.key) {

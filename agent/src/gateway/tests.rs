@@ -34,15 +34,26 @@ struct Running {
 impl Running {
     /// Waits until the one metric of this name and these labels has `value`.
     async fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.wait_until(name, labels, |found| found == value).await;
+    }
+
+    /// Waits until files were read again with this result; how often is chance.
+    async fn wait_for_reload(&self, what: &str, result: &str) {
+        let labels = [("what", what), ("result", result)];
+        let name = "underpass_gateway_reloads_total";
+        self.wait_until(name, &labels, |found| found > 0.0).await;
+    }
+
+    async fn wait_until(&self, name: &str, labels: &[(&str, &str)], is: impl Fn(f64) -> bool) {
         for _ in 0..500 {
             let scrape = Scrape::of(&self.registry);
-            if scrape.value(name, labels).unwrap_or_default() == value {
+            if is(scrape.value(name, labels).unwrap_or_default()) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!(
-            "{name}{labels:?} is not {value}: {:#?}",
+            "{name}{labels:?} never has the value: {:#?}",
             Scrape::of(&self.registry)
         );
     }

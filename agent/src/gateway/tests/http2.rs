@@ -358,6 +358,20 @@ async fn streams_count_as_connections() {
 }
 
 #[tokio::test]
+async fn a_connection_above_the_limit_is_told_so_and_closed() {
+    let gateway = start(GatewayConfig {
+        max_connections: 0,
+        ..local()
+    })
+    .await;
+    let mut client = Client::new(&gateway).await;
+    let answer = client.ask("CONNECT", "here.example:443").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let ended = timeout(Duration::from_secs(5), client.connection).await;
+    ended.expect("GOAWAY, and the end").unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn refusals_are_answers_and_the_connection_goes_on() {
     let gateway = start(GatewayConfig {
         users: only_for("ann:s3cret\n", Scheme::Basic),

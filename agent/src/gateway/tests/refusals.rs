@@ -304,9 +304,7 @@ async fn credentials_are_followed_and_tunnels_go_on() {
 
     fs::write(&file, "bob:other\n").unwrap();
     gateway.control.reload();
-    let name = "underpass_gateway_reloads_total";
-    let well = [("what", "credentials"), ("result", "success")];
-    gateway.wait_for_metric(name, &well, 1.0).await;
+    gateway.wait_for_reload("credentials", "success").await;
     let mut client = Client::new(&gateway).await;
     assert_eq!(client.ask(&ann).await.status(), "407");
     assert_eq!(client.ask(&bob).await.status(), "200");
@@ -315,8 +313,7 @@ async fn credentials_are_followed_and_tunnels_go_on() {
 
     // Nobody is told to: it is seen that the file is another. What cannot be used changes nothing.
     fs::write(&file, "no colon\n").unwrap();
-    let badly = [("what", "credentials"), ("result", "failure")];
-    gateway.wait_for_metric(name, &badly, 1.0).await;
+    gateway.wait_for_reload("credentials", "failure").await;
     let mut client = Client::new(&gateway).await;
     assert_eq!(client.ask(&bob).await.status(), "200");
 }

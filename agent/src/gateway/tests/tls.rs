@@ -212,23 +212,21 @@ async fn a_new_certificate_is_taken_up_and_connections_go_on() {
     assert_eq!(served().await, before);
 
     // Half of a change cannot be used, so the old one stays.
-    let key = fs::read(pki.path("server.key")).unwrap();
-    pki.issue("server");
-    let new_key = fs::read(pki.path("server.key")).unwrap();
-    fs::write(pki.path("server.key"), key).unwrap();
-    gateway.control.reload();
-    let name = "underpass_gateway_reloads_total";
-    let scrape = || Scrape::of(&gateway.registry);
-    let failed = [("what", "certificate"), ("result", "failure")];
-    while scrape().value(name, &failed).unwrap_or_default() == 0.0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    pki.issue("next");
+    let put = |file: &str| {
+        let (from, to) = (
+            pki.path(&format!("next.{file}")),
+            pki.path(&format!("server.{file}")),
+        );
+        // At once, as mounted Secrets change: a file is never half written.
+        fs::rename(from, to).unwrap();
+        gateway.control.reload();
+    };
+    put("crt");
+    gateway.wait_for_reload("certificate", "failure").await;
     assert_eq!(served().await, before);
-    fs::write(pki.path("server.key"), new_key).unwrap();
-    let done = [("what", "certificate"), ("result", "success")];
-    while scrape().value(name, &done).unwrap_or_default() == 0.0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    put("key");
+    gateway.wait_for_reload("certificate", "success").await;
     assert_eq!(served().await, pki.certificate("server"));
     assert_ne!(served().await, before);
     tunnel.write_all(b"x").await.unwrap();
