@@ -86,7 +86,12 @@ async fn serve(
     let (stream, protocol) = match begun {
         Ok(Ok(begun)) => begun,
         Ok(Err(error)) => return tracing::debug!(client = %addr, %error, "no connection"),
-        Err(_) => return tracing::debug!(client = %addr, "silent for too long"),
+        Err(_) => {
+            if client.tls {
+                shared.metrics.handshake_failed();
+            }
+            return tracing::debug!(client = %addr, "silent for too long");
+        }
     };
     match protocol {
         Protocol::Http1 => http1::serve(stream, client, admission, shared, control).await,

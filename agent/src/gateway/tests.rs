@@ -96,9 +96,10 @@ fn allow(rules: &[&str]) -> GatewayConfig {
 fn only_for(text: &str, scheme: Scheme) -> Vec<Followed<CredentialFile>> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    // It stays: a file that is gone would be reported again and again.
-    let (_, path) = file.keep().unwrap();
-    vec![CredentialFile::follow(&path, scheme).unwrap()]
+    let path = file.path().to_owned();
+    // The file is there as long as it is followed.
+    let load = move || CredentialFile::load(file.path(), scheme);
+    vec![Followed::new("credentials", vec![path], load).unwrap()]
 }
 
 /// Names and addresses that never change, but for one.

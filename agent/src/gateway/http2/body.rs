@@ -3,12 +3,14 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::Response;
 use hyper::body::{Body, Frame};
+use tokio::time::timeout;
 
 /// The body of a request. The client is given room for more when its data is taken.
 pub(super) struct Asked(RecvStream);
@@ -43,9 +45,13 @@ impl Body for Asked {
     }
 }
 
-/// Sends `response`, as fast as the client takes it. If its body breaks off, so does the stream.
-pub(super) async fn send<B>(response: Response<B>, mut respond: SendResponse<Bytes>)
-where
+/// Sends `response`, as fast as the client takes it, but not to one that takes nothing for as long
+/// as `patience`. If its body breaks off, so does the stream.
+pub(super) async fn send<B>(
+    response: Response<B>,
+    mut respond: SendResponse<Bytes>,
+    patience: Duration,
+) where
     B: Body<Data = Bytes>,
 {
     let (parts, body) = response.into_parts();
@@ -72,11 +78,11 @@ where
             Some(Err(_)) => return stream.send_reset(Reason::INTERNAL_ERROR),
         };
         match frame.into_data() {
-            Ok(data) => {
-                if let Err(error) = send_data(&mut stream, data).await {
-                    return tracing::debug!(%error, "an answer was not taken");
-                }
-            }
+            Ok(data) => match timeout(patience, send_data(&mut stream, data)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return tracing::debug!(%error, "an answer was not taken"),
+                Err(_) => return stream.send_reset(Reason::CANCEL),
+            },
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
                     break stream.send_trailers(trailers);

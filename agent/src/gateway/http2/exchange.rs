@@ -107,7 +107,8 @@ impl Exchange {
         match answered {
             Ok(response) => {
                 record.code = Some(response.status());
-                send(response.map(|answer| answer.recorded(record)), respond).await;
+                let response = response.map(|answer| answer.recorded(record));
+                send(response, respond, patience).await;
             }
             Err(gone) => gone.end(record, respond),
         }

@@ -475,6 +475,69 @@ async fn plain_http_is_forwarded_with_bodies_and_trailers() {
 }
 
 #[tokio::test]
+async fn an_answer_that_the_client_does_not_take_is_given_up() {
+    let gateway = start(GatewayConfig {
+        exchange_timeout: Duration::from_millis(300),
+        ..local()
+    })
+    .await;
+    let server = Server::new().await;
+    let client = Client::new(&gateway).await;
+    let uri = format!("http://here.example:{}/", server.port());
+    let mut requests = client.requests.clone().ready().await.unwrap();
+    let request = Client::request("GET", &uri);
+    let (response, _) = requests.send_request(request, true).unwrap();
+    let mut upstream = server.accept().await;
+    let length = 1 << 20;
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+    upstream.write_all(answer.as_bytes()).await.unwrap();
+    let more = tokio::spawn(async move { upstream.write_all(&vec![0; length]).await });
+    let mut body = response.await.unwrap().into_body();
+    // No room is given back, so the window of the stream fills.
+    let error = loop {
+        match timeout(Duration::from_secs(5), body.data()).await.unwrap() {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => break error,
+            None => panic!("it ended in order"),
+        }
+    };
+    assert_eq!(error.reason(), Some(Reason::CANCEL));
+    // Nor is the target held.
+    let _ = timeout(Duration::from_secs(5), more).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_nobody_reads_takes_no_room_for_ever() {
+    let gateway = start(GatewayConfig {
+        max_streams: 8,
+        ..local()
+    })
+    .await;
+    let server = Server::new().await;
+    let mut client = Client::new(&gateway).await;
+    let chunk = Bytes::from(vec![0; 60_000]);
+    // Twice what the connection has room for.
+    for _ in 0..(2 * 8 * 256 * 1024 / chunk.len()) {
+        let mut requests = client.requests.clone().ready().await.unwrap();
+        let request = Client::request("CONNECT", "unknown.example:443");
+        let (response, mut send) = requests.send_request(request, false).unwrap();
+        send.send_data(chunk.clone(), false).unwrap();
+        let answer = timeout(Duration::from_secs(5), response).await;
+        let answer = answer.expect("room for more").unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+    }
+    let (mut tunnel, mut upstream) = client.tunnel(&server).await;
+    tunnel.send.send_data(chunk.clone(), true).unwrap();
+    let mut received = Vec::new();
+    let reading = upstream.read_to_end(&mut received);
+    timeout(Duration::from_secs(5), reading)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(received.len(), chunk.len());
+}
+
+#[tokio::test]
 async fn draining_takes_no_new_streams_and_lets_tunnels_end() {
     let gateway = start(local()).await;
     let server = Server::new().await;
