@@ -73,7 +73,7 @@ pub(super) async fn serve(
             () = control.stopped() => break,
             () = gone.as_mut() => {
                 tracing::debug!(client = %client.addr, "a client does not answer any more");
-                return;
+                break;
             }
         };
         let (request, mut respond) = match accepted {
@@ -106,7 +106,7 @@ pub(super) async fn serve(
             connection.graceful_shutdown();
         }
     }
-    // They see that the connection is gone.
+    // The streams see that the connection is gone, and end what they have with a reset.
     drop(connection);
     while streams.join_next().await.is_some() {}
 }

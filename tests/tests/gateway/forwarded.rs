@@ -37,6 +37,7 @@ fn the_site_sees_an_ordinary_request() {
     for (options, status) in [
         (vec!["--data", "some=data"], 200),
         (vec!["--data", "x", "-H", "Transfer-Encoding: chunked"], 200),
+        (vec!["--data", "x", "-H", "Expect: 100-continue"], 200),
         (vec!["--head"], 200),
         (vec!["--http1.0"], 200),
     ] {
