@@ -1,61 +1,88 @@
 //! The way out: to exactly the address that was checked.
 
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::rules::{Forbidden, Permit};
-use super::{ResolveError, Shared};
+use super::resolve::{Resolve, ResolveError};
+use super::rules::{Forbidden, Permit, Rules};
+use super::stream::Upstream;
 use crate::name::{Host, Target};
 use crate::sockets::{PlainSockets, SocketFactory};
 
-/// Connects to `target`. Of the addresses that it has, those that may be reached are tried one
+/// A way to targets.
+pub(super) trait Dial: Send + Sync {
+    /// Connects to `target`, as far as `rules` and the `permit` that they gave let it.
+    fn dial<'a>(&'a self, rules: &'a Rules, target: &'a Target, permit: Permit) -> Dialing<'a>;
+}
+
+/// The future of [`Dial::dial`].
+pub(super) type Dialing<'a> =
+    Pin<Box<dyn Future<Output = Result<Upstream, DialError>> + Send + 'a>>;
+
+/// Straight to the target. Of the addresses that it has, those that may be reached are tried one
 /// after the other; each gets an equal share of the time that is left.
-pub(super) async fn dial(
-    shared: &Shared,
-    target: &Target,
-    permit: Permit,
-) -> Result<TcpStream, DialError> {
-    let deadline = Instant::now() + shared.connect_timeout;
-    let expired = || DialError::Timeout(shared.connect_timeout);
-    let addresses = match &target.host {
-        Host::Addr(addr) => vec![*addr],
-        Host::Name(name) => {
-            let resolving = shared.resolver.resolve(name).0;
-            let resolved = timeout_at(deadline, resolving).await;
-            resolved.map_err(|_| expired())?.map_err(|error| {
-                // A name is covered by a rule about addresses only through an address it has.
-                if permit.by_host {
-                    DialError::from(error)
-                } else {
-                    Forbidden::NoRule.into()
-                }
-            })?
-        }
-    };
-    let allowed = allowed(shared, target, permit, addresses)?;
-    let mut failure = expired();
-    for (addr, left) in allowed.iter().zip((1..=allowed.len() as u32).rev()) {
-        let now = Instant::now();
-        let share = deadline.saturating_duration_since(now) / left;
-        let sockets: &dyn SocketFactory = &PlainSockets;
-        let connecting = sockets.connect(SocketAddr::new(*addr, target.port));
-        failure = match timeout_at(now + share, connecting).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => expired(),
-            Ok(Err(error)) => DialError::Connect(error),
-            Err(_) => expired(),
-        };
+pub(super) struct Direct {
+    pub(super) resolver: Box<dyn Resolve>,
+    /// For resolving and connecting together.
+    pub(super) timeout: Duration,
+}
+
+impl Dial for Direct {
+    fn dial<'a>(&'a self, rules: &'a Rules, target: &'a Target, permit: Permit) -> Dialing<'a> {
+        Box::pin(self.connect(rules, target, permit))
     }
-    Err(failure)
+}
+
+impl Direct {
+    async fn connect(
+        &self,
+        rules: &Rules,
+        target: &Target,
+        permit: Permit,
+    ) -> Result<Upstream, DialError> {
+        let deadline = Instant::now() + self.timeout;
+        let expired = || DialError::Timeout(self.timeout);
+        let addresses = match &target.host {
+            Host::Addr(addr) => vec![*addr],
+            Host::Name(name) => {
+                let resolving = self.resolver.resolve(name).0;
+                let resolved = timeout_at(deadline, resolving).await;
+                resolved.map_err(|_| expired())?.map_err(|error| {
+                    // A name is covered by a rule about addresses only through an address it has.
+                    if permit.by_host {
+                        DialError::from(error)
+                    } else {
+                        Forbidden::NoRule.into()
+                    }
+                })?
+            }
+        };
+        let allowed = allowed(rules, target, permit, addresses)?;
+        let mut failure = expired();
+        for (addr, left) in allowed.iter().zip((1..=allowed.len() as u32).rev()) {
+            let now = Instant::now();
+            let share = deadline.saturating_duration_since(now) / left;
+            let sockets: &dyn SocketFactory = &PlainSockets;
+            let connecting = sockets.connect(SocketAddr::new(*addr, target.port));
+            failure = match timeout_at(now + share, connecting).await {
+                Ok(Ok(stream)) => return Ok(Upstream(stream)),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => expired(),
+                Ok(Err(error)) => DialError::Connect(error),
+                Err(_) => expired(),
+            };
+        }
+        Err(failure)
+    }
 }
 
 /// The addresses that may be reached; none is an error that says why.
 fn allowed(
-    shared: &Shared,
+    rules: &Rules,
     target: &Target,
     permit: Permit,
     addresses: Vec<IpAddr>,
@@ -64,7 +91,7 @@ fn allowed(
     let mut allowed = Vec::new();
     for addr in addresses {
         let addr = addr.to_canonical();
-        match shared.rules.judge_address(permit, addr, target.port) {
+        match rules.judge_address(permit, addr, target.port) {
             Ok(()) if allowed.len() < MAX_ADDRESSES => allowed.push(addr),
             Ok(()) => {}
             Err(reason) => forbidden = Some(reason),

@@ -1,0 +1,43 @@
+//! An established tunnel, to its end.
+
+use std::fmt::Display;
+use std::future::Future;
+
+use bytes::Bytes;
+use http::Version;
+
+use super::access::Record;
+use super::stream::{End, Upstream};
+use super::{Control, Shared};
+use crate::relay::relay;
+
+/// Runs a tunnel until both sides have ended, or one of them failed, or `broken` says that the
+/// client's did. `ahead` came from the client before.
+pub(super) async fn run<C: End, D: Display>(
+    mut client: C,
+    ahead: Bytes,
+    mut upstream: Upstream,
+    mut record: Record,
+    version: Version,
+    broken: impl Future<Output = D>,
+    (shared, control): (&Shared, &Control),
+) {
+    let _active = shared.metrics.tunnel(version);
+    let failure = tokio::select! {
+        result = relay(
+            &mut client,
+            &mut upstream,
+            ahead,
+            Bytes::new(),
+            &shared.relay,
+            &record.progress.traffic,
+        ) => result.err().map(|error| error.to_string()),
+        reason = broken => Some(reason.to_string()),
+        () = control.stopped() => Some("the gateway was stopped".to_owned()),
+    };
+    if let Some(failure) = failure {
+        client.abort();
+        upstream.abort();
+        record.failed(failure);
+    }
+}
