@@ -1,6 +1,7 @@
 //! TLS with clients, and HTTP/2.
 
 use underpass_tests::curl::Seen;
+use underpass_tests::pki::Request;
 use underpass_tests::process::Running;
 
 use super::*;
@@ -63,8 +64,12 @@ fn only_clients_with_a_certificate_are_served_where_that_is_wanted() {
     let scene = Scene::new("gateway-mutual");
     let ca = scene.pki.ca().display().to_string();
     let _gateway = start_tls(&scene, &["--tls-client-ca", &ca]);
-    let (certificate, key) = (scene.pki.certificate(), scene.pki.key());
-    let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+    let client = scene
+        .pki
+        .authority()
+        .issue(&scene.world, "client", &Request::client("workload"));
+    let certificate = client.certificate.display().to_string();
+    let key = client.key.display().to_string();
     let trusting = ["--proxy-cacert", &*ca];
     let own = ["--proxy-cert", &*certificate, "--proxy-key", &*key];
     let url = "https://site.example/";
