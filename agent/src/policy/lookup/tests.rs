@@ -1,5 +1,9 @@
 //! Tables of facts and what is decided.
 
+mod doors;
+mod precedence;
+mod targets;
+
 use super::*;
 use crate::policy::{HostList, Materials, Options, Proxy};
 
