@@ -1,5 +1,7 @@
 //! Texts of documents into problems, warnings and capture plans.
 
+mod plan;
+
 use std::path::Path;
 
 use proptest::prelude::*;

@@ -2,6 +2,7 @@
 
 mod doors;
 mod precedence;
+mod properties;
 mod targets;
 
 use super::*;
