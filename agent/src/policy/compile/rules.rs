@@ -288,10 +288,6 @@ fn wanted<'a>(key: &'a str, tunnel: &'a TunnelFields, proxy: &'a TunnelProxy) ->
 }
 
 /// The proxy of a DestinationRule, inside `tunnel` or beside it, and where it stands.
-#[expect(
-    clippy::type_complexity,
-    reason = "a place and a value, or a place and a reason"
-)]
 pub(super) fn tunnel_proxy(
     document: &Document<DestinationRule>,
 ) -> Result<Option<(&'static str, &TunnelProxy)>, (&'static str, &'static str)> {

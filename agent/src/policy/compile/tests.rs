@@ -1,6 +1,8 @@
 //! Texts of documents into problems, warnings and capture plans.
 
 mod plan;
+mod proxies;
+mod tls;
 
 use std::path::Path;
 
