@@ -24,6 +24,8 @@ mod proxy;
 mod proxy_url;
 mod rule;
 mod source;
+#[cfg(test)]
+mod testing;
 mod workloads;
 mod yaml;
 

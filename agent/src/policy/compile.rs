@@ -209,7 +209,7 @@ impl Policy {
             by_address,
             by_host,
         } = services;
-        let plan = plan::make(&rules, &list, options);
+        let plan = plan::make(&rules, &list, &by_address, options);
         let mut policy = Self {
             sides: plan.sides,
             captured: plan.captured,

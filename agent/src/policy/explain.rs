@@ -50,7 +50,7 @@ impl Policy {
         let (named, nameless) = self.picked(facts, workload);
         let fell_back = named.rule != nameless.rule
             && (self.denies_address(nameless)
-                || (!facts.claimed_is_verified && self.leads_to_address(named)));
+                || (!facts.claimed_is_verified && self.leads_to_address(named, dst)));
         let chosen = if fell_back { nameless } else { named };
         let considered = self.rules.iter().enumerate().map(|(index, rule)| {
             let by_name = self.mismatch(rule, name, named.service, dst, workload);
@@ -107,10 +107,25 @@ impl Policy {
         let Some(name) = name else {
             return (nameless, nameless);
         };
-        let service = self.looked_up_by_name(name, dst, workload).or(at);
-        let named = Picked {
-            rule: pick(Some(name), service),
-            service,
+        let named = match self.looked_up_by_name(name, dst, workload) {
+            Some(service) => Picked {
+                rule: pick(Some(name), Some(service)),
+                service: Some(service),
+            },
+            // Of a name without a service only rules about hosts say something.
+            None => {
+                let mut rules = self.rules.iter();
+                let rule = rules.position(|rule| {
+                    matches!(rule.scope, Scope::Host { .. })
+                        && self
+                            .mismatch(rule, Some(name), None, dst, workload)
+                            .is_none()
+                });
+                rule.map_or(nameless, |rule| Picked {
+                    rule: Some(rule),
+                    service: None,
+                })
+            }
         };
         (named, nameless)
     }

@@ -1,5 +1,9 @@
 //! Texts of documents into problems, warnings and capture plans.
 
+mod plan;
+mod proxies;
+mod tls;
+
 use std::path::Path;
 
 use proptest::prelude::*;

@@ -1,5 +1,10 @@
 //! Tables of facts and what is decided.
 
+mod doors;
+mod precedence;
+mod properties;
+mod targets;
+
 use super::*;
 use crate::policy::{HostList, Materials, Options, Proxy};
 
