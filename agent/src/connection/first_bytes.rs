@@ -12,11 +12,12 @@ use super::{Failure, Way};
 use crate::inspect::{InspectError, Inspected, Seen, Source, inspect};
 use crate::name::Host;
 use crate::policy::{Claim, NameSource};
+use crate::relay::Shared;
 use crate::sockets::finish_on_close;
 use crate::telemetry::{Inspection, ResponseFlag};
 
 /// How long a refused HTTP client may take to read why.
-const REJECTION_DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const REJECTION_DEADLINE: Duration = Duration::from_secs(1);
 
 impl Way {
     /// Reads the first bytes. A malformed HTTP request is answered as an HTTP server would.
@@ -56,25 +57,30 @@ pub(super) fn claim((host, source): (Host, Source)) -> Claim {
     }
 }
 
-/// Answers a request that cannot be served and lets the client read the answer: a reset right
-/// after it could overtake it.
-async fn reject(workload: &mut TcpStream, status: StatusCode, reason: String) {
+/// Answers a request that cannot be served.
+async fn reject(workload: &TcpStream, status: StatusCode, reason: String) {
     let body = format!("underpass: {reason}\n");
     let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{body}",
         body.len()
     );
-    let answering = async {
-        workload.write_all(answer.as_bytes()).await?;
-        workload.shutdown().await?;
+    last_words(workload, answer.as_bytes()).await;
+}
+
+/// Says something last, and lets the client read it: a reset right after it could overtake it.
+pub(super) async fn last_words(workload: &TcpStream, words: &[u8]) {
+    let mut socket = Shared(workload);
+    let saying = async {
+        socket.write_all(words).await?;
+        socket.shutdown().await?;
         finish_on_close(workload);
         let mut rest = [0u8; 4096];
-        while workload.read(&mut rest).await? > 0 {}
+        while socket.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
     // A client that does not listen has had its answer.
-    let _ = timeout(REJECTION_DEADLINE, answering).await;
+    let _ = timeout(REJECTION_DEADLINE, saying).await;
 }
 
 fn inspection(seen: &Seen) -> Inspection {

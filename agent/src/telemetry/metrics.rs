@@ -6,6 +6,7 @@
 mod bytes;
 mod capture;
 mod family;
+mod http;
 mod limits;
 mod policy;
 mod process;
@@ -16,9 +17,11 @@ use prometheus::core::Collector;
 use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::telemetry::connections::ConnectionTable;
+use crate::telemetry::label::Label;
 
-pub(crate) use bytes::ByteSeries;
+pub(crate) use bytes::{ByteSeries, ProxyBytes};
 pub use capture::{CaptureMetrics, CaptureSource, MapUsage};
+pub(crate) use http::Ended;
 pub use limits::LimitMetrics;
 pub use policy::PolicyMetrics;
 pub use proxy::{ActiveGuard, ProxyMetrics};
@@ -37,6 +40,8 @@ pub struct Metrics {
     pub proxy: ProxyMetrics,
     /// Targets, under Istio's names.
     pub(crate) target: TargetMetrics,
+    /// Requests to them, likewise.
+    pub(crate) http: http::HttpMetrics,
     pub(crate) bytes: bytes::ByteMetrics,
 }
 
@@ -65,8 +70,14 @@ impl Metrics {
             policy: PolicyMetrics::new(registry)?,
             proxy: ProxyMetrics::new(registry)?,
             target: TargetMetrics::new(registry)?,
+            http: http::HttpMetrics::new(registry)?,
             bytes: bytes::ByteMetrics::new(registry, ConnectionTable::default())?,
         })
+    }
+
+    /// Where the bytes that go through a proxy are counted.
+    pub(crate) fn through(&self, proxy: &Label) -> ProxyBytes {
+        self.bytes.through(proxy)
     }
 
     /// The connections whose bytes a scrape counts.

@@ -71,13 +71,16 @@ impl ByteMetrics {
         ByteSeries {
             target_sent: self.target_sent.with_label_values(&values),
             target_received: self.target_received.with_label_values(&values),
-            proxy: proxy.map(|proxy| {
-                let values = [proxy.as_str()];
-                (
-                    self.proxy_sent.with_label_values(&values),
-                    self.proxy_received.with_label_values(&values),
-                )
-            }),
+            proxy: proxy.map(|proxy| self.through(proxy)),
+        }
+    }
+
+    /// Where the bytes that go through a proxy are counted.
+    pub(crate) fn through(&self, proxy: &Label) -> ProxyBytes {
+        let values = [proxy.as_str()];
+        ProxyBytes {
+            sent: self.proxy_sent.with_label_values(&values),
+            received: self.proxy_received.with_label_values(&values),
         }
     }
 }
@@ -115,7 +118,7 @@ impl Collector for ByteMetrics {
 pub(crate) struct ByteSeries {
     target_sent: IntCounter,
     target_received: IntCounter,
-    proxy: Option<(IntCounter, IntCounter)>,
+    proxy: Option<ProxyBytes>,
 }
 
 impl ByteSeries {
@@ -124,9 +127,23 @@ impl ByteSeries {
         // Istio looks from the server's side.
         self.target_sent.inc_by(received);
         self.target_received.inc_by(sent);
-        if let Some((proxy_sent, proxy_received)) = &self.proxy {
-            proxy_sent.inc_by(sent);
-            proxy_received.inc_by(received);
+        if let Some(proxy) = &self.proxy {
+            proxy.add(sent, received);
         }
+    }
+}
+
+/// The counters of what goes through one proxy.
+#[derive(Clone, Debug)]
+pub(crate) struct ProxyBytes {
+    sent: IntCounter,
+    received: IntCounter,
+}
+
+impl ProxyBytes {
+    /// Adds bytes, named from the workload's side.
+    pub(crate) fn add(&self, sent: u64, received: u64) {
+        self.sent.inc_by(sent);
+        self.received.inc_by(received);
     }
 }

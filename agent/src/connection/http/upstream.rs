@@ -1,0 +1,337 @@
+//! Connections to targets, and those that are kept for the next request.
+
+use std::future::{pending, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::super::outbound::{ORIGINATION_DEADLINE, protocol};
+use super::super::{Arrived, Way};
+use super::refused::Refused;
+use super::{ALPN, Route};
+use crate::name::{Host, Target};
+use crate::policy::{Facts, RankedProxy, TunnelDecision};
+use crate::relay::Traffic;
+use crate::telemetry::metrics::{ActiveGuard, ProxyBytes};
+use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelProtocol};
+use crate::tls::ClientTls;
+use crate::tunnel::{Stream, Tunnel, originate};
+
+/// How many idle connections one connection of a workload may have.
+const MAX_IDLE: usize = 8;
+
+/// How long an idle connection is kept.
+const KEEP_IDLE: Duration = Duration::from_secs(90);
+
+/// A connection to a target, direct or through a tunnel.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) stream: Stream,
+    /// What has come of it already.
+    pub(super) early: Bytes,
+    /// Whether it may serve other requests for which policy says the same.
+    keep: bool,
+    through: Option<Through>,
+}
+
+/// The tunnel that carries it.
+#[derive(Debug)]
+struct Through {
+    proxy: Label,
+    protocol: TunnelProtocol,
+    bytes: ProxyBytes,
+    _active: [Option<ActiveGuard>; 2],
+}
+
+impl Upstream {
+    fn direct(stream: Stream, keep: bool) -> Self {
+        Self {
+            stream,
+            early: Bytes::new(),
+            keep,
+            through: None,
+        }
+    }
+
+    /// Writes down that a request uses it again.
+    pub(super) fn reused(&self, record: &mut RequestRecord) {
+        if let Some(through) = &self.through {
+            record.reuses(through.proxy.clone(), through.protocol);
+        }
+    }
+
+    /// Counts what `traffic` moves until the result is dropped.
+    pub(super) fn count(&self, traffic: &Arc<Traffic>) -> impl Drop + use<> {
+        Counting {
+            bytes: self.through.as_ref().map(|through| through.bytes.clone()),
+            before: (traffic.sent(), traffic.received()),
+            traffic: Arc::clone(traffic),
+        }
+    }
+}
+
+struct Counting {
+    bytes: Option<ProxyBytes>,
+    traffic: Arc<Traffic>,
+    before: (u64, u64),
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        if let Some(bytes) = &self.bytes {
+            let (sent, received) = self.before;
+            bytes.add(
+                self.traffic.sent() - sent,
+                self.traffic.received() - received,
+            );
+        }
+    }
+}
+
+impl Way {
+    /// A new connection for a request on this route.
+    pub(super) async fn reach(
+        &self,
+        arrived: &Arrived,
+        route: &Route,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<Upstream, Refused> {
+        match route {
+            Route::Direct => self.reach_directly(arrived, true).await,
+            Route::Tunnel(decision) => self.reach_by_tunnel(arrived, decision, facts, record).await,
+        }
+    }
+
+    async fn reach_directly(&self, arrived: &Arrived, keep: bool) -> Result<Upstream, Refused> {
+        let dst = arrived.dst;
+        match timeout(self.direct_deadline, self.sockets.connect(dst.0)).await {
+            Ok(Ok(stream)) => Ok(Upstream::direct(stream.into(), keep)),
+            Ok(Err(error)) => Err(Refused::new(
+                ResponseFlag::UpstreamFailure,
+                StatusCode::SERVICE_UNAVAILABLE,
+                &format_args!("cannot connect directly to {dst}: {error}"),
+            )),
+            Err(_) => Err(Refused::new(
+                ResponseFlag::UpstreamTimeout,
+                StatusCode::GATEWAY_TIMEOUT,
+                &format_args!("no answer from {dst} within {:?}", self.direct_deadline),
+            )),
+        }
+    }
+
+    async fn reach_by_tunnel(
+        &self,
+        arrived: &Arrived,
+        decision: &TunnelDecision,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<Upstream, Refused> {
+        let pending = self.admission.begin_tunnel().map_err(|refusal| {
+            let failure = self.over(refusal);
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            Refused::new(failure.flag, status, &failure.error)
+        })?;
+        let (tunnel, proxy) = match self.open(arrived, decision, record).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                drop(pending);
+                // A refusal is the proxy's decision, not its failure.
+                if error.refusal().is_some() || !self.may_pass(decision, facts).await {
+                    return Err(Refused::tunnel(&error));
+                }
+                tracing::warn!(%error, "failureMode is open: going direct");
+                let by = Some(Label::of(&decision.policy));
+                record.decided(telemetry::Decision::Direct, by);
+                // The next request is to find out anew whether the proxy is there.
+                return self.reach_directly(arrived, false).await;
+            }
+        };
+        let connected = self.metrics.proxy.connected(&proxy, &proxy);
+        let through = Through {
+            protocol: record
+                .protocol()
+                .unwrap_or(protocol(decision.proxies[0].proxy.protocol)),
+            bytes: self.metrics.through(&proxy),
+            proxy,
+            _active: [Some(connected), record.take_tunnel()],
+        };
+        let Tunnel {
+            mut stream,
+            mut early,
+            ..
+        } = tunnel;
+        if let Some(tls) = &decision.tls {
+            let deadline = Instant::now() + ORIGINATION_DEADLINE;
+            let client = tls.client.offering(ALPN);
+            let early = std::mem::take(&mut early);
+            stream = originate(stream, early, &client, &tls.name, deadline)
+                .await
+                .map_err(|error| {
+                    Refused::new(
+                        ResponseFlag::UpstreamFailure,
+                        StatusCode::BAD_GATEWAY,
+                        &format_args!("TLS with {}: {error}", decision.target),
+                    )
+                })?;
+        }
+        drop(pending);
+        Ok(Upstream {
+            stream,
+            early,
+            keep: true,
+            through: Some(through),
+        })
+    }
+}
+
+/// What a connection is good for: requests for which policy says just the same.
+#[derive(Debug)]
+pub(super) enum Key {
+    Direct,
+    Tunnel {
+        policy: Arc<str>,
+        proxies: Arc<[RankedProxy]>,
+        target: Target,
+        tls: Option<(Arc<ClientTls>, Host)>,
+    },
+}
+
+impl Key {
+    pub(super) fn of(route: &Route) -> Self {
+        match route {
+            Route::Direct => Self::Direct,
+            Route::Tunnel(decision) => Self::Tunnel {
+                policy: Arc::clone(&decision.policy),
+                proxies: Arc::clone(&decision.proxies),
+                target: decision.target.clone(),
+                tls: decision
+                    .tls
+                    .as_ref()
+                    .map(|tls| (Arc::clone(&tls.client), tls.name.clone())),
+            },
+        }
+    }
+}
+
+impl PartialEq for Key {
+    /// Settings are the same only if they come of the same reading of policy.
+    fn eq(&self, other: &Self) -> bool {
+        let (
+            Self::Tunnel {
+                policy,
+                proxies,
+                target,
+                tls,
+            },
+            Self::Tunnel {
+                policy: other_policy,
+                proxies: other_proxies,
+                target: other_target,
+                tls: other_tls,
+            },
+        ) = (self, other)
+        else {
+            return matches!((self, other), (Self::Direct, Self::Direct));
+        };
+        let same_tls = match (tls, other_tls) {
+            (None, None) => true,
+            (Some((tls, name)), Some((other, other_name))) => {
+                Arc::ptr_eq(tls, other) && name == other_name
+            }
+            _ => false,
+        };
+        same_tls
+            && policy == other_policy
+            && Arc::ptr_eq(proxies, other_proxies)
+            && target == other_target
+    }
+}
+
+/// Idle connections of one connection of a workload, oldest first. They are shared with no other:
+/// a target may have learnt something of the workload on them.
+#[derive(Debug, Default)]
+pub(super) struct Pool(Vec<Idle>);
+
+#[derive(Debug)]
+struct Idle {
+    key: Key,
+    upstream: Upstream,
+    until: Instant,
+}
+
+impl Pool {
+    /// One for this key that its peer has not closed.
+    pub(super) fn take(&mut self, key: &Key) -> Option<Upstream> {
+        loop {
+            let at = self.0.iter().rposition(|idle| idle.key == *key)?;
+            let mut idle = self.0.remove(at);
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            if idle.until > Instant::now() && !idle.has_ended(&mut cx) {
+                return Some(idle.upstream);
+            }
+        }
+    }
+
+    /// Keeps one.
+    pub(super) fn put(&mut self, key: Key, upstream: Upstream) {
+        if !upstream.keep {
+            return;
+        }
+        if self.0.len() >= MAX_IDLE {
+            self.0.remove(0);
+        }
+        self.0.push(Idle {
+            key,
+            upstream,
+            until: Instant::now() + KEEP_IDLE,
+        });
+    }
+
+    /// Drops those that their peers end, or that have been idle too long. Never ends.
+    pub(super) async fn watch(&mut self) {
+        loop {
+            let Some(first) = self.0.first() else {
+                return pending().await;
+            };
+            let until = first.until;
+            let ended = poll_fn(|cx| {
+                let before = self.0.len();
+                self.0.retain_mut(|idle| !idle.has_ended(cx));
+                if self.0.len() < before {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            });
+            let is_late = tokio::select! {
+                () = ended => false,
+                () = sleep_until(until) => true,
+            };
+            if is_late {
+                self.0.remove(0);
+            }
+        }
+    }
+
+    /// Drops them all.
+    pub(super) fn close(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Idle {
+    /// Whether the peer has closed it, or says what nobody has asked for.
+    fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        let stream = Pin::new(&mut self.upstream.stream);
+        stream.poll_read(cx, &mut byte).is_ready()
+    }
+}
