@@ -257,3 +257,91 @@ impl RequestRecord {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::telemetry::scrape::Scrape;
+
+    fn begin(metrics: &Arc<Metrics>) -> RequestRecord {
+        let captured = Captured {
+            src: "10.0.0.1:4000".parse().unwrap(),
+            original_dst: OriginalDst("192.0.2.7:80".parse().unwrap()),
+            pid: 1,
+            cgroup: 2,
+        };
+        let mut record = RequestRecord::begin(metrics, captured);
+        record.head("GET", b"x.test");
+        record
+    }
+
+    #[test]
+    fn however_it_ends_it_is_counted_once() {
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::new(&registry).unwrap());
+        let mut served = begin(&metrics);
+        served.destination(Destination::declared(
+            Label::fixed("*.test"),
+            Label::default(),
+        ));
+        served.progress().answered(404, 100);
+        served.finished();
+        drop(served);
+        let mut denied = begin(&metrics);
+        denied.decided(Decision::Deny, Some(Label::fixed("Tunnel/no")));
+        denied.denied(DenyReason::Rule, &"no");
+        denied.progress().answered(403, 50);
+        drop(denied);
+        let mut gone = begin(&metrics);
+        gone.failed(ResponseFlag::DownstreamClosed, &"gone");
+        drop(gone);
+        drop(begin(&metrics));
+
+        let scrape = Scrape::of(&registry);
+        let requests = "istio_requests_total";
+        for (code, flag, service) in [
+            ("404", "-", "*.test"),
+            ("403", "DENY", "PassthroughCluster"),
+            ("0", "DC", "PassthroughCluster"),
+            ("0", "LR", "PassthroughCluster"),
+        ] {
+            let labels = [
+                ("response_code", code),
+                ("response_flags", flag),
+                ("destination_service", service),
+                ("request_protocol", "http"),
+            ];
+            assert_eq!(scrape.value(requests, &labels), Some(1.0), "{labels:?}");
+        }
+        let code = [("response_code", "404")];
+        let size = scrape.value("istio_response_bytes_sum", &code);
+        assert_eq!(size, Some(100.0));
+        let by = [("policy", "Tunnel/no"), ("reason", "rule")];
+        let denied = scrape.value("underpass_policy_denied_total", &by);
+        assert_eq!(denied, Some(1.0));
+        assert_eq!(
+            scrape.value("istio_tcp_connections_opened_total", &[]),
+            None
+        );
+    }
+
+    #[test]
+    fn a_tunnel_is_active_as_long_as_its_connection() {
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::new(&registry).unwrap());
+        let active = || Scrape::of(&registry).value("underpass_tunnels_active", &PROTOCOL);
+        let mut record = begin(&metrics);
+        record.proxy(Label::fixed("proxy.test:3128"));
+        let protocol = TunnelProtocol::Http1Connect;
+        record.answered(protocol, TunnelCode::Status(200));
+        let tunnel = record.take_tunnel();
+        drop(record);
+        assert_eq!(active(), Some(1.0));
+        drop(tunnel);
+        assert_eq!(active(), Some(0.0));
+    }
+
+    const PROTOCOL: [(&str, &str); 1] = [("protocol", "http1-connect")];
+}

@@ -160,11 +160,19 @@ where
         }
         Ok(manner)
     };
-    let manner = tokio::select! {
+    let exchanged = tokio::select! {
         biased;
-        result = exchanging => result?,
-        () = silence(progress, patience) => return Err(ExchangeError::Silent(patience)),
+        result = exchanging => result,
+        () = silence(progress, patience) => Err(ExchangeError::Silent(patience)),
     };
+    let manner = exchanged.map_err(|error| match error {
+        // It was told that the client has gone, and did what most do then.
+        ExchangeError::NoAnswer(_) | ExchangeError::BrokeOff(_) if state.shut.load(Relaxed) => {
+            let kind = io::ErrorKind::UnexpectedEof;
+            ExchangeError::Client(io::Error::new(kind, "it ended before the answer"))
+        }
+        error => error,
+    })?;
     let sent = state.sent.load(Relaxed);
     let early = from_upstream.take();
     if manner.switches {

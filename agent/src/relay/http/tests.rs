@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
+use proptest::collection::vec;
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::body::Piece;
+use super::write::{last_chunk, request_head};
 use super::*;
 use crate::inspect::InspectError;
 
@@ -396,6 +400,20 @@ async fn a_client_that_says_no_more_is_still_answered_and_the_target_knows() {
     assert_eq!(scene.persists().await, (true, false));
 }
 
+#[tokio::test]
+async fn a_target_that_gives_up_when_the_client_does_is_not_to_blame() {
+    let mut scene = Scene::new("GET / HTTP/1.1\r\nHost: x.test\r\n\r\n").await;
+    scene.client.shutdown().await.unwrap();
+    let mut all = String::new();
+    scene.target.read_to_string(&mut all).await.unwrap();
+    scene.target.shutdown().await.unwrap();
+    let (outcome, _) = scene.outcome().await;
+    assert!(
+        matches!(outcome, Err(ExchangeError::Client(_))),
+        "{outcome:?}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn silence_has_an_end() {
     let scene = Scene::patient("GET / HTTP/1.1\r\nHost: x.test\r\n\r\n", PATIENCE / 4).await;
@@ -431,6 +449,59 @@ async fn a_client_has_its_time_for_a_head_and_between_two() {
     client.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
     let error = next_request(&mut input, &QUICK).await.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::REQUEST_TIMEOUT));
+}
+
+proptest! {
+    /// Whatever comes, however it is cut: no panic, and never more is taken than is there.
+    #[test]
+    fn any_body_is_read_or_refused(
+        pieces in vec(prop_oneof![
+            Just("0\r\n"), Just("\r\n"), Just("3\r\nabc\r\n"), Just("a;b=c"), Just("x: y"),
+            Just("\r"), Just("\n"), Just("\0"), Just("ffffffffffffffff\r\n"), Just("7"),
+        ], 0..12),
+    ) {
+        let bytes = pieces.concat().into_bytes();
+        let mut body = Body::new(Framing::Chunked);
+        let mut rest = &bytes[..];
+        let mut data = 0;
+        while let Ok(piece) = body.next(rest, true) {
+            match piece {
+                Piece::Data(length) => {
+                    data += length;
+                    rest = &rest[length..];
+                }
+                Piece::Framing(length) => rest = &rest[length..],
+                Piece::Trailers(length) => {
+                    last_chunk(&Bytes::copy_from_slice(&rest[..length]));
+                    rest = &rest[length..];
+                }
+                Piece::End => break,
+                Piece::More => panic!("nothing more comes"),
+            }
+        }
+        prop_assert!(data <= bytes.len());
+    }
+
+    /// A request that is taken goes on as one that is taken for the same.
+    #[test]
+    fn what_goes_on_is_understood_as_it_was(
+        lines in vec(prop_oneof![
+            Just("Content-Length: 3\r\n"), Just("Transfer-Encoding: chunked\r\n"),
+            Just("Connection: close, x\r\n"), Just("x: y\r\n"), Just("X : y\r\n"),
+            Just("Connection: upgrade\r\n"), Just("Upgrade: websocket\r\n"), Just("TE: trailers\r\n"),
+            Just("a:\tb \n"), Just(" c\r\n"), Just("Host: y.test\r\n"),
+        ], 0..6),
+        last: bool,
+    ) {
+        let text = format!("POST / HTTP/1.1\r\nHost: x.test\r\n{}\r\n", lines.concat());
+        if let Ok(request) = Request::parse(text.into()) {
+            let again = Request::parse(request_head(&request, last).freeze()).unwrap();
+            prop_assert_eq!(again.framing(), request.framing());
+            prop_assert_eq!(again.host(), request.host());
+            prop_assert_eq!(again.upgrade(), request.upgrade());
+            prop_assert_eq!(again.method(), request.method());
+        }
+    }
 }
 
 #[test]
