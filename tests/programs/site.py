@@ -5,6 +5,8 @@
     GET /short     less than it promises, and then a reset
     GET /none      no answer at all
     GET /hints     103, then 200
+    GET /bye       an answer, and then the end of the connection, of which it says nothing
+    GET /wait      nothing until the client has gone, of which it prints a line
     GET /echo      with an upgrade: every line comes back, in capitals
     other          the request line and the fields
 
@@ -57,6 +59,16 @@ class Handler(socketserver.StreamRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             return False
         elif path == "/none":
+            return False
+        elif path == "/bye":
+            self.say("200 OK", b"bye\n")
+            return False
+        elif path == "/wait":
+            try:
+                self.rfile.readline()
+            except OSError:
+                pass
+            print("gone", flush=True)
             return False
         elif path == "/hints":
             self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n")

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use underpass_tests::addr::{OTHER_V4, PROXY_V4, PROXY_V6, SITE_V4, proxy_v4};
 use underpass_tests::agent::{Agent, Endpoints, METRICS, tunnel_policy, underpass};
 use underpass_tests::http;
@@ -13,7 +14,7 @@ use underpass_tests::servers::dns::Dns;
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
 use underpass_tests::servers::nginx::{self, Nginx};
 use underpass_tests::servers::squid::{Options, Squid};
-use underpass_tests::{Must as _, Scene, World};
+use underpass_tests::{Must as _, Scene, World, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -125,7 +126,6 @@ fn plain_http_becomes_tls_inside_the_tunnel() {
     }
     assert_eq!(squid.connects(1), ["www.google.com:443"]);
     world.expect_no_direct_arrivals();
-
     for record in agent.wait_for_accesses(2) {
         assert_eq!(record.text("method"), "GET", "{record:?}");
         assert_eq!(record.text("authority"), "www.google.com", "{record:?}");
@@ -391,6 +391,115 @@ fn what_goes_wrong_with_the_proxy_is_told() {
     let expected = [("502", Some(2.0)), ("503", Some(1.0)), ("504", Some(1.0))];
     assert_eq!(counts, BTreeMap::from(expected));
     scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn each_request_of_a_connection_has_its_own_decision() {
+    let scene = Scene::new("http-decisions");
+    let options = Options {
+        connect_ports: &[80],
+        ..Options::default()
+    };
+    let squid = Squid::start_with(&scene.world, &options);
+    let policy = tunnel_policy(&[])
+        + "---\n\
+           apiVersion: networking.istio.io/v1beta1\n\
+           kind: ServiceEntry\n\
+           metadata: {name: secret, labels: {secret: \"yes\"}}\n\
+           spec: {hosts: [secret.example], location: MESH_EXTERNAL, resolution: DNS}\n\
+           ---\n\
+           apiVersion: underpass.dev/v1alpha1\n\
+           kind: Tunnel\n\
+           metadata: {name: no-secrets}\n\
+           spec: {selector: {matchLabels: {secret: \"yes\"}}, action: Deny}\n";
+    let agent = Agent::start(&scene.world, &policy);
+    let one = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let last = "GET / HTTP/1.1\r\nHost: site.example\r\nConnection: close\r\n\r\n";
+    let all = [&one("site.example"), &one("secret.example"), last].concat();
+    let (answer, end) = &raw(&scene, &SITE_V4.to_string(), 80, &[&all])[0];
+    assert_eq!(end, "closed");
+    let mut statuses = answer.lines().filter(|line| line.starts_with("HTTP/1.1 "));
+    assert_eq!(statuses.next(), Some("HTTP/1.1 200 OK"), "{answer}");
+    assert_eq!(statuses.next(), Some("HTTP/1.1 403 Forbidden"), "{answer}");
+    assert!(answer.contains("Deny"), "{answer}");
+    assert_eq!(answer.matches(Nginx::GREETING).count(), 2, "{answer}");
+    assert_eq!(squid.connects(1), ["site.example:80"]);
+    let records = agent.wait_for_accesses(3);
+    assert_eq!(records[1].text("flags"), "DENY", "{records:?}");
+    assert_eq!(
+        records[1].text("policy"),
+        "Tunnel/no-secrets",
+        "{records:?}"
+    );
+    let denied = [("policy", "Tunnel/no-secrets"), ("reason", "rule")];
+    agent.wait_for_metric("underpass_policy_denied_total", &denied, 1.0);
+    scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn a_request_ends_with_its_client() {
+    let behind = Behind::new("http-gone");
+    let curl = behind
+        .scene
+        .curl("http://other.example:8080/wait")
+        .args(["-4"]);
+    let program = behind
+        .scene
+        .workload("curl")
+        .args(curl.command_line().split_off(1));
+    let mut client = program.start();
+    wait_for("the request is there", MINUTE, || {
+        behind.site.stdout().contains("/wait")
+    });
+    let open = behind.agent.admin("/connections");
+    assert_eq!(open[0]["target"], "other.example:8080", "{open}");
+    client.kill();
+    wait_for("the target knows", MINUTE, || {
+        behind.site.stdout().contains("gone")
+    });
+    let record = behind.agent.wait_for_access("the end", |_| true);
+    assert_eq!(record.text("flags"), "DC", "{record:?}");
+    assert_eq!(record.text("status"), "", "{record:?}");
+    let labels = [("response_code", "0"), ("response_flags", "DC")];
+    behind
+        .agent
+        .wait_for_metric("istio_requests_total", &labels, 1.0);
+    behind
+        .agent
+        .wait_for_metric("underpass_tunnels_active", &[], 0.0);
+}
+
+#[test]
+fn a_kept_connection_that_has_ended_is_replaced() {
+    let behind = Behind::new("http-bye");
+    let one = "GET /bye HTTP/1.1\r\nHost: other.example\r\n\r\n";
+    let last = "GET /x HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n";
+    let (answer, end) = &behind.raw(8080, &[&[one, one, last].concat()])[0];
+    assert_eq!(end, "closed");
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 3, "{answer}");
+    assert_eq!(behind.squid.connects(3), ["other.example:8080"; 3]);
+    assert_eq!(behind.agent.wait_for_accesses(3).len(), 3);
+}
+
+#[test]
+fn an_agent_that_drains_does_not_wait_for_idle_clients() {
+    let mut behind = Behind::new("http-drain");
+    let texts = serde_json::to_string(&["GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"]);
+    let program = behind.scene.program("raw").args([SITE, "8080"]);
+    let client = program.input(texts.must("write JSON")).start();
+    behind.agent.wait_for_accesses(1);
+    behind.agent.process().signal(Signal::SIGTERM);
+    // The time to drain is 25 s, and that of the client 20 s.
+    let said = client
+        .finish(Duration::from_secs(15))
+        .expect_success()
+        .stdout;
+    assert!(
+        said.contains("200 OK") && said.contains("\"closed\""),
+        "{said}"
+    );
+    let ended = behind.agent.process().wait(Duration::from_secs(15));
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
 }
 
 /// Nothing of a request that can be understood in two ways goes anywhere.

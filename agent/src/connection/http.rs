@@ -62,6 +62,7 @@ struct Session<'a> {
     /// What has arrived is in `input`.
     arrived: Arrived,
     captured: Captured,
+    connection: &'a mut ConnectionRecord,
     policy: Arc<InForce>,
     view: Arc<View>,
     pool: Pool,
@@ -93,6 +94,7 @@ impl Way {
                 cgroup: origin.cgroup_id,
             },
             arrived,
+            connection: record,
             pool: Pool::default(),
         };
         // On the heap: a tunnel of bytes has no use for the room.
@@ -215,7 +217,9 @@ impl Session<'_> {
                 .map(|host| claim((host.clone(), Source::HttpHost))),
             claimed_is_verified: false,
         };
-        let route = self.decide(&mut facts, record).await?;
+        let route = self.decide(&mut facts, record).await;
+        record.show_on(self.connection);
+        let route = route?;
         let key = Key::of(&route);
         self.check(request)?;
         let mut pooled = self.pool.take(&key);
@@ -390,6 +394,3 @@ struct Done {
     upstream_persists: bool,
     after: After,
 }
-
-#[cfg(test)]
-mod tests;

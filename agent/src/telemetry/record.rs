@@ -160,6 +160,23 @@ impl ConnectionRecord {
         self.by_request = true;
     }
 
+    /// What was decided about the request that it serves now, for the
+    /// [`ConnectionTable`](crate::telemetry::ConnectionTable).
+    pub fn serves(
+        &mut self,
+        decision: Decision,
+        policy: Option<Label>,
+        target: Option<(Target, TargetSource)>,
+    ) {
+        let (target, source) = target.unzip();
+        self.update(|state| {
+            state.decision = Some(decision);
+            state.policy = policy;
+            state.target = target;
+            state.target_source = source;
+        });
+    }
+
     fn update(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.connection.state.lock());
     }

@@ -15,7 +15,7 @@ use crate::telemetry::metrics::{ActiveGuard, Ended, Metrics};
 use crate::telemetry::outcome::{
     Decision, Deduction, DenyReason, ResponseFlag, TargetSource, TunnelCode, TunnelProtocol,
 };
-use crate::telemetry::record::{ACCESS_LOG, MAX_ERROR, TunnelLog};
+use crate::telemetry::record::{ACCESS_LOG, ConnectionRecord, MAX_ERROR, TunnelLog};
 use crate::telemetry::text::printable;
 
 /// Bytes of what a workload sent, in the log.
@@ -117,6 +117,13 @@ impl RequestRecord {
     /// The declared host that it goes to. Without it: `PassthroughCluster`.
     pub fn destination(&mut self, destination: Destination) {
         self.destination = destination;
+    }
+
+    /// Shows on the connection what is known of this request.
+    pub fn show_on(&self, connection: &mut ConnectionRecord) {
+        if let Some(decision) = self.decision {
+            connection.serves(decision, self.policy.clone(), self.target.clone());
+        }
     }
 
     /// What was decided, and by which policy object.

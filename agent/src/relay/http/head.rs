@@ -135,16 +135,16 @@ impl Request {
     ///
     /// # Errors
     /// [`InspectError::Malformed`] and [`InspectError::TooManyFields`].
-    pub fn parse(raw: Bytes) -> Result<Self, InspectError> {
+    pub fn parse(raw: &Bytes) -> Result<Self, InspectError> {
         let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut parsed = httparse::Request::new(&mut []);
-        let RequestHead { host, form } = parse_head(&raw, &mut parsed, &mut fields)?;
+        let RequestHead { host, form } = parse_head(raw, &mut parsed, &mut fields)?;
         let (Some(method), Some(target), Some(minor_version)) =
             (parsed.method, parsed.path, parsed.version)
         else {
             return Err(InspectError::Malformed("the head ends too early"));
         };
-        let fields = Fields::new(&raw, parsed.headers);
+        let fields = Fields::new(raw, parsed.headers);
         if !fields.has_sound_connection() {
             let reason = "Connection lists what is not for the next hop only";
             return Err(InspectError::Malformed(reason));

@@ -115,7 +115,7 @@ pub async fn next_request<R: AsyncRead + Unpin>(
         may_skip = false;
     }
     match timeout(patience.head, rest_of_head(input)).await {
-        Ok(head) => Request::parse(input.split_to(head?)).map(Some),
+        Ok(head) => Request::parse(&input.split_to(head?)).map(Some),
         Err(_) => Err(InspectError::HeadTimeout(patience.head)),
     }
 }
