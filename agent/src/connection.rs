@@ -153,7 +153,7 @@ impl Way {
             claimed_is_verified: false,
         };
         if policy.wants_inspection(dst, &view) {
-            let inspected = self.inspect(workload).await?;
+            let inspected = self.inspect(workload, origin, record).await?;
             facts.claimed = inspected.claimed_host().map(first_bytes::claim);
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
             arrived.bytes = inspected.bytes;

@@ -87,23 +87,13 @@ impl Way {
             view: policy.view_from(origin.cgroup_id, &arrived.who),
             policy,
             origin,
-            captured: Captured {
-                src: record.src(),
-                original_dst: origin.dst,
-                pid: origin.pid,
-                cgroup: origin.cgroup_id,
-            },
+            captured: origin.seen_from(record),
             arrived,
             connection: record,
             pool: Pool::default(),
         };
         // On the heap: a tunnel of bytes has no use for the room.
-        let end = Box::pin(session.run()).await;
-        if end.is_ok() {
-            // Whoever still has a connection to a target has had all its answers.
-            session.pool.close();
-        }
-        end
+        Box::pin(session.run()).await
     }
 }
 
@@ -384,6 +374,18 @@ impl Session<'_> {
                 After::Close
             },
         })
+    }
+}
+
+impl Origin {
+    /// What is told of each request on the connection with this record.
+    pub(super) fn seen_from(self, record: &ConnectionRecord) -> Captured {
+        Captured {
+            src: record.src(),
+            original_dst: self.dst,
+            pid: self.pid,
+            cgroup: self.cgroup_id,
+        }
     }
 }
 

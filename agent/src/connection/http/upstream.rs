@@ -319,11 +319,6 @@ impl Pool {
             }
         }
     }
-
-    /// Drops them all.
-    pub(super) fn close(&mut self) {
-        self.0.clear();
-    }
 }
 
 impl Idle {
@@ -333,5 +328,91 @@ impl Idle {
         let mut byte = ReadBuf::new(&mut byte);
         let stream = Pin::new(&mut self.upstream.stream);
         stream.poll_read(cx, &mut byte).is_ready()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A connection, and the target's end of it.
+    async fn pair() -> (Upstream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(near, listener.accept());
+        (Upstream::direct(near.unwrap().into(), true), far.unwrap().0)
+    }
+
+    fn tunnel(host: &str, port: u16, proxies: &Arc<[RankedProxy]>) -> Key {
+        Key::Tunnel {
+            policy: "Tunnel/t".into(),
+            proxies: Arc::clone(proxies),
+            target: Target {
+                host: host.parse().unwrap(),
+                port,
+            },
+            tls: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_what_is_decided_just_so() {
+        let proxies: Arc<[RankedProxy]> = [].into();
+        let read_again: Arc<[RankedProxy]> = [].into();
+        let mut pool = Pool::default();
+        let (upstream, _far) = pair().await;
+        pool.put(tunnel("a.test", 80, &proxies), upstream);
+        for other in [
+            Key::Direct,
+            tunnel("b.test", 80, &proxies),
+            tunnel("a.test", 81, &proxies),
+            tunnel("a.test", 80, &read_again),
+        ] {
+            assert!(pool.take(&other).is_none(), "{other:?}");
+        }
+        assert!(pool.take(&tunnel("a.test", 80, &proxies)).is_some());
+        assert!(pool.take(&tunnel("a.test", 80, &proxies)).is_none());
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_or_says_something_is_of_no_use() -> io::Result<()> {
+        for says in ["", "HTTP/1.1 408 Request Timeout\r\n\r\n"] {
+            let mut pool = Pool::default();
+            let (upstream, mut far) = pair().await;
+            pool.put(Key::Direct, upstream);
+            far.write_all(says.as_bytes()).await?;
+            far.shutdown().await?;
+            // Ends only when none is left to watch, so a second look must find none.
+            while !pool.0.is_empty() {
+                tokio::select! {
+                    () = pool.watch() => {}
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+            assert!(pool.take(&Key::Direct).is_none(), "{says:?}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn there_are_only_so_many_and_some_are_not_kept() {
+        let mut pool = Pool::default();
+        let mut far_ends = Vec::new();
+        for _ in 0..MAX_IDLE + 3 {
+            let (upstream, far) = pair().await;
+            far_ends.push(far);
+            pool.put(Key::Direct, upstream);
+        }
+        assert_eq!(pool.0.len(), MAX_IDLE);
+        let mut pool = Pool::default();
+        let (mut upstream, _far) = pair().await;
+        upstream.keep = false;
+        pool.put(Key::Direct, upstream);
+        assert!(pool.take(&Key::Direct).is_none());
     }
 }

@@ -299,7 +299,9 @@ where
         };
         let closes = request.is_last()
             || framing == Framing::UntilClose
-            || (request.expects_continue() && !state.continued.load(Relaxed));
+            || (request.expects_continue() && !state.continued.load(Relaxed))
+            // It has heard enough, and the client should know.
+            || (answer.is_last() && !state.sent.load(Relaxed));
         let manner = Manner {
             framing: match framing {
                 // A client of HTTP/1.0 knows no chunks.

@@ -234,6 +234,16 @@ async fn an_early_answer_passes_and_the_request_goes_on() {
 }
 
 #[tokio::test]
+async fn a_target_that_has_heard_enough_gets_no_more() {
+    let mut scene =
+        Scene::new("POST / HTTP/1.1\r\nHost: x.test\r\nContent-Length: 4\r\n\r\nab").await;
+    let answer = "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno";
+    scene.target_says(answer).await;
+    scene.client_gets(answer).await;
+    assert_eq!(scene.persists().await, (false, false));
+}
+
+#[tokio::test]
 async fn answers_without_a_body_have_none() {
     for (method, answer) in [
         ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"),
