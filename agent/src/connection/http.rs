@@ -227,7 +227,11 @@ impl Session<'_> {
                 }
             };
             self.check_more(request).await?;
-            match self.exchange(request, &mut upstream, record).await {
+            self.connection
+                .moves(record.traffic() as _, upstream.proxy());
+            let exchanged = self.exchange(request, &mut upstream, record).await;
+            self.connection.rests();
+            match exchanged {
                 Ok(answered) => {
                     if answered.upstream_persists {
                         self.pool.put(key, upstream);
@@ -328,7 +332,6 @@ impl Session<'_> {
         let progress = record.progress();
         let traffic = record.traffic();
         upstream.stream.abort_on_drop();
-        let _counting = upstream.count(&traffic);
         let early = std::mem::take(&mut upstream.early);
         let mut output = Shared(self.socket);
         let client = Client {

@@ -17,9 +17,8 @@ use prometheus::core::Collector;
 use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::telemetry::connections::ConnectionTable;
-use crate::telemetry::label::Label;
 
-pub(crate) use bytes::{ByteSeries, ProxyBytes};
+pub(crate) use bytes::ByteSeries;
 pub use capture::{CaptureMetrics, CaptureSource, MapUsage};
 pub(crate) use http::Ended;
 pub use limits::LimitMetrics;
@@ -73,11 +72,6 @@ impl Metrics {
             http: http::HttpMetrics::new(registry)?,
             bytes: bytes::ByteMetrics::new(registry, ConnectionTable::default())?,
         })
-    }
-
-    /// Where the bytes that go through a proxy are counted.
-    pub(crate) fn through(&self, proxy: &Label) -> ProxyBytes {
-        self.bytes.through(proxy)
     }
 
     /// The connections whose bytes a scrape counts.

@@ -177,6 +177,24 @@ impl ConnectionRecord {
         });
     }
 
+    /// From now on the request that it serves moves these bytes, through a proxy if there is one.
+    /// What was counted before is settled.
+    pub fn moves(&mut self, bytes: Arc<dyn ByteCounts>, proxy: Option<&Label>) {
+        let series = self.metrics.bytes.of_requests(proxy);
+        let mut state = self.connection.state.lock();
+        if let Some(before) = state.relay.replace(Relay::from_now(bytes, series)) {
+            before.finish(None);
+        }
+        state.proxy = proxy.cloned();
+    }
+
+    /// The request is over: its bytes are settled.
+    pub fn rests(&mut self) {
+        if let Some(relay) = self.connection.state.lock().relay.take() {
+            relay.finish(None);
+        }
+    }
+
     fn update(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.connection.state.lock());
     }
@@ -219,7 +237,7 @@ impl Drop for ConnectionRecord {
         self.tunnel = None;
         self.metrics.connections().remove(self.connection.id);
         if self.by_request {
-            return;
+            return self.rests();
         }
         // Taken out whole: a scrape that still holds the connection finds nothing left to count,
         // and no lock is held while the line is written.

@@ -17,8 +17,7 @@ use super::refused::Refused;
 use super::{ALPN, Route};
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
-use crate::relay::Traffic;
-use crate::telemetry::metrics::{ActiveGuard, ProxyBytes};
+use crate::telemetry::metrics::ActiveGuard;
 use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelProtocol};
 use crate::tls::ClientTls;
 use crate::tunnel::{Stream, Tunnel, originate};
@@ -45,7 +44,6 @@ pub(super) struct Upstream {
 struct Through {
     proxy: Label,
     protocol: TunnelProtocol,
-    bytes: ProxyBytes,
     _active: [Option<ActiveGuard>; 2],
 }
 
@@ -66,31 +64,9 @@ impl Upstream {
         }
     }
 
-    /// Counts what `traffic` moves until the result is dropped.
-    pub(super) fn count(&self, traffic: &Arc<Traffic>) -> impl Drop + use<> {
-        Counting {
-            bytes: self.through.as_ref().map(|through| through.bytes.clone()),
-            before: (traffic.sent(), traffic.received()),
-            traffic: Arc::clone(traffic),
-        }
-    }
-}
-
-struct Counting {
-    bytes: Option<ProxyBytes>,
-    traffic: Arc<Traffic>,
-    before: (u64, u64),
-}
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        if let Some(bytes) = &self.bytes {
-            let (sent, received) = self.before;
-            bytes.add(
-                self.traffic.sent() - sent,
-                self.traffic.received() - received,
-            );
-        }
+    /// The proxy through which it goes.
+    pub(super) fn proxy(&self) -> Option<&Label> {
+        self.through.as_ref().map(|through| &through.proxy)
     }
 }
 
@@ -158,7 +134,6 @@ impl Way {
             protocol: record
                 .protocol()
                 .unwrap_or(protocol(decision.proxies[0].proxy.protocol)),
-            bytes: self.metrics.through(&proxy),
             proxy,
             _active: [Some(connected), record.take_tunnel()],
         };
