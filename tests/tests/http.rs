@@ -436,6 +436,55 @@ fn each_request_of_a_connection_has_its_own_decision() {
     scene.world.expect_no_direct_arrivals();
 }
 
+/// What the target served, what was counted and what was logged are the same number.
+#[test]
+fn requests_counts_and_records_agree() {
+    let scene = Scene::new("http-counts");
+    let options = Options {
+        connect_ports: &[80],
+        ..Options::default()
+    };
+    let squid = Squid::start_with(&scene.world, &options);
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    let one = "GET / HTTP/1.1\r\nHost: site.example\r\n\r\n".repeat(24);
+    let last = "HEAD / HTTP/1.1\r\nHost: site.example\r\nConnection: close\r\n\r\n";
+    let text = serde_json::to_string(&[one + last]).must("write JSON");
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let program = scene.program("raw").args([&SITE_V4.to_string(), "80"]);
+            program.input(text.clone()).start()
+        })
+        .collect();
+    for client in clients {
+        let said = client.finish(MINUTE).expect_success().stdout;
+        assert_eq!(said.matches("HTTP/1.1 200 OK").count(), 25, "{said}");
+    }
+    let records = agent.wait_for_accesses(200);
+    assert_eq!(records.len(), 200);
+    assert_eq!(scene.nginx.requests().len(), 200);
+    let metrics = agent.metrics();
+    assert_eq!(metrics.sum("istio_requests_total", &[]), Some(200.0));
+    assert_eq!(
+        metrics.sum("underpass_tunnel_requests_total", &[]),
+        Some(8.0)
+    );
+    assert_eq!(squid.connects(8).len(), 8);
+    let bytes = |field| -> u64 { records.iter().map(|one| one.number(field)).sum() };
+    for (field, metric) in [
+        ("bytes_sent", "underpass_proxy_sent_bytes_total"),
+        ("bytes_received", "underpass_proxy_received_bytes_total"),
+        ("bytes_sent", "istio_request_bytes_sum"),
+        ("bytes_received", "istio_response_bytes_sum"),
+    ] {
+        assert_eq!(
+            metrics.sum(metric, &[]),
+            Some(bytes(field) as f64),
+            "{metric}"
+        );
+    }
+    scene.world.expect_no_direct_arrivals();
+}
+
 #[test]
 fn a_request_ends_with_its_client() {
     let behind = Behind::new("http-gone");

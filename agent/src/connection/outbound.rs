@@ -247,7 +247,7 @@ pub(super) fn flag(error: &TunnelError) -> ResponseFlag {
     }
 }
 
-pub(super) fn protocol(protocol: TunnelProtocol) -> telemetry::TunnelProtocol {
+fn protocol(protocol: TunnelProtocol) -> telemetry::TunnelProtocol {
     match protocol {
         TunnelProtocol::Http1Connect => telemetry::TunnelProtocol::Http1Connect,
         TunnelProtocol::Http2Connect => telemetry::TunnelProtocol::Http2Connect,

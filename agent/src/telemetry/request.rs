@@ -139,10 +139,10 @@ impl RequestRecord {
     }
 
     /// It uses a tunnel that is there already.
-    pub fn reuses(&mut self, proxy: Label, protocol: TunnelProtocol) {
+    pub fn reuses(&mut self, proxy: Label, protocol: Option<TunnelProtocol>) {
         self.endpoint = Some(proxy.clone());
         self.proxy = Some(proxy);
-        self.protocol = Some(protocol);
+        self.protocol = protocol;
     }
 
     /// The tunnel that was opened for it, counted as long as what is returned lives.

@@ -11,7 +11,7 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::outbound::{ORIGINATION_DEADLINE, protocol};
+use super::super::outbound::ORIGINATION_DEADLINE;
 use super::super::{Arrived, Way};
 use super::refused::Refused;
 use super::{ALPN, Route};
@@ -43,7 +43,7 @@ pub(super) struct Upstream {
 #[derive(Debug)]
 struct Through {
     proxy: Label,
-    protocol: TunnelProtocol,
+    protocol: Option<TunnelProtocol>,
     _active: [Option<ActiveGuard>; 2],
 }
 
@@ -131,9 +131,7 @@ impl Way {
         };
         let connected = self.metrics.proxy.connected(&proxy, &proxy);
         let through = Through {
-            protocol: record
-                .protocol()
-                .unwrap_or(protocol(decision.proxies[0].proxy.protocol)),
+            protocol: record.protocol(),
             proxy,
             _active: [Some(connected), record.take_tunnel()],
         };

@@ -380,6 +380,25 @@ async fn answers_that_could_be_understood_in_two_ways_go_no_further() {
 }
 
 #[tokio::test]
+async fn a_body_that_breaks_the_rules_later_goes_no_further() {
+    let head = "POST / HTTP/1.1\r\nHost: x.test\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for wrong in ["4\n", "g\r\n", "1\r\nab\r\n", "0\r\nno trailer\r\n\r\n"] {
+        let mut scene = Scene::new(&format!("{head}3\r\nabc\r\n")).await;
+        scene.target_gets(&format!("{head}3\r\nabc\r\n")).await;
+        scene.client_says(wrong).await;
+        let (outcome, progress) = timeout(PATIENCE, scene.outcome).await.unwrap().unwrap();
+        assert!(
+            matches!(outcome, Err(ExchangeError::BrokenRequest(_))),
+            "{wrong:?}: {outcome:?}"
+        );
+        assert_eq!(progress.status(), None, "another answer can be given");
+        let mut rest = String::new();
+        scene.target.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest.find("0\r\n"), None, "{rest:?} looks complete");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_within_its_request_ends_it() {
     let mut scene =
         Scene::new("POST / HTTP/1.1\r\nHost: x.test\r\nContent-Length: 4\r\n\r\nab").await;
