@@ -8,6 +8,7 @@ pub mod answer;
 pub mod connect;
 mod dial;
 mod error;
+pub mod http2;
 #[cfg(test)]
 mod tests;
 
