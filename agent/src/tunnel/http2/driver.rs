@@ -26,6 +26,7 @@ pub(super) struct Driver<S> {
     requests: Weak<SendRequest<Bytes>>,
     shared: Arc<Shared>,
     max_streams: usize,
+    going_away: bool,
     life: Life,
 }
 
@@ -55,6 +56,7 @@ where
             requests,
             shared,
             max_streams: config.max_streams as usize,
+            going_away: false,
         }
     }
 
@@ -86,10 +88,12 @@ where
             max => Some(max.min(self.max_streams)),
         };
         // After GOAWAY there is an error for whoever would send a request.
-        let going_away = self.requests.upgrade().is_none_or(|requests| {
-            let mut requests = SendRequest::clone(&requests);
-            matches!(requests.poll_ready(cx), Poll::Ready(Err(_)))
-        });
+        self.going_away = self.going_away
+            || self.requests.upgrade().is_none_or(|requests| {
+                let mut requests = SendRequest::clone(&requests);
+                matches!(requests.poll_ready(cx), Poll::Ready(Err(_)))
+            });
+        let going_away = self.going_away;
         self.shared.status.send_if_modified(|status| {
             let changed = status.max_streams != max || status.going_away != going_away;
             status.max_streams = max;

@@ -243,12 +243,11 @@ impl<D: Dial> Pool<D> {
         deadline: Instant,
     ) -> Result<PoolOpened<D::Info>, PoolError<D::Error>> {
         let request = request.build()?;
-        let mut avoid = None;
+        let mut avoid = Vec::new();
         let mut waited = Duration::ZERO;
-        let mut tries = 1;
         loop {
             let begin = Instant::now();
-            let lease = self.lease(key, avoid, deadline).await?;
+            let lease = self.lease(key, avoid.clone(), deadline).await?;
             waited += begin.elapsed();
             match self.try_open(&lease, request.clone(), deadline).await {
                 Ok(opened) => {
@@ -275,11 +274,10 @@ impl<D: Dial> Pool<D> {
                         OpenError::Lost(_) => lease.reused(),
                         _ => false,
                     };
-                    if !elsewhere || tries == MAX_TRIES {
+                    avoid.push(lease.id());
+                    if !elsewhere || avoid.len() == MAX_TRIES {
                         return Err(error.into());
                     }
-                    tries += 1;
-                    avoid = Some(lease.id());
                 }
             }
         }
@@ -307,11 +305,11 @@ impl<D: Dial> Pool<D> {
         result
     }
 
-    /// Gets a place on a connection, but for the one to `avoid` if others can be had.
+    /// Gets a place on a connection, but on none to `avoid` if others can be had.
     async fn lease(
         &self,
         key: &D::Key,
-        avoid: Option<u64>,
+        avoid: Vec<u64>,
         deadline: Instant,
     ) -> Result<Lease<D>, PoolError<D::Error>> {
         let (place, places) = oneshot::channel();

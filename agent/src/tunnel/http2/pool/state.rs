@@ -45,8 +45,8 @@ struct Member<D: Dial> {
 /// Somebody who waits for a place.
 pub(super) struct Waiter<D: Dial> {
     pub(super) place: oneshot::Sender<Result<Lease<D>, NoConnection<D::Error>>>,
-    /// The connection that has just refused the request.
-    pub(super) avoid: Option<u64>,
+    /// The connections that have not taken the request.
+    pub(super) avoid: Vec<u64>,
 }
 
 impl<D: Dial> Default for Group<D> {
@@ -151,9 +151,8 @@ impl<D: Dial> Group<D> {
     pub(super) fn serve(&mut self, pool: &Arc<Inner<D>>, key: &D::Key) {
         let mut from = 0;
         while let Some((&ticket, waiter)) = self.waiters.range(from..).next() {
-            let avoid = waiter.avoid;
-            let Some(at) = self.room(avoid, pool.config.max_connections) else {
-                if avoid.is_none() {
+            let Some(at) = self.room(&waiter.avoid, pool.config.max_connections) else {
+                if waiter.avoid.is_empty() {
                     return;
                 }
                 // The next one may be content with what this one avoids.
@@ -183,9 +182,9 @@ impl<D: Dial> Group<D> {
 
     /// The first connection with a free place: the first ones are kept full, so that the last
     /// ones can become idle. One to avoid is taken only if there can be no other.
-    fn room(&self, avoid: Option<u64>, max_connections: usize) -> Option<usize> {
+    fn room(&self, avoid: &[u64], max_connections: usize) -> Option<usize> {
         let free = |member: &Member<D>| !member.retired && member.taken < member.limit;
-        let other = |member: &Member<D>| free(member) && Some(member.id) != avoid;
+        let other = |member: &Member<D>| free(member) && !avoid.contains(&member.id);
         self.members.iter().position(other).or_else(|| {
             let is_full = self.accepting() + self.dialing >= max_connections;
             let any = self.members.iter().position(free);

@@ -221,7 +221,10 @@ async fn a_request_without_answer_is_given_up_at_the_deadline() {
     let proxy = async {
         let asked = raw.expect(HEADERS).await.stream;
         let reset = raw.expect(RST_STREAM).await;
-        assert_eq!((reset.stream, &reset.payload[..]), (asked, &[0, 0, 0, 8][..]));
+        assert_eq!(
+            (reset.stream, &reset.payload[..]),
+            (asked, &[0, 0, 0, 8][..])
+        );
     };
     tokio::join!(open, proxy);
 }
@@ -246,10 +249,7 @@ async fn what_is_no_http_2_is_told_by_kind() {
         panic!("{error:?}");
     };
     assert_eq!(ended.reason(), "malformed", "{error}");
-    assert!(matches!(
-        attempt(b"", true).await,
-        HandshakeError::Ended(_)
-    ));
+    assert!(matches!(attempt(b"", true).await, HandshakeError::Ended(_)));
     assert!(matches!(attempt(b"", false).await, HandshakeError::Timeout));
 }
 
@@ -316,7 +316,12 @@ async fn a_connection_that_nobody_wants_is_closed_also_when_the_proxy_does_not_r
     let mut status = connection.status();
     drop(connection);
     assert_eq!(raw.end().await, Some(NO_ERROR));
-    assert!(status.wait_for(|status| status.ended.is_some()).await.is_ok());
+    assert!(
+        status
+            .wait_for(|status| status.ended.is_some())
+            .await
+            .is_ok()
+    );
 
     let (connection, mut raw) = Raw::connected(&Config::default(), &[]).await;
     let mut status = connection.status();

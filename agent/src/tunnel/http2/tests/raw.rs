@@ -83,7 +83,12 @@ impl Raw {
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).await.unwrap();
+        self.try_send(bytes).await.unwrap();
+    }
+
+    /// As [`Self::send`], where the connection may have been closed.
+    pub(super) async fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await
     }
 
     /// The next frame, `None` at the end of the connection.
@@ -155,9 +160,9 @@ impl Raw {
         let batch = bytes.repeat((PIPE / bytes.len()).max(1));
         let mut sent = 0;
         while sent < total {
-            let write = timeout(Duration::from_secs(60), self.0.write(&batch));
-            match write.await {
-                // A part of a frame may have gone; nothing that matters is sent after it.
+            // What a write leaves of a frame, the next one sends.
+            let rest = &batch[sent % batch.len()..];
+            match timeout(Duration::from_secs(60), self.0.write(rest)).await {
                 Ok(Ok(wrote)) => sent += wrote,
                 Ok(Err(_)) | Err(_) => return sent,
             }

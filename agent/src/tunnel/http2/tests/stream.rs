@@ -222,8 +222,7 @@ async fn a_target_that_does_not_read_leaves_the_others_alone() {
 async fn what_may_wait_to_be_sent_is_bounded() {
     let config = Config::default();
     let window = 1 << 30;
-    let (connection, mut raw) =
-        Raw::connected(&config, &[(INITIAL_WINDOW_SIZE, window)]).await;
+    let (connection, mut raw) = Raw::connected(&config, &[(INITIAL_WINDOW_SIZE, window)]).await;
     let (mut stream, _) = opened(&connection, &mut raw).await;
     let grant = (window - 65_535).to_be_bytes();
     raw.send(&frame(WINDOW_UPDATE, 0, 0, &grant)).await;
