@@ -9,7 +9,9 @@
 //! the memory. The window of its stream bounds what may be under way or lie here for it
 //! ([`Config::stream_window`]); it is opened again only as the workload reads. The window of the
 //! connection is as large as those of all its streams together ([`Config::max_streams`]), so it
-//! never closes before each of them has closed.
+//! never closes before each of them has closed. So a proxy can make a connection hold the window
+//! of each stream whose workload does not read, and half as much again by sending it in small
+//! frames; whatever else it sends is answered before more is read.
 
 mod connection;
 mod driver;

@@ -51,9 +51,11 @@ pub enum RequestError {
 }
 
 impl TunnelRequest<'_> {
+    /// The request for [`Connection::open`](super::Connection::open).
+    ///
     /// # Errors
     /// See [`RequestError`].
-    pub(super) fn build(&self) -> Result<Request<()>, RequestError> {
+    pub fn build(&self) -> Result<Request<()>, RequestError> {
         let authority = Authority::try_from(self.target.to_string());
         let mut uri = Uri::builder().authority(authority.map_err(|_| RequestError::Target)?);
         let method = match self.method {
@@ -73,7 +75,7 @@ impl TunnelRequest<'_> {
             fields.append(name, value.clone());
         }
         if let Some(credentials) = self.authorization {
-            let mut value = HeaderValue::from_str(credentials.header())
+            let mut value = HeaderValue::from_bytes(credentials.header().as_bytes())
                 .map_err(|_| RequestError::Credentials)?;
             // Hides it from `Debug`, and keeps it out of the tables of HPACK (RFC 7541 section
             // 7.1.3).

@@ -64,6 +64,7 @@ async fn floods_whose_answers_are_read_do_no_harm() {
         settings(&[]),
         settings(&[(MAX_CONCURRENT_STREAMS, 5)]),
         frame(PING, 0, 0, &[7; 8]),
+        frame(PING, END, 0, &[7; 8]),
         frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]),
         // PRIORITY, and a frame of an unknown kind.
         frame(2, 0, 1, &[0; 5]),

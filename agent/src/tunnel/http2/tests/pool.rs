@@ -543,3 +543,11 @@ async fn keys_do_not_share_and_a_pool_that_is_dropped_closes_its_connections() {
     drop(opened);
     assert_eq!(raw.end().await, Some(NO_ERROR));
 }
+
+#[tokio::test]
+async fn an_attempt_in_flight_is_small() {
+    let (pool, _) = pool(PoolConfig::default(), echoing(1));
+    let target = target();
+    let size = size_of_val(&pool.open(&KEY, &tunnel_request(&target), patience()));
+    assert!(size < 4 * 1024, "{size} bytes");
+}
