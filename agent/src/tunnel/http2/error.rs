@@ -39,7 +39,8 @@ pub enum Ended {
 }
 
 impl Ended {
-    pub(super) fn reason(&self) -> &'static str {
+    /// The end as a metric label: one word out of a fixed list.
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::Closed => "closed_early",
             Self::Failed(error) if error.is_io() => match error.get_io().map(io::Error::kind) {

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::error::{NotTaken, OpenError};
+use super::error::{Ended, NotTaken, OpenError};
 use super::{Config, Connection, Opened, Status, TunnelRequest, TunnelStream};
 pub use error::{NoConnection, PoolError};
 use state::{Groups, Lease, Waiter};
@@ -45,6 +45,12 @@ pub trait Dial: Send + Sync + 'static {
         key: &Self::Key,
         deadline: Instant,
     ) -> impl Future<Output = Result<(Self::Transport, Self::Info), Self::Error>> + Send;
+
+    /// Learns of each connection that came to its end otherwise than by being idle, for records
+    /// and counters.
+    fn ended(&self, key: &Self::Key, info: &Self::Info, ended: &Ended) {
+        let _ = (key, info, ended);
+    }
 }
 
 /// Limits of a [`Pool`].
@@ -335,9 +341,9 @@ async fn connect<D: Dial>(pool: Weak<Inner<D>>, key: D::Key) {
         Ok((connection, info)) => {
             let status = connection.status();
             let id = inner.new_id();
-            inner.with_group(&key, |group| group.add(id, connection, info));
+            inner.with_group(&key, |group| group.add(id, connection, info.clone()));
             drop(inner);
-            watch(pool, key, id, status).await;
+            watch(pool, key, info, id, status).await;
         }
         Err(error) => inner.with_group(&key, |group| group.dial_failed(&error)),
     }
@@ -347,6 +353,7 @@ async fn connect<D: Dial>(pool: Weak<Inner<D>>, key: D::Key) {
 async fn watch<D: Dial>(
     pool: Weak<Inner<D>>,
     key: D::Key,
+    info: D::Info,
     id: u64,
     mut status: watch::Receiver<Status>,
 ) {
@@ -365,6 +372,9 @@ async fn watch<D: Dial>(
                 group.remove(id);
                 true
             });
+            if let Some(ended) = &status.ended {
+                inner.dial.ended(&key, &info, ended);
+            }
             if gone {
                 return;
             }

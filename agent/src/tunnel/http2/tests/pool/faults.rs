@@ -174,3 +174,39 @@ async fn a_proxy_that_says_nothing_is_given_up() {
     let mut raw = proxies.recv().await.unwrap();
     raw.end().await;
 }
+
+/// Tells how connections end.
+struct Telling(mpsc::UnboundedSender<(usize, &'static str)>);
+
+impl Dial for Telling {
+    type Key = &'static str;
+    type Transport = DuplexStream;
+    type Info = usize;
+    type Error = io::Error;
+
+    async fn dial(&self, _: &&'static str, _: Instant) -> io::Result<(DuplexStream, usize)> {
+        let (near, mut raw) = Raw::pipe();
+        tokio::spawn(async move {
+            raw.begin(&[]).await;
+            raw.accept().await;
+            raw.data(0, 0, b"on no stream").await;
+            raw.end().await;
+        });
+        Ok((near, 7))
+    }
+
+    fn ended(&self, key: &&'static str, info: &usize, ended: &Ended) {
+        assert_eq!(*key, KEY);
+        self.0.send((*info, ended.reason())).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_dials_learns_how_each_connection_ended() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let pool = Pool::new(Telling(tell), PoolConfig::default());
+    let opened = open(&pool).await;
+    assert_eq!(soon(told.recv()).await, Some((7, "malformed")));
+    drop((opened, pool));
+    assert_eq!(told.recv().await, None);
+}
