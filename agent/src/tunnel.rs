@@ -8,6 +8,7 @@ pub mod answer;
 pub mod connect;
 mod dial;
 mod error;
+pub mod http2;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -19,11 +19,11 @@ use crate::policy::Credentials;
 const FIRST_READ: usize = 1024;
 
 /// Interim answers (100 to 199) that are passed over.
-const MAX_INTERIM: usize = 16;
+pub(super) const MAX_INTERIM: usize = 16;
 
 /// How much of the body of a refusal is read, and for how long.
 const MAX_BODY: usize = 16 * 1024;
-const BODY_TIME: Duration = Duration::from_secs(1);
+pub(super) const BODY_TIME: Duration = Duration::from_secs(1);
 
 /// How much is kept of what the body says.
 const MAX_TEXT: usize = 1024;
@@ -159,7 +159,7 @@ async fn final_answer<S: AsyncRead + Unpin>(
 
 /// What the body of a refusal says, as one printable line. Whatever keeps it from being read
 /// takes nothing from the refusal.
-async fn body_text<S: AsyncRead + Unpin>(
+pub(super) async fn body_text<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut raw: BytesMut,
     length: BodyLength,
