@@ -254,6 +254,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// Whether it is about credentials. Some proxies say 401 to a wrong password, as servers do.
+    pub fn wants_credentials(&self) -> bool {
+        matches!(self.code, 401 | 407)
+    }
+
     /// Code and reason phrase.
     pub fn status(&self) -> String {
         let mut status = self.code.to_string();
@@ -296,6 +301,16 @@ pub enum ExchangeError {
     /// The connection broke while the request was sent.
     #[error("the connection broke while CONNECT was sent: {0}")]
     Write(io::Error),
+}
+
+impl ExchangeError {
+    /// Whether the connection ended without an answer, as one does that was idle for too long.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(
+            self,
+            Self::ClosedEarly { received: 0 } | Self::Read(_) | Self::Write(_)
+        )
+    }
 }
 
 #[cfg(test)]

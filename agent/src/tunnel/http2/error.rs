@@ -135,7 +135,7 @@ impl OpenError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Exchange(error) => match error {
-                ExchangeError::Refused(refusal) if refusal.code == 407 => "auth_required",
+                ExchangeError::Refused(refusal) if refusal.wants_credentials() => "auth_required",
                 ExchangeError::Refused(_) => "refused",
                 ExchangeError::Timeout { .. } => "connect_timeout",
                 ExchangeError::ClosedEarly { .. } => "closed_early",
