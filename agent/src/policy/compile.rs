@@ -7,6 +7,7 @@ mod redirects;
 mod rules;
 mod services;
 mod tls;
+mod traffic;
 mod warnings;
 
 use std::collections::{BTreeMap, HashSet};

@@ -183,6 +183,7 @@ fn route(
             credential: None,
             tls: None,
             headers: None,
+            warm: false,
         };
         let wanted = Wanted {
             method: tunnel.protocol.map(|method| (key.as_str(), method)),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::Policy;
+use super::{Policy, traffic};
 use crate::name::HostName;
 use crate::policy::api::service_entry::{PortProtocol, ServiceEntry};
 use crate::policy::document::{Document, Documents};
@@ -21,6 +21,11 @@ impl Policy {
         self.doubt_targets(documents, proxies, &mut doubts);
         for document in &documents.service_entries {
             doubts.extend(nameless_port(document));
+        }
+        for document in &documents.destination_rules {
+            let host = &document.object.spec.host;
+            let of_proxy = proxies.iter().any(|proxy| host.matches(proxy));
+            doubts.extend(traffic::idle(document, of_proxy));
         }
         doubts
     }
