@@ -128,6 +128,11 @@ impl Upstream {
             && same_tls()
     }
 
+    /// Whether some endpoint is not passed over.
+    pub(super) fn is_available(&self) -> bool {
+        self.balance.lock().is_available(Instant::now())
+    }
+
     /// The endpoint to try next.
     pub(super) fn next(&self, tried: &Tried) -> Option<Turn<'_>> {
         let open = |index: usize| !tried.exhausted.contains(&index);
@@ -317,7 +322,7 @@ impl Turn<'_> {
                 endpoint = %place.endpoint,
                 error = %cause,
                 seconds = time.as_secs_f32(),
-                "endpoint keeps failing and is passed over"
+                "endpoint keeps failing: it is used only where no other is well"
             );
             self.upstream.observer.healthy(place, false);
         }
