@@ -146,3 +146,45 @@ async fn tunnels_over_http2_share_a_connection_and_end_each_by_itself() {
     assert_eq!(ends.recv().await.unwrap(), Some(h2::Reason::CANCEL));
     assert_eq!(world.notes.take(), [""; 0]);
 }
+
+#[tokio::test]
+async fn a_warm_connection_that_dies_under_the_request_costs_a_fresh_one_and_no_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let proxy = proxy(
+        &[port],
+        ProxySettings {
+            warm: true,
+            ..ProxySettings::default()
+        },
+    );
+    let world = World::serving(&proxy);
+    let accepted = Arc::new(AtomicUsize::new(0));
+    // Connections before this one are closed when their request comes.
+    let stale = Arc::new(AtomicUsize::new(0));
+    let (count, closed) = (Arc::clone(&accepted), Arc::clone(&stale));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let closed = Arc::clone(&closed);
+            tokio::spawn(async move {
+                let mut byte = [0];
+                stream.peek(&mut byte).await?;
+                let is_stale = number < closed.load(Ordering::Relaxed);
+                serve(stream, if is_stale { b"" } else { OK }).await
+            });
+        }
+    });
+    let mut opened = 0;
+    while accepted.load(Ordering::Relaxed) <= opened {
+        world.open(&proxy).await.unwrap();
+        opened += 1;
+        assert!(opened < 50, "no connection is made ahead");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stale.store(accepted.load(Ordering::Relaxed), Ordering::Relaxed);
+    let tunnel = world.open(&proxy).await.unwrap();
+    assert!(tunnel.timings.tcp.is_some(), "a fresh one");
+    assert_eq!(world.notes.take(), [""; 0]);
+}
