@@ -136,6 +136,7 @@ impl Policy {
             return Err(sorted(problems));
         }
         let mut report = Report::default();
+        services::check(documents, &mut report);
         let mut configs = TlsConfigs::new(documents, materials);
         let settings = configs.of_rules(&mut report);
         let by_host = tls::by_host(&settings);

@@ -45,7 +45,12 @@ impl<'a> Secrets<'a> {
                 }
                 _ => String::new(),
             };
-            format!("there is no Secret `{}`{place}", quotable(reference))
+            let elsewhere = self.0.keys().filter(|(_, name)| *name == reference);
+            let hint = match elsewhere.filter_map(|(namespace, _)| *namespace).min() {
+                Some(other) => format!("; that in namespace `{other}` is `{other}/{reference}`"),
+                None => String::new(),
+            };
+            format!("there is no Secret `{}`{place}{hint}", quotable(reference))
         })
     }
 }

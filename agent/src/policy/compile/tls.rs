@@ -144,8 +144,22 @@ impl<'a> TlsConfigs<'a> {
         if let Some(made) = self.made.get(&settings) {
             return Ok(Some(Arc::clone(made)));
         }
-        let client = ClientTls::new(&settings, &self.materials.roots)
-            .map_err(|err| (key.to_owned(), err.to_string()))?;
+        let client = ClientTls::new(&settings, &self.materials.roots).map_err(|err| {
+            // Where what is wrong comes from, if only one field can say.
+            let key = match fields {
+                TlsFields {
+                    credential_name: Some(_),
+                    ..
+                } => at("credentialName"),
+                TlsFields {
+                    ca_certificates: Some(_),
+                    client_certificate: None,
+                    ..
+                } => at("caCertificates"),
+                _ => key.to_owned(),
+            };
+            (key, err.to_string())
+        })?;
         let client = Arc::new(client);
         self.made.insert(settings, Arc::clone(&client));
         Ok(Some(client))
