@@ -18,7 +18,7 @@ use crate::policy::api::value::Port;
 use crate::policy::document::{Document, Documents};
 use crate::policy::header::HeaderTemplate;
 use crate::policy::hosts::HostTable;
-use crate::policy::problem::quotable;
+use crate::policy::problem::{quotable, some};
 use crate::policy::proxy::{Credentials, Endpoint, Proxy, TunnelProtocol};
 use crate::policy::workloads::Visibility;
 use crate::tls::ClientTls;
@@ -263,10 +263,7 @@ fn port(wanted: &Wanted<'_>, described: Option<Described<'_>>) -> Result<u16, St
         });
     };
     let ports = described.ports();
-    let listed = || {
-        let numbers: Vec<_> = ports.iter().map(|(number, _)| number.to_string()).collect();
-        numbers.join(", ")
-    };
+    let listed = || some(ports.iter().map(|(number, _)| number));
     if let Some(port) = wanted.port {
         if ports.is_empty() || ports.iter().any(|(number, _)| *number == port) {
             return Ok(port);

@@ -16,6 +16,7 @@ use crate::policy::api::tls::{TlsFields, TlsMode, TlsVersion};
 use crate::policy::api::value::HostPattern;
 use crate::policy::document::{Document, Documents};
 use crate::policy::hosts::HostTable;
+use crate::policy::problem::quotable;
 use crate::policy::workloads::{Visibility, WorkloadMatch};
 use crate::tls::{self, ClientTls, Identity, Roots, TlsSettings};
 
@@ -220,7 +221,7 @@ impl<'a> TlsConfigs<'a> {
                 .map_err(|err| (at("clientCertificate"), err))?;
             let pem = self.file(key).map_err(|err| (at("privateKey"), err))?;
             let key = secret_text(pem).ok_or_else(|| {
-                let reason = format!("{key} is not PEM text");
+                let reason = format!("{} is not PEM text", quotable(key));
                 (at("privateKey"), reason)
             })?;
             identity = Some(Identity {
@@ -249,8 +250,8 @@ impl<'a> TlsConfigs<'a> {
     fn file(&self, path: &str) -> Result<&'a [u8], String> {
         match self.materials.files.get(Path::new(path)) {
             Some(Ok(bytes)) => Ok(bytes),
-            Some(Err(error)) => Err(format!("{path} cannot be read: {error}")),
-            None => Err(format!("{path} was not read")),
+            Some(Err(error)) => Err(format!("{} cannot be read: {error}", quotable(path))),
+            None => Err(format!("{} was not read", quotable(path))),
         }
     }
 
