@@ -23,6 +23,7 @@ mod problem;
 mod proxy;
 mod proxy_url;
 mod rule;
+mod schema;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -45,5 +46,6 @@ pub use ports::PortSet;
 pub use problem::Problem;
 pub use proxy::{Credentials, Endpoint, InvalidCredentials, Proxy, RankedProxy, TunnelProtocol};
 pub use proxy_url::ProxyUrlError;
+pub use schema::{CustomResource, custom_resources};
 pub use source::{LoadError, Loaded, Paths, load};
 pub use workloads::View;

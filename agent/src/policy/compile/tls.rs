@@ -16,6 +16,7 @@ use crate::policy::api::tls::{TlsFields, TlsMode, TlsVersion};
 use crate::policy::api::value::HostPattern;
 use crate::policy::document::{Document, Documents};
 use crate::policy::hosts::HostTable;
+use crate::policy::problem::quotable;
 use crate::policy::workloads::{Visibility, WorkloadMatch};
 use crate::tls::{self, ClientTls, Identity, Roots, TlsSettings};
 
@@ -144,8 +145,22 @@ impl<'a> TlsConfigs<'a> {
         if let Some(made) = self.made.get(&settings) {
             return Ok(Some(Arc::clone(made)));
         }
-        let client = ClientTls::new(&settings, &self.materials.roots)
-            .map_err(|err| (key.to_owned(), err.to_string()))?;
+        let client = ClientTls::new(&settings, &self.materials.roots).map_err(|err| {
+            // Where what is wrong comes from, if only one field can say.
+            let key = match fields {
+                TlsFields {
+                    credential_name: Some(_),
+                    ..
+                } => at("credentialName"),
+                TlsFields {
+                    ca_certificates: Some(_),
+                    client_certificate: None,
+                    ..
+                } => at("caCertificates"),
+                _ => key.to_owned(),
+            };
+            (key, err.to_string())
+        })?;
         let client = Arc::new(client);
         self.made.insert(settings, Arc::clone(&client));
         Ok(Some(client))
@@ -206,7 +221,7 @@ impl<'a> TlsConfigs<'a> {
                 .map_err(|err| (at("clientCertificate"), err))?;
             let pem = self.file(key).map_err(|err| (at("privateKey"), err))?;
             let key = secret_text(pem).ok_or_else(|| {
-                let reason = format!("{key} is not PEM text");
+                let reason = format!("{} is not PEM text", quotable(key));
                 (at("privateKey"), reason)
             })?;
             identity = Some(Identity {
@@ -235,8 +250,8 @@ impl<'a> TlsConfigs<'a> {
     fn file(&self, path: &str) -> Result<&'a [u8], String> {
         match self.materials.files.get(Path::new(path)) {
             Some(Ok(bytes)) => Ok(bytes),
-            Some(Err(error)) => Err(format!("{path} cannot be read: {error}")),
-            None => Err(format!("{path} was not read")),
+            Some(Err(error)) => Err(format!("{} cannot be read: {error}", quotable(path))),
+            None => Err(format!("{} was not read", quotable(path))),
         }
     }
 

@@ -37,6 +37,7 @@ const RANGES: &[&str] = &[
     "10.1.2.3",
     "10.1.0.0/16",
     "10.0.0.0/8",
+    "127.0.0.1",
     "0.0.0.0/0",
     "2001:db8::7",
     "2001:db8::/32",
@@ -336,6 +337,7 @@ fn check(policy: &Policy, workload: &Workload, dst: OriginalDst) {
         };
         match side {
             Side::Internal => assert!(is_direct(&verdict), "{claim}: {shown}"),
+            _ if dst.ip().is_loopback() => panic!("{claim}: a node's own address is captured"),
             Side::Open => assert!(!closed, "{claim}: {shown}"),
             Side::External => {}
         }
