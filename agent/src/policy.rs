@@ -44,7 +44,10 @@ pub use lookup::{Claim, Facts, NameSource};
 pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
 pub use problem::Problem;
-pub use proxy::{Credentials, Endpoint, InvalidCredentials, Proxy, RankedProxy, TunnelProtocol};
+pub use proxy::{
+    Balance, Credentials, Ejection, Endpoint, InvalidCredentials, Proxy, ProxySettings,
+    RankedProxy, TunnelProtocol,
+};
 pub use proxy_url::ProxyUrlError;
 pub use schema::{CustomResource, custom_resources};
 pub use source::{LoadError, Loaded, Paths, load};

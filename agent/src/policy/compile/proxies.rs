@@ -19,7 +19,7 @@ use crate::policy::document::{Document, Documents};
 use crate::policy::header::HeaderTemplate;
 use crate::policy::hosts::HostTable;
 use crate::policy::problem::{quotable, some};
-use crate::policy::proxy::{Credentials, Endpoint, Proxy, TunnelProtocol};
+use crate::policy::proxy::{Credentials, Endpoint, Proxy, ProxySettings, TunnelProtocol};
 use crate::policy::workloads::Visibility;
 use crate::tls::ClientTls;
 
@@ -143,6 +143,14 @@ impl<'a> Proxies<'a> {
             Some(fields) => self.tls.client(document, &at("tls"), fields, &[], report)?,
             None => self.tls_of(&names, port),
         };
+        let tls = match tls {
+            Some(tls) => Some(
+                self.tls
+                    .with_alpn(&tls, alpn(protocol))
+                    .map_err(|reason| (at("tls"), reason))?,
+            ),
+            None => None,
+        };
         let mut headers = Vec::new();
         for (name, value) in wanted.headers.into_iter().flatten() {
             let header = HeaderTemplate::parse(name, value);
@@ -158,6 +166,7 @@ impl<'a> Proxies<'a> {
             tls,
             credentials: self.credentials(document.namespace(), wanted)?,
             headers,
+            settings: ProxySettings::default(),
         })
     }
 
@@ -280,6 +289,16 @@ fn port(wanted: &Wanted<'_>, described: Option<Described<'_>>) -> Result<u16, St
             described.id(),
             listed()
         )),
+    }
+}
+
+/// What is offered to a proxy inside TLS, the best first. One that should speak HTTP/2 and does not
+/// can serve CONNECT over HTTP/1.1.
+fn alpn(protocol: TunnelProtocol) -> &'static [&'static [u8]] {
+    match protocol {
+        TunnelProtocol::Http1Connect => &[b"http/1.1"],
+        TunnelProtocol::Http2Connect => &[b"h2", b"http/1.1"],
+        TunnelProtocol::Http2Post => &[b"h2"],
     }
 }
 
@@ -441,6 +460,7 @@ fn same(a: &Proxy, b: &Proxy) -> bool {
     };
     (&a.host, a.port, &a.endpoints, a.protocol, &a.headers)
         == (&b.host, b.port, &b.endpoints, b.protocol, &b.headers)
+        && a.settings == b.settings
         && tls(a) == tls(b)
         && credentials(a) == credentials(b)
 }

@@ -181,14 +181,10 @@ fn route(
             host: &route.destination.host.0,
             port: route.destination.port.map(|port| port.number.get()),
             protocol: None,
-            method: None,
+            method: tunnel.protocol.map(|method| (key.as_str(), method)),
             credential: None,
             tls: None,
             headers: None,
-        };
-        let wanted = Wanted {
-            method: tunnel.protocol.map(|method| (key.as_str(), method)),
-            ..wanted
         };
         let proxy = RankedProxy {
             proxy: proxies.get(document, &wanted, report)?,

@@ -142,10 +142,7 @@ impl<'a> TlsConfigs<'a> {
             let problem = document.problem(&at("insecureSkipVerify"), reason);
             report.warnings.push(problem);
         }
-        if let Some(made) = self.made.get(&settings) {
-            return Ok(Some(Arc::clone(made)));
-        }
-        let client = ClientTls::new(&settings, &self.materials.roots).map_err(|err| {
+        self.make(settings).map(Some).map_err(|reason| {
             // Where what is wrong comes from, if only one field can say.
             let key = match fields {
                 TlsFields {
@@ -159,11 +156,29 @@ impl<'a> TlsConfigs<'a> {
                 } => at("caCertificates"),
                 _ => key.to_owned(),
             };
-            (key, err.to_string())
-        })?;
-        let client = Arc::new(client);
+            (key, reason)
+        })
+    }
+
+    /// The client that is as `client` but for the protocols that it offers.
+    pub(super) fn with_alpn(
+        &mut self,
+        client: &ClientTls,
+        alpn: &[&[u8]],
+    ) -> Result<Arc<ClientTls>, String> {
+        let mut settings = client.settings().clone();
+        settings.alpn = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        self.make(settings)
+    }
+
+    fn make(&mut self, settings: TlsSettings) -> Result<Arc<ClientTls>, String> {
+        if let Some(made) = self.made.get(&settings) {
+            return Ok(Arc::clone(made));
+        }
+        let client = ClientTls::new(&settings, &self.materials.roots);
+        let client = Arc::new(client.map_err(|error| error.to_string())?);
         self.made.insert(settings, Arc::clone(&client));
-        Ok(Some(client))
+        Ok(client)
     }
 
     fn settings(
