@@ -13,6 +13,7 @@ mod dump;
 mod explain;
 mod external;
 mod failure_mode;
+mod hash;
 mod header;
 mod hosts;
 mod lookup;

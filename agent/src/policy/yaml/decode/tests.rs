@@ -118,3 +118,15 @@ fn hostile_keys_stay_on_one_line_and_faults_are_bounded() {
     let many: String = (0..1000).map(|n| format!("k{n}: 1\n")).collect();
     assert_eq!(faults(&many).len(), MAX_FAULTS);
 }
+
+#[test]
+fn repeats_are_found_in_large_mappings_too() {
+    let mut text: String = (0..40).map(|n| format!("k{n}: {n}\n")).collect();
+    text += "k3: 1\nk39: 1\nk40: 1\nk40: 1\n";
+    let parsed = crate::policy::yaml::parse(&text).remove(0).unwrap();
+    let Value::Map(entries) = &parsed.value else {
+        panic!("{parsed:?}");
+    };
+    let repeated: Vec<_> = entries.iter().filter_map(|entry| entry.repeats).collect();
+    assert_eq!(repeated, [4, 40, 43]);
+}
