@@ -10,6 +10,7 @@ pub(super) mod secret;
 pub(super) mod service;
 pub(super) mod service_entry;
 pub(super) mod tls;
+pub(super) mod traffic;
 pub(super) mod tunnel;
 pub(super) mod value;
 pub(super) mod virtual_service;

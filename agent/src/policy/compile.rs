@@ -8,6 +8,7 @@ mod rules;
 mod services;
 mod shadowed;
 mod tls;
+mod traffic;
 mod warnings;
 
 use std::collections::{BTreeMap, HashSet};

@@ -12,6 +12,11 @@
 //! never closes before each of them has closed. So a proxy can make a connection hold the window
 //! of each stream whose workload does not read, and half as much again by sending it in small
 //! frames; whatever else it sends is answered before more is read.
+//!
+//! The other direction is the proxy's to keep open. Where its window for a connection is no larger
+//! than that for a stream (nghttpx: 64 KiB each, unless told otherwise), one target that does not
+//! read holds up what all streams of the connection send; [`Config::max_streams`] bounds how many
+//! those are.
 
 mod connection;
 mod driver;

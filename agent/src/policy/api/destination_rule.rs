@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::service_entry::ExportTo;
 use super::tls::TlsFields;
+use super::traffic::{ConnectionPool, LoadBalancer, OutlierDetection};
 use super::tunnel::CredentialRef;
 use super::value::{HostField, HostPattern, Port, TargetHost};
 use super::words::words;
@@ -23,9 +24,19 @@ impl Spec for DestinationRuleSpec {
     const NOTES: FieldNotes = FieldNotes {
         ignored: &[
             "spec.subsets",
-            "spec.trafficPolicy.connectionPool",
-            "spec.trafficPolicy.loadBalancer",
-            "spec.trafficPolicy.outlierDetection",
+            "spec.trafficPolicy.connectionPool.http",
+            "spec.trafficPolicy.connectionPool.tcp.idleTimeout",
+            "spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration",
+            "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive",
+            "spec.trafficPolicy.loadBalancer.consistentHash",
+            "spec.trafficPolicy.loadBalancer.localityLbSetting",
+            "spec.trafficPolicy.loadBalancer.warmup",
+            "spec.trafficPolicy.loadBalancer.warmupDurationSecs",
+            "spec.trafficPolicy.outlierDetection.consecutiveErrors",
+            "spec.trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
+            "spec.trafficPolicy.outlierDetection.interval",
+            "spec.trafficPolicy.outlierDetection.minHealthPercent",
+            "spec.trafficPolicy.outlierDetection.splitExternalLocalOriginErrors",
             "spec.trafficPolicy.proxyProtocol",
             "spec.trafficPolicy.retryBudget",
             "spec.trafficPolicy.portLevelSettings[].connectionPool",
@@ -85,7 +96,13 @@ pub(in crate::policy) struct TrafficPolicy {
     pub(in crate::policy) proxy: Option<TunnelProxy>,
     /// TLS to the host.
     pub(in crate::policy) tls: Option<TlsFields>,
-    /// The same for one port.
+    /// Limits on connections, to a proxy.
+    pub(in crate::policy) connection_pool: Option<ConnectionPool>,
+    /// Which endpoint of a proxy connections go to.
+    pub(in crate::policy) load_balancer: Option<LoadBalancer>,
+    /// When an endpoint of a proxy is passed over.
+    pub(in crate::policy) outlier_detection: Option<OutlierDetection>,
+    /// TLS for one port.
     pub(in crate::policy) port_level_settings: Vec<PortPolicy>,
 }
 

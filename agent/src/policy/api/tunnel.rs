@@ -109,6 +109,10 @@ pub(in crate::policy) struct ProxyRef {
     pub(in crate::policy) priority: u16,
     /// Of several proxies its share among those of its priority; unset: 1.
     pub(in crate::policy) weight: Option<Weight>,
+    /// Whether connections to it are made ahead of demand while there is demand, over HTTP/1.1;
+    /// some proxies log those that come to no use.
+    #[serde(default)]
+    pub(in crate::policy) warm_connections: bool,
 }
 
 /// A share, from 1 to 65535.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::credentials::credentials;
 use super::tls::TlsConfigs;
+use super::traffic::Traffic;
 use super::{Report, TlsSetting};
 use crate::name::{Host, HostName};
 use crate::policy::api::Object;
@@ -32,6 +33,7 @@ pub(super) struct Proxies<'a> {
     /// Those of DestinationRules.
     settings: &'a [TlsSetting],
     settings_by_host: &'a HostTable<usize>,
+    traffic: Traffic<'a>,
     described: HashMap<String, Described<'a>>,
     made: Vec<Arc<Proxy>>,
     /// Hosts that turned out to be proxies.
@@ -51,6 +53,7 @@ pub(super) struct Wanted<'a> {
     pub(super) credential: Option<(String, &'a CredentialRef)>,
     pub(super) tls: Option<&'a TlsFields>,
     pub(super) headers: Option<&'a BTreeMap<String, String>>,
+    pub(super) warm: bool,
 }
 
 /// The document that describes a proxy.
@@ -95,6 +98,7 @@ impl<'a> Proxies<'a> {
             tls,
             settings,
             settings_by_host,
+            traffic: Traffic::new(documents),
             described,
             made: Vec::new(),
             hosts: HashSet::new(),
@@ -166,7 +170,10 @@ impl<'a> Proxies<'a> {
             tls,
             credentials: self.credentials(document.namespace(), wanted)?,
             headers,
-            settings: ProxySettings::default(),
+            settings: ProxySettings {
+                warm: wanted.warm,
+                ..self.traffic.settings(&names)
+            },
         })
     }
 

@@ -185,6 +185,7 @@ fn route(
             credential: None,
             tls: None,
             headers: None,
+            warm: false,
         };
         let proxy = RankedProxy {
             proxy: proxies.get(document, &wanted, report)?,

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::Policy;
+use super::{Policy, traffic};
 use crate::name::HostName;
 use crate::policy::api::service_entry::{PortProtocol, ServiceEntry};
 use crate::policy::document::{Document, Documents};
@@ -26,6 +26,11 @@ impl Policy {
             if !hosts.any(|host| host.name().is_some_and(|name| proxies.contains(name))) {
                 doubts.extend(never_captured(document));
             }
+        }
+        for document in &documents.destination_rules {
+            let host = &document.object.spec.host;
+            let of_proxy = proxies.iter().any(|proxy| host.matches(proxy));
+            doubts.extend(traffic::idle(document, of_proxy));
         }
         doubts
     }
