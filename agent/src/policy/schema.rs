@@ -227,6 +227,7 @@ mod tests {
             "enum",
             "minimum",
             "maximum",
+            "pattern",
         ];
         for key in node.keys() {
             assert!(known.contains(&key.as_str()), "{at}: {key}");
