@@ -153,7 +153,7 @@ impl Tunneler {
                 observer.retried(&label, Cause::reason(cause));
             }
             let mut attempt = Attempt::default();
-            let others = time.has_others || turn.has_others(&tried);
+            let others = time.has_others || upstream.has_others(&tried);
             let deadline = time.share(others);
             // On the heap: all ways to a tunnel together are large, and soon behind it.
             let opening = Box::pin(turn.open(request, deadline, &mut attempt)).await;
@@ -187,7 +187,7 @@ impl Tunneler {
                     last = Some((cause, attempt));
                     break;
                 }
-                None if cause.is_our_own() => drop(turn),
+                None if cause.is_our_own() => turn.set_aside(&mut tried),
                 None => turn.failed(&cause, &attempt, &mut tried),
             }
             last = Some((cause, attempt));

@@ -54,6 +54,13 @@ pub(super) struct Tried {
     addresses: Vec<SocketAddr>,
 }
 
+impl Tried {
+    fn exhaust(&mut self, index: usize) {
+        self.exhausted.push(index);
+        self.addresses.clear();
+    }
+}
+
 /// One try at an endpoint, whose outcome is told.
 pub(super) struct Turn<'a> {
     upstream: &'a Upstream,
@@ -139,7 +146,14 @@ impl Upstream {
         })
     }
 
-    /// Opens a tunnel by HTTP/1.1 CONNECT.
+    /// Whether there is another endpoint to try when the next one fails.
+    pub(super) fn has_others(&self, tried: &Tried) -> bool {
+        self.endpoints.len() - tried.exhausted.len() > 1
+    }
+
+    /// Opens a tunnel by HTTP/1.1 CONNECT, `None` if the proxy chose HTTP/2. A scheme that proves a
+    /// connection instead of a request, such as Negotiate, would be several exchanges in here, on
+    /// the same stream.
     async fn over_http1(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -214,12 +228,6 @@ impl Turn<'_> {
     /// The endpoint whose turn it is.
     pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.upstream.endpoints[self.choice.index]
-    }
-
-    /// Whether something is left to try when this fails.
-    pub(super) fn has_others(&self, tried: &Tried) -> bool {
-        let others = self.upstream.endpoints.len() - tried.exhausted.len() > 1;
-        others || self.endpoint().addresses.count() > tried.addresses.len() + 1
     }
 
     /// Opens a tunnel at the endpoint.
@@ -297,8 +305,7 @@ impl Turn<'_> {
             tried.addresses.push(address);
         }
         if attempt.address.is_none() || addresses.count() <= tried.addresses.len() {
-            tried.exhausted.push(self.choice.index);
-            tried.addresses.clear();
+            tried.exhaust(self.choice.index);
         }
         let mut balance = self.upstream.balance.lock();
         if let Some(Change::PassedOver(time)) = balance.failed(self.choice, Instant::now()) {
@@ -316,9 +323,13 @@ impl Turn<'_> {
 
     /// The endpoint could not serve the target, but another one may.
     pub(super) fn refused(self, tried: &mut Tried) {
-        tried.exhausted.push(self.choice.index);
-        tried.addresses.clear();
+        tried.exhaust(self.choice.index);
         self.worked(None);
+    }
+
+    /// Nothing is learnt of the endpoint, and it is not tried again.
+    pub(super) fn set_aside(self, tried: &mut Tried) {
+        tried.exhaust(self.choice.index);
     }
 }
 

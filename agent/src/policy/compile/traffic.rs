@@ -107,3 +107,106 @@ pub(super) fn idle(
         .filter(move |_| !is_of_proxy)
         .map(move |field| document.problem(&format!("spec.trafficPolicy.{field}"), &*reason))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::policy::{Materials, Options, Policy};
+
+    const TUNNEL: &str = "\
+apiVersion: underpass.dev/v1alpha1
+kind: Tunnel
+metadata: { name: all }
+spec:
+  proxy: { host: proxy.example, port: 3128, warmConnections: true }
+";
+
+    fn rule(name: &str, host: &str, policy: &str) -> String {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{ name: {name} }}\nspec:\n  host: '{host}'\n  trafficPolicy: {policy}\n"
+        )
+    }
+
+    /// The settings of the one proxy, and the warnings.
+    fn compile(rules: &[String]) -> (ProxySettings, Vec<String>) {
+        let mut documents = Documents::default();
+        documents.add(Path::new("a.yaml"), &(TUNNEL.to_owned() + &rules.concat()));
+        let policy = Policy::compile(&documents, &Materials::none(), &Options::default());
+        let policy = policy.unwrap();
+        let warnings = policy.warnings().iter().map(ToString::to_string).collect();
+        (policy.proxies().next().unwrap().settings, warnings)
+    }
+
+    #[test]
+    fn what_istio_calls_a_traffic_policy_is_heeded_for_proxies() {
+        let everything = rule(
+            "proxy",
+            "proxy.example",
+            "{ connectionPool: { tcp: { maxConnections: 7, connectTimeout: 2s } },
+               loadBalancer: { simple: ROUND_ROBIN },
+               outlierDetection: { consecutive5xxErrors: 9, consecutiveGatewayErrors: 4,
+                 baseEjectionTime: 1m, maxEjectionPercent: 50 } }",
+        );
+        // The exact host goes before a wildcard.
+        let other = rule("any", "*.example", "{ loadBalancer: { simple: RANDOM } }");
+        let (settings, warnings) = compile(&[other.clone(), everything]);
+        let expected = ProxySettings {
+            balance: Balance::RoundRobin,
+            connect_timeout: Some(Duration::from_secs(2)),
+            ejection: Ejection {
+                after: 4,
+                base: Duration::from_secs(60),
+                max_percent: 50,
+            },
+            max_connections: Some(7),
+            warm: true,
+        };
+        assert_eq!(settings, expected);
+        assert_eq!(warnings, [""; 0]);
+
+        assert_eq!(compile(&[other]).0.balance, Balance::Random);
+        let usual = ProxySettings {
+            warm: true,
+            ..ProxySettings::default()
+        };
+        assert_eq!(compile(&[]).0, usual);
+        for (errors, after) in [
+            ("consecutive5xxErrors: 0", 0),
+            ("consecutive5xxErrors: 0, consecutiveGatewayErrors: 5", 5),
+            ("maxEjectionPercent: 100", usual.ejection.after),
+        ] {
+            let policy = format!("{{ outlierDetection: {{ {errors} }} }}");
+            let (settings, _) = compile(&[rule("proxy", "proxy.example", &policy)]);
+            assert_eq!(settings.ejection.after, after, "{errors}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_acted_on_is_said() {
+        let fields = "{ connectionPool: { tcp: { maxConnections: 7 }, http: { maxRetries: 1 } },
+                        outlierDetection: { interval: 1s } }";
+        let (_, of_proxy) = compile(&[rule("rule", "proxy.example", fields)]);
+        let (_, of_other) = compile(&[rule("rule", "www.example.com", fields)]);
+        let keys = |warnings: &[String]| -> Vec<String> {
+            let key = |text: &String| text.split(": ").nth(2).unwrap_or_default().to_owned();
+            warnings.iter().map(key).collect()
+        };
+        let unknown = [
+            "spec.trafficPolicy.connectionPool.http",
+            "spec.trafficPolicy.outlierDetection.interval",
+        ];
+        assert_eq!(keys(&of_proxy), unknown);
+        let mut idle = keys(&of_other);
+        idle.retain(|key| !unknown.contains(&key.as_str()));
+        let expected = [
+            "spec.trafficPolicy.connectionPool",
+            "spec.trafficPolicy.outlierDetection",
+        ];
+        assert_eq!(idle, expected);
+        let reason = "it is ignored: `www.example.com` is no forward proxy";
+        assert!(of_other.iter().any(|warning| warning.contains(reason)));
+    }
+}

@@ -56,6 +56,11 @@ impl Line {
         let addresses = &endpoint.addresses;
         let found = addresses.get(&self.resolver, deadline, &mut timings.dns);
         let order = found.await?;
+        // A handshake that gets stuck leaves time for another address.
+        let deadline = match order.len() {
+            1 => deadline,
+            _ => Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2,
+        };
         let until = self.connect_timeout.map(|time| Instant::now() + time);
         let until = until.map_or(deadline, |until| until.min(deadline));
         let dialling = dial(&self.sockets, order.clone(), until);
