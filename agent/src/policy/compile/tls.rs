@@ -17,7 +17,7 @@ use crate::policy::api::value::HostPattern;
 use crate::policy::document::{Document, Documents};
 use crate::policy::hosts::HostTable;
 use crate::policy::workloads::{Visibility, WorkloadMatch};
-use crate::tls::{self, ClientTls, Identity, Roots, TlsSettings};
+use crate::tls::{self, ClientTls, Identity, Material, Roots, TlsConfigError, TlsSettings};
 
 /// Makes clients, one for all documents that want the same.
 #[derive(Debug)]
@@ -145,7 +145,7 @@ impl<'a> TlsConfigs<'a> {
             return Ok(Some(Arc::clone(made)));
         }
         let client = ClientTls::new(&settings, &self.materials.roots)
-            .map_err(|err| (key.to_owned(), err.to_string()))?;
+            .map_err(|err| unusable(key, fields, &err))?;
         let client = Arc::new(client);
         self.made.insert(settings, Arc::clone(&client));
         Ok(Some(client))
@@ -256,6 +256,24 @@ impl<'a> TlsConfigs<'a> {
             }
         }
         names
+    }
+}
+
+/// The field that has what cannot be used, and why it cannot, with the file or Secret it is in.
+fn unusable(key: &str, fields: &TlsFields, error: &TlsConfigError) -> (String, String) {
+    let (field, file) = match error.material() {
+        Some(Material::Roots) => ("caCertificates", &fields.ca_certificates),
+        Some(Material::Certificate) => ("clientCertificate", &fields.client_certificate),
+        Some(Material::Key) => ("privateKey", &fields.private_key),
+        None => return (key.to_owned(), error.to_string()),
+    };
+    match (file, &fields.credential_name) {
+        (Some(file), _) => (format!("{key}.{field}"), format!("{file}: {error}")),
+        (None, Some(secret)) => (
+            format!("{key}.credentialName"),
+            format!("Secret {secret}: {error}"),
+        ),
+        (None, None) => (key.to_owned(), error.to_string()),
     }
 }
 
