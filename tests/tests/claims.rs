@@ -9,8 +9,9 @@ use std::time::Duration;
 use underpass_tests::Scene;
 use underpass_tests::addr::{SITE_V4, SITE_V6, proxy_v4};
 use underpass_tests::agent::{Access, Agent};
+use underpass_tests::curl::Curl;
 use underpass_tests::process::Cmd;
-use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
+use underpass_tests::servers::fake_proxy::{Answer, FakeProxy, Request};
 use underpass_tests::servers::nginx::Nginx;
 
 const SECONDS: Duration = Duration::from_secs(20);
@@ -124,7 +125,7 @@ fn tunnel(name: &str, selected: Option<&str>, how: &str) -> String {
 
 /// A program that says the name to the address of another, and the port it does that on.
 fn liars(scene: &Scene) -> [(&'static str, u16, Cmd); 3] {
-    let curl = |curl: underpass_tests::curl::Curl| {
+    let curl = |curl: Curl| {
         let [program, args @ ..] = &curl.command_line()[..] else {
             panic!("a program");
         };
@@ -178,7 +179,7 @@ fn hold(wall: Wall, door: Door) {
         let original = format!("{SITE_V4}:{port}");
         assert_eq!(record.text("original_dst"), original, "{case}");
         let requests = proxy.requests();
-        let lines = requests[asked..].iter().map(|request| request.line());
+        let lines = requests[asked..].iter().map(Request::line);
         assert!(lines.eq(connect.as_deref()), "{case}: {requests:?}");
         let arrivals = scene.world.direct_arrivals();
         assert!(arrivals.is_empty(), "{case}: slipped past: {arrivals:?}");
@@ -194,7 +195,7 @@ fn hold(wall: Wall, door: Door) {
         let count = usize::from(door.is_past_proxies()) * (number + 1);
         assert_eq!(direct(SITE_V6.into()), count, "{case}");
         let requests = proxy.requests();
-        let lines = requests[asked..].iter().map(|request| request.line());
+        let lines = requests[asked..].iter().map(Request::line);
         let port = if scheme == "https" { 443 } else { 80 };
         let by_address = format!("CONNECT [{SITE_V6}]:{port} HTTP/1.1");
         let connect = (!door.is_past_proxies()).then_some(by_address.as_str());

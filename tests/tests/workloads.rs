@@ -9,7 +9,7 @@ use underpass_tests::cgroup::Cgroup;
 use underpass_tests::curl::Seen;
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy, Request};
 use underpass_tests::servers::tcp::Server;
-use underpass_tests::{Must as _, Scene, http, wait_for};
+use underpass_tests::{Must as _, Scene, http};
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -115,11 +115,11 @@ impl Node {
 }
 
 #[track_caller]
-fn only(requests: Vec<Request>) -> Request {
-    let [request] = &requests[..] else {
+fn only(requests: &[Request]) -> &Request {
+    let [request] = requests else {
         panic!("not one request: {requests:?}");
     };
-    request.clone()
+    request
 }
 
 #[test]
@@ -127,7 +127,8 @@ fn each_cgroup_takes_the_way_that_is_for_it() {
     let node = Node::new("workloads");
     let second = node.cgroup("second");
     node.get(&second, "http://site.example/").expect_ok();
-    let asked = only(node.second.requests());
+    let requests = node.second.requests();
+    let asked = only(&requests);
     assert_eq!(asked.line(), "CONNECT 203.0.113.10:80 HTTP/1.1");
     let name = format!("{}/second", node.base);
     assert_eq!(asked.header("X-Cgroup"), Some(&*name));
@@ -262,7 +263,7 @@ fn a_program_that_is_gone_at_once_is_known_nevertheless() {
         assert_eq!(node.record(cgroup).text("policy"), policy);
     }
     assert_eq!(
-        only(node.second.requests()).header("X-Cgroup"),
+        only(&node.second.requests()).header("X-Cgroup"),
         Some(&*second.name())
     );
     // What is not known is under the rule for everybody.
