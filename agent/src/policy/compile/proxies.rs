@@ -151,7 +151,7 @@ impl<'a> Proxies<'a> {
             Some(tls) => Some(
                 self.tls
                     .with_alpn(&tls, alpn(protocol))
-                    .map_err(|reason| (at("tls"), reason))?,
+                    .map_err(|error| (at("tls"), error.to_string()))?,
             ),
             None => None,
         };

@@ -18,7 +18,7 @@ use crate::policy::document::{Document, Documents};
 use crate::policy::hosts::HostTable;
 use crate::policy::problem::quotable;
 use crate::policy::workloads::{Visibility, WorkloadMatch};
-use crate::tls::{self, ClientTls, Identity, Roots, TlsSettings};
+use crate::tls::{self, ClientTls, Identity, Material, Roots, TlsConfigError, TlsSettings};
 
 /// Makes clients, one for all documents that want the same.
 #[derive(Debug)]
@@ -142,22 +142,9 @@ impl<'a> TlsConfigs<'a> {
             let problem = document.problem(&at("insecureSkipVerify"), reason);
             report.warnings.push(problem);
         }
-        self.make(settings).map(Some).map_err(|reason| {
-            // Where what is wrong comes from, if only one field can say.
-            let key = match fields {
-                TlsFields {
-                    credential_name: Some(_),
-                    ..
-                } => at("credentialName"),
-                TlsFields {
-                    ca_certificates: Some(_),
-                    client_certificate: None,
-                    ..
-                } => at("caCertificates"),
-                _ => key.to_owned(),
-            };
-            (key, reason)
-        })
+        self.make(settings)
+            .map(Some)
+            .map_err(|error| unusable(key, fields, &error))
     }
 
     /// The client that is as `client` but for the protocols that it offers.
@@ -165,18 +152,18 @@ impl<'a> TlsConfigs<'a> {
         &mut self,
         client: &ClientTls,
         alpn: &[&[u8]],
-    ) -> Result<Arc<ClientTls>, String> {
+    ) -> Result<Arc<ClientTls>, TlsConfigError> {
         let mut settings = client.settings().clone();
         settings.alpn = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         self.make(settings)
     }
 
-    fn make(&mut self, settings: TlsSettings) -> Result<Arc<ClientTls>, String> {
+    fn make(&mut self, settings: TlsSettings) -> Result<Arc<ClientTls>, TlsConfigError> {
         if let Some(made) = self.made.get(&settings) {
             return Ok(Arc::clone(made));
         }
-        let client = ClientTls::new(&settings, &self.materials.roots);
-        let client = Arc::new(client.map_err(|error| error.to_string())?);
+        let client = ClientTls::new(&settings, &self.materials.roots)?;
+        let client = Arc::new(client);
         self.made.insert(settings, Arc::clone(&client));
         Ok(client)
     }
@@ -286,6 +273,24 @@ impl<'a> TlsConfigs<'a> {
             }
         }
         names
+    }
+}
+
+/// The field that has what cannot be used, and why it cannot, with the file or Secret it is in.
+fn unusable(key: &str, fields: &TlsFields, error: &TlsConfigError) -> (String, String) {
+    let (field, file) = match error.material() {
+        Some(Material::Roots) => ("caCertificates", &fields.ca_certificates),
+        Some(Material::Certificate) => ("clientCertificate", &fields.client_certificate),
+        Some(Material::Key) => ("privateKey", &fields.private_key),
+        None => return (key.to_owned(), error.to_string()),
+    };
+    match (file, &fields.credential_name) {
+        (Some(file), _) => (format!("{key}.{field}"), format!("{file}: {error}")),
+        (None, Some(secret)) => (
+            format!("{key}.credentialName"),
+            format!("Secret {secret}: {error}"),
+        ),
+        (None, None) => (key.to_owned(), error.to_string()),
     }
 }
 
