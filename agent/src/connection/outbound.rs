@@ -257,10 +257,10 @@ fn protocol(protocol: TunnelProtocol) -> telemetry::TunnelProtocol {
 
 /// The proxies in the order in which they are to be tried: by priority, and among those of one
 /// priority by chance, according to their weights.
-fn in_order(proxies: &[RankedProxy]) -> Vec<&Proxy> {
+pub(crate) fn in_order(proxies: &[RankedProxy]) -> Vec<&Arc<Proxy>> {
     let groups = proxies.chunk_by(|a, b| a.priority == b.priority);
     let order = groups.flat_map(|group| shuffled(group, |ranked| ranked.weight));
-    order.map(|ranked| &*ranked.proxy).collect()
+    order.map(|ranked| &ranked.proxy).collect()
 }
 
 #[cfg(test)]
