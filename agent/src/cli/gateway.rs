@@ -110,10 +110,15 @@ struct ChainOptions {
 
 impl ChainOptions {
     fn chain(self, resolver: &Resolver, config: &GatewayConfig) -> Result<Option<Chain>, Failure> {
-        if self.policy.is_empty() {
-            return Ok(None);
-        }
         let paths = self.secrets.with(self.policy);
+        match (paths.policy.is_empty(), paths.secrets.is_empty()) {
+            (true, true) => return Ok(None),
+            (true, false) => {
+                let error = "--secrets are for what --policy says: give a policy";
+                return Err(Failure::usage(anyhow::anyhow!(error)));
+            }
+            (false, _) => {}
+        }
         let source = PolicySource::files(paths, Options::default());
         let policy = follow_policy(source).map_err(Failure::usage)?;
         let limits = TunnelConfig {
