@@ -104,7 +104,8 @@ impl PolicySource {
         }
     }
 
-    fn load(&self) -> (Result<Policy, LoadError>, Vec<Problem>) {
+    /// The policy, and what is wrong with documents of which it has an older version.
+    pub(crate) fn load(&self) -> (Result<Policy, LoadError>, Vec<Problem>) {
         match &self.0 {
             Place::Files {
                 paths,

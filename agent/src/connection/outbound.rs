@@ -245,7 +245,7 @@ fn endpoint(proxy: &Proxy, endpoint: Option<&Arc<str>>) -> Label {
 
 /// The proxies in the order in which they are to be tried: by priority, and among those of one
 /// priority by chance, according to their weights.
-fn in_order(proxies: &[RankedProxy]) -> Vec<&Arc<Proxy>> {
+pub(crate) fn in_order(proxies: &[RankedProxy]) -> Vec<&Arc<Proxy>> {
     let groups = proxies.chunk_by(|a, b| a.priority == b.priority);
     let order = groups.flat_map(|group| shuffled(group, |ranked| ranked.weight));
     order.map(|ranked| &ranked.proxy).collect()

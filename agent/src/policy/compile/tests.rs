@@ -302,7 +302,7 @@ fn the_plan_captures_what_policy_is_about() {
 
 #[test]
 fn options_make_ranges_internal() {
-    let proxy = Proxy::from_url("http://proxy.example").unwrap();
+    let proxy = Proxy::from_url("http://proxy.example", SystemRoots::none).unwrap();
     let options = Options {
         internal_cidrs: vec!["203.0.113.9/24".parse().unwrap()],
     };
