@@ -141,6 +141,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let policy_source::Read {
         fingerprint,
         policy,
+        ..
     } = config.policy.read(|_| {});
     let policy = policy?;
     warn_of(&policy);

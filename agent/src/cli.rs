@@ -55,7 +55,7 @@ enum Command {
     Status(status::Args),
     /// Remove what a stopped agent left behind: programs, pins and cgroups
     Detach,
-    /// Be a CONNECT forward proxy: the other end of the tunnel
+    /// Be a forward proxy: the other end of the tunnel
     Gateway(gateway::Args),
     /// Makes sockets for canaries; started by the agent itself
     #[command(hide = true)]

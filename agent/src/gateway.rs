@@ -1,37 +1,59 @@
-//! A small forward proxy: HTTP/1.1 CONNECT and nothing else.
+//! A forward proxy of our own: the other end of a tunnel.
 //!
-//! It is the other end of a tunnel where no proxy is at hand. Clients reach what an allow-list
-//! names; the gateway's own machine, link and cloud metadata only where a rule names the address.
-//! Its sockets are not marked as the agent's own: it belongs where nothing is captured.
+//! It speaks HTTP/1.1 and HTTP/2, in the clear and over TLS, opens tunnels (CONNECT, and POST where
+//! that is wanted) and forwards plain HTTP. Clients reach what an allow-list names and no
+//! deny-list does; the gateway's own machine, link, network and cloud only where a rule names the
+//! address. A policy may lead through further proxies ([`Chain`]). Its sockets are not marked as the agent's own: it belongs where nothing is captured.
 
+mod accept;
 mod access;
-mod answer;
-mod connection;
+mod chain;
+mod control;
 mod credentials;
 mod dial;
+mod error;
+mod followed;
+mod forward;
+mod http1;
+mod http2;
+mod metrics;
+mod refusal;
+mod request;
+mod resolve;
 mod rules;
+mod stream;
+mod tls;
+mod tunnel;
+mod via;
 
-use std::error::Error;
-use std::future::Future;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::dns::Resolver;
-use crate::name::HostName;
+use crate::policy::Policy;
 use crate::relay::Timeouts;
-use connection::Stop;
+use chain::Chained;
+use dial::{Dial, Direct};
+use followed::Refresh;
 use rules::Rules;
+use via::Pseudonym;
 
-pub use credentials::{CredentialError, CredentialFile};
-pub use rules::{AllowRule, InvalidRule};
+pub use chain::{Chain, follow_policy};
+pub use control::Control;
+pub use credentials::{CredentialError, CredentialFile, Scheme};
+pub use error::GatewayError;
+pub use followed::Followed;
+pub use metrics::GatewayMetrics;
+pub use resolve::{Resolve, Resolving};
+pub use rules::{AllowRule, DenyRule, InvalidRule};
+pub use tls::{TlsError, TlsFiles, TlsSettings};
 
 /// What a gateway is to do.
 #[derive(Debug)]
@@ -40,17 +62,31 @@ pub struct GatewayConfig {
     pub listen: Vec<SocketAddr>,
     /// Where clients may go; empty stands for [`AllowRule::https_everywhere`].
     pub allow: Vec<AllowRule>,
-    /// Who may use it; `None` is everybody.
-    pub credentials: Option<CredentialFile>,
-    /// Clients served at a time; those above are answered 503.
+    /// Where they may not go, whatever allows it.
+    pub deny: Vec<DenyRule>,
+    /// Who may use it, each file for another scheme; empty is everybody.
+    pub users: Vec<Followed<CredentialFile>>,
+    /// What is reached through further proxies; `None` is nothing.
+    pub chain: Option<Chain>,
+    /// TLS with clients, on all listeners; `None` is in the clear.
+    pub tls: Option<Followed<TlsSettings>>,
+    /// Whether POST over HTTP/2 asks for a tunnel, as CONNECT does, instead of being forwarded.
+    pub post_tunnels: bool,
+    /// Clients served at a time, each HTTP/2 stream counting as one more; those above are answered
+    /// 503.
     pub max_connections: usize,
-    /// How long a client may take for the head of a request, waiting for it included.
+    /// Streams of one HTTP/2 connection at a time (SETTINGS_MAX_CONCURRENT_STREAMS).
+    pub max_streams: u32,
+    /// How long a client may take for TLS and, again, for the head of a request, waiting for it
+    /// included.
     pub head_timeout: Duration,
     /// How long resolving and connecting may take together.
     pub connect_timeout: Duration,
+    /// How long neither side of a forwarded request may say anything.
+    pub exchange_timeout: Duration,
     /// How long an established tunnel may be silent.
     pub relay: Timeouts,
-    /// How long tunnels may go on after the gateway was told to stop; then they are reset.
+    /// How long tunnels may go on after the gateway was told to drain; then they are reset.
     pub drain: Duration,
 }
 
@@ -60,49 +96,22 @@ impl Default for GatewayConfig {
         Self {
             listen: Vec::new(),
             allow: Vec::new(),
-            credentials: None,
+            deny: Vec::new(),
+            users: Vec::new(),
+            chain: None,
+            tls: None,
+            post_tunnels: false,
             max_connections: 4096,
+            max_streams: 256,
             head_timeout: Duration::from_secs(15),
             // Below what clients give a proxy, so that they hear 504 and not their own timer.
             connect_timeout: Duration::from_secs(10),
+            exchange_timeout: Duration::from_secs(5 * 60),
             relay: Timeouts::default(),
             drain: Duration::from_secs(10),
         }
     }
 }
-
-/// Finds the addresses of a name.
-pub trait Resolve: Send + Sync {
-    /// The addresses of `name`, best first. An error says why in words for the client.
-    fn resolve<'a>(&'a self, name: &'a HostName) -> Resolving<'a>;
-}
-
-impl Resolve for Resolver {
-    fn resolve<'a>(&'a self, name: &'a HostName) -> Resolving<'a> {
-        Resolving::new(async move { self.lookup(name).await.map(|found| found.addrs) })
-    }
-}
-
-/// The future of [`Resolve::resolve`].
-pub struct Resolving<'a>(
-    Pin<Box<dyn Future<Output = Result<Vec<IpAddr>, ResolveError>> + Send + 'a>>,
-);
-
-impl<'a> Resolving<'a> {
-    /// Wraps a future that finds the addresses.
-    pub fn new<E: Error + Send + Sync + 'static>(
-        future: impl Future<Output = Result<Vec<IpAddr>, E>> + Send + 'a,
-    ) -> Self {
-        Self(Box::pin(async {
-            future.await.map_err(|error| ResolveError(Box::new(error)))
-        }))
-    }
-}
-
-/// Why a name has no address.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-struct ResolveError(Box<dyn Error + Send + Sync>);
 
 /// A forward proxy whose listeners are bound.
 #[derive(Debug)]
@@ -121,6 +130,7 @@ impl Gateway {
     pub async fn bind(
         config: GatewayConfig,
         resolver: impl Resolve + 'static,
+        metrics: GatewayMetrics,
     ) -> Result<Self, GatewayError> {
         let mut listeners = Vec::with_capacity(config.listen.len());
         let mut addresses = Vec::with_capacity(config.listen.len());
@@ -134,17 +144,33 @@ impl Gateway {
             return Err(GatewayError::NoListener);
         }
         let slots = config.max_connections.min(Semaphore::MAX_PERMITS);
+        let direct = Direct {
+            resolver: Box::new(resolver),
+            timeout: config.connect_timeout,
+        };
+        let name = Pseudonym::random();
+        let policy = config.chain.as_ref().map(|chain| Arc::clone(&chain.policy));
+        let way: Box<dyn Dial> = match config.chain {
+            None => Box::new(direct),
+            Some(chain) => Box::new(Chained::new(direct, chain, name.clone())),
+        };
         Ok(Self {
             listeners,
             addresses,
             shared: Arc::new(Shared {
-                rules: Rules::new(config.allow),
-                credentials: config.credentials,
-                resolver: Box::new(resolver),
+                rules: Rules::new(config.allow, config.deny),
+                users: config.users,
+                tls: config.tls,
+                policy,
+                way,
+                name,
+                metrics: Arc::new(metrics),
                 slots: Arc::new(Semaphore::new(slots)),
                 refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+                post_tunnels: config.post_tunnels,
+                max_streams: config.max_streams,
                 head_timeout: config.head_timeout,
-                connect_timeout: config.connect_timeout,
+                exchange_timeout: config.exchange_timeout,
                 relay: config.relay,
             }),
             drain: config.drain,
@@ -157,63 +183,39 @@ impl Gateway {
         &self.addresses
     }
 
-    /// Serves clients until `shutdown` is ready, then accepts no more and returns when the last
-    /// tunnel has ended, at the latest after [`GatewayConfig::drain`].
-    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let stop = Stop::default();
+    /// Serves clients until `control` says to drain, then accepts no more and returns when the
+    /// last tunnel has ended, at the latest after [`GatewayConfig::drain`].
+    pub async fn serve(self, control: Control) {
+        let following = follow(Arc::clone(&self.shared), control.clone());
+        let _following = AbortOnDropHandle::new(tokio::spawn(following));
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
             let shared = Arc::clone(&self.shared);
-            accepting.spawn(connection::accept(listener, shared, stop.clone()));
+            accepting.spawn(accept::accept(listener, shared, control.clone()));
         }
-        shutdown.await;
-        stop.gracefully();
+        control.drained().await;
         let drained = async { while accepting.join_next().await.is_some() {} };
         if timeout(self.drain, drained).await.is_err() {
-            stop.now();
+            control.stop();
             while accepting.join_next().await.is_some() {}
         }
     }
 }
 
-/// Why a gateway does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum GatewayError {
-    /// Something else has the address.
-    #[error(
-        "cannot listen on {0}: the address is in use; stop the program that has it \
-         (`ss -ltnp` shows it) or listen on another"
-    )]
-    AddressInUse(SocketAddr),
-    /// No interface has the address.
-    #[error("cannot listen on {0}: no interface of this machine has the address; see `ip address`")]
-    AddressNotHere(SocketAddr),
-    /// Listening fails for another reason.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// There is no address to listen on.
-    #[error("no address to listen on; name one, such as 127.0.0.1:3128")]
-    NoListener,
-    /// The process may not take the address.
-    #[error(
-        "cannot listen on {0}: permission denied; a port below 1024 needs root or \
-         CAP_NET_BIND_SERVICE, so grant it or choose a higher port"
-    )]
-    NotPermitted(SocketAddr),
-}
-
-impl GatewayError {
-    fn listen(address: SocketAddr, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::AddrInUse => Self::AddressInUse(address),
-            io::ErrorKind::AddrNotAvailable => Self::AddressNotHere(address),
-            io::ErrorKind::PermissionDenied => Self::NotPermitted(address),
-            _ => Self::Listen { address, source },
+/// Keeps up with the files of the configuration.
+async fn follow(shared: Arc<Shared>, control: Control) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let forced = tokio::select! {
+            _ = look.tick() => false,
+            () = control.reloaded() => true,
+        };
+        let shared = Arc::clone(&shared);
+        // A file may be on a slow disk or network.
+        let looked = spawn_blocking(move || shared.refresh(forced)).await;
+        if let Err(error) = looked {
+            tracing::error!(%error, "files were not read again");
         }
     }
 }
@@ -221,26 +223,53 @@ impl GatewayError {
 /// What all connections of a gateway need.
 struct Shared {
     rules: Rules,
-    credentials: Option<CredentialFile>,
-    resolver: Box<dyn Resolve>,
+    users: Vec<Followed<CredentialFile>>,
+    tls: Option<Followed<TlsSettings>>,
+    policy: Option<Arc<Followed<Policy>>>,
+    way: Box<dyn Dial>,
+    /// Of this gateway, for requests that come back.
+    name: Pseudonym,
+    metrics: Arc<GatewayMetrics>,
     slots: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
+    post_tunnels: bool,
+    max_streams: u32,
     head_timeout: Duration,
-    connect_timeout: Duration,
+    exchange_timeout: Duration,
     relay: Timeouts,
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Shared {
+    fn refresh(&self, forced: bool) {
+        let users = self.users.iter().map(|users| users as &dyn Refresh);
+        let tls = self.tls.iter().map(|tls| tls as &dyn Refresh);
+        let policy = self.policy.iter().map(|policy| &**policy as &dyn Refresh);
+        for files in users.chain(tls).chain(policy) {
+            if let Some(well) = files.refresh(forced) {
+                self.metrics.reloaded(files.what(), well);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
             .field("rules", &self.rules)
-            .field("credentials", &self.credentials)
+            .field("users", &self.users)
+            .field("tls", &self.tls)
             .finish_non_exhaustive()
     }
 }
 
 /// Clients above the limit that are answered 503 at the same time; more are reset.
 const MAX_REFUSALS: usize = 64;
+
+/// The longest head of a request, and the most that is read ahead of a tunnel.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// How often the files of the configuration are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ mod dump;
 mod explain;
 mod external;
 mod failure_mode;
+mod hash;
 mod header;
 mod hosts;
 mod lookup;
@@ -23,7 +24,10 @@ mod problem;
 mod proxy;
 mod proxy_url;
 mod rule;
+mod schema;
 mod source;
+#[cfg(test)]
+mod testing;
 mod workloads;
 mod yaml;
 
@@ -46,5 +50,6 @@ pub use proxy::{
     RankedProxy, TunnelProtocol,
 };
 pub use proxy_url::ProxyUrlError;
+pub use schema::{CustomResource, custom_resources};
 pub use source::{LoadError, Loaded, Paths, load};
 pub use workloads::View;

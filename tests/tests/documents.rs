@@ -36,6 +36,7 @@ fn read(path: &Path) -> String {
 /// README and everything in `docs`: what users read.
 fn user_documents() -> Vec<PathBuf> {
     let mut documents = files("docs", "md");
+    documents.extend(files("docs/policy", "md"));
     documents.push(root().join("README.md"));
     documents
 }
@@ -70,6 +71,23 @@ fn prose(text: &str) -> String {
         })
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// What links to the headings of a document end in.
+fn headings(document: &Path) -> BTreeSet<String> {
+    let text = prose(&read(document));
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let kept = |c: &char| c.is_alphanumeric() || *c == ' ' || *c == '-';
+    headings
+        .map(|line| line.trim_start_matches('#').trim().to_lowercase())
+        .map(|title| {
+            title
+                .chars()
+                .filter(kept)
+                .collect::<String>()
+                .replace(' ', "-")
+        })
+        .collect()
 }
 
 /// What stands between single backticks.
@@ -130,13 +148,18 @@ fn every_link_leads_somewhere() {
         let text = prose(&read(&document));
         for link in text.split("](").skip(1) {
             let target = link.split(')').next().unwrap_or_default();
-            let path = target.split('#').next().unwrap_or_default();
-            if path.is_empty() || path.contains("://") {
+            if target.contains("://") {
                 continue;
             }
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
             let folder = document.parent().expect("a folder");
+            let path = if path.is_empty() {
+                document.clone()
+            } else {
+                folder.join(path)
+            };
             assert!(
-                folder.join(path).exists(),
+                path.exists() && (heading.is_empty() || headings(&path).contains(heading)),
                 "{}: {target} leads nowhere",
                 document.display()
             );
@@ -157,18 +180,23 @@ fn readme_names_the_two_commands() {
     }
 }
 
-#[test]
-fn every_verb_that_documents_use_exists() {
-    let world = World::new("verbs");
-    let help = underpass(&world).arg("--help").run(SECONDS);
+/// The verbs that the program says it has.
+fn verbs(world: &World) -> BTreeSet<String> {
+    let help = underpass(world).arg("--help").run(SECONDS);
     let help = help.expect_success().stdout;
-    let known: BTreeSet<&str> = help
-        .lines()
+    help.lines()
         .skip_while(|line| !line.starts_with("Commands:"))
         .skip(1)
         .take_while(|line| line.starts_with("  "))
         .filter_map(|line| line.split_whitespace().next())
-        .collect();
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_verb_that_documents_use_exists() {
+    let world = World::new("verbs");
+    let known = verbs(&world);
     let mut used = BTreeSet::new();
     for document in user_documents() {
         let text = read(&document);
@@ -185,14 +213,14 @@ fn every_verb_that_documents_use_exists() {
     }
     assert!(used.len() >= 4, "{used:?}");
     for verb in &used {
-        assert!(known.contains(verb.as_str()), "{verb} is none of {known:?}");
+        assert!(known.contains(verb), "{verb} is none of {known:?}");
     }
 }
 
 #[test]
 fn every_option_that_documents_name_exists() {
     let world = World::new("options");
-    let help: String = ["run", "exec", "gateway", "check", "status", "detach"]
+    let help: String = verbs(&world)
         .iter()
         .map(|verb| {
             let help = underpass(&world).args([verb, "--help"]).run(SECONDS);

@@ -1,13 +1,21 @@
-//! `underpass gateway`: a forward proxy to try Underpass with.
+//! `underpass gateway`: a forward proxy of our own.
+
+#[path = "gateway/encrypted.rs"]
+mod encrypted;
+#[path = "gateway/forwarded.rs"]
+mod forwarded;
+#[path = "gateway/observed.rs"]
+mod observed;
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use underpass_tests::addr::{OTHER_V4, proxy_v4};
+use underpass_tests::addr::{INTERNAL_V4, OTHER_V4, proxy_v4};
 use underpass_tests::agent::{binary, exec};
 use underpass_tests::curl::Seen;
 use underpass_tests::process::Running;
@@ -35,6 +43,14 @@ fn by_proxy(scene: &Scene, proxy: &str, url: &str) -> Seen {
     let seen = curl.run(scene.world.host().command("curl"));
     scene.world.expect_no_direct_arrivals();
     seen
+}
+
+/// A file that only its owner can read.
+fn secret_file(scene: &Scene, name: &str, text: &str) -> PathBuf {
+    let file = scene.world.dir().join(name);
+    fs::write(&file, text).must("write a secret");
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).must("hide a secret");
+    file
 }
 
 /// The head of the answer to `request`, and the connection.
@@ -138,6 +154,10 @@ fn its_own_machine_and_link_are_refused_under_any_name() {
         "localhost:443",
         "own.example:443",
         "data.example:80",
+        // The scene has a server there.
+        "internal.example:80",
+        &format!("{INTERNAL_V4}:80"),
+        &format!("[::ffff:{INTERNAL_V4}]:80"),
     ] {
         assert_eq!(status(&scene, target), "403", "{target}");
     }
@@ -146,30 +166,32 @@ fn its_own_machine_and_link_are_refused_under_any_name() {
 }
 
 #[test]
-fn it_only_tunnels() {
-    let scene = Scene::new("gateway-405");
-    let _gateway = start(&scene, &[]);
-    let requests = [
-        "GET http://site.example/ HTTP/1.1\r\nHost: site.example",
-        "GET / HTTP/1.1\r\nHost: proxy.example",
-        "POST / HTTP/1.1\r\nHost: proxy.example\r\nContent-Length: 0",
+fn what_is_denied_stays_so_whatever_allows_it() {
+    let scene = Scene::new("gateway-deny");
+    let rules = [
+        "--allow",
+        "*:*",
+        "--deny",
+        "v4.example",
+        "--deny",
+        "203.0.113.11",
+        "--deny",
+        "2001:db8:113::/64",
     ];
-    for request in requests {
-        let (head, _) = ask(&scene, request);
-        assert!(head.starts_with("HTTP/1.1 405 "), "{request}: {head}");
-        assert!(
-            head.to_lowercase().contains("\r\nallow: connect\r\n"),
-            "{head}"
-        );
+    let _gateway = start(&scene, &rules);
+    assert_eq!(status(&scene, "site.example:80"), "200");
+    for target in ["v4.example:80", "203.0.113.11:80", "other.example:80"] {
+        assert_eq!(status(&scene, target), "403", "{target}");
     }
-    let seen = {
-        let curl = scene
-            .curl("http://site.example/")
-            .args(["-x", "http://proxy.example:3128"]);
-        curl.run(scene.world.host().command("curl"))
-    };
-    assert_eq!(seen.status, 405);
-    scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn an_address_inside_is_reached_where_a_rule_names_it() {
+    let scene = Scene::new("gateway-inside");
+    let rules = ["--allow", "*:80", "--allow", "10.9.0.0/16:80"];
+    let _gateway = start(&scene, &rules);
+    assert_eq!(status(&scene, "internal.example:80"), "200");
+    assert_eq!(status(&scene, "internal.example:443"), "403");
 }
 
 #[test]
@@ -179,9 +201,7 @@ fn it_knows_its_users_and_never_tells_their_passwords() {
     const ENCODED: [&str; 2] = ["open%3Asesame%25", "bWVnOm9wZW46c2VzYW1lJQ=="];
 
     let scene = Scene::new("gateway-users");
-    let file = scene.world.dir().join("users");
-    fs::write(&file, format!("# who may\nmeg:{PASSWORD}\n")).must("write credentials");
-    fs::set_permissions(&file, Permissions::from_mode(0o600)).must("hide credentials");
+    let file = secret_file(&scene, "users", &format!("# who may\nmeg:{PASSWORD}\n"));
     let path = file.display().to_string();
     let mut gateway = start(&scene, &["--credentials", &path, "--log-level", "trace"]);
     let pid = gateway.pid();
@@ -223,6 +243,63 @@ fn it_knows_its_users_and_never_tells_their_passwords() {
 }
 
 #[test]
+fn tokens_do_as_well_and_files_are_read_again() {
+    let scene = Scene::new("gateway-tokens");
+    let file = secret_file(&scene, "tokens", "ci:first.token\n");
+    let path = file.display().to_string();
+    let mut gateway = start(&scene, &["--tokens", &path, "--log-level", "trace"]);
+    let with = |token: &str| {
+        let request =
+            format!("CONNECT site.example:443 HTTP/1.1\r\nProxy-Authorization: Bearer {token}");
+        ask(&scene, &request)
+    };
+    let refused = with("other").0.to_lowercase();
+    assert!(refused.starts_with("http/1.1 407 "), "{refused}");
+    assert!(
+        refused.contains("\r\nproxy-authenticate: bearer "),
+        "{refused}"
+    );
+    let (head, _open) = with("first.token");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+
+    secret_file(&scene, "tokens", "ci:second.token\n");
+    gateway.signal(Signal::SIGHUP);
+    gateway.wait_for("the new token counts", SECONDS, || {
+        with("second.token").0.starts_with("HTTP/1.1 200 ")
+    });
+    assert!(with("first.token").0.starts_with("HTTP/1.1 407 "));
+    gateway.stop();
+    let log = gateway.stderr();
+    assert!(
+        log.contains("user=ci") || log.contains("user=\"ci\""),
+        "{log}"
+    );
+    assert!(
+        !log.contains("first.token") && !log.contains("second.token"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_second_order_to_stop_is_obeyed_at_once() {
+    let scene = Scene::new("gateway-stop");
+    let _echo = Server::echo(scene.world.inet(), SocketAddr::from((OTHER_V4, 7)));
+    let mut gateway = start(&scene, &["--allow", "*:7"]);
+    let (_, mut tunnel) = ask(&scene, "CONNECT other.example:7 HTTP/1.1");
+    gateway.signal(Signal::SIGTERM);
+    let host = scene.world.host().clone();
+    gateway.wait_for("new clients are refused", SECONDS, || {
+        host.connect(proxy_v4()).is_err()
+    });
+    assert!(gateway.is_running());
+    gateway.signal(Signal::SIGTERM);
+    let status = gateway.wait(Duration::from_secs(5)).expect("it ends");
+    assert_eq!(status.code(), Some(0), "{}", gateway.tails());
+    let ended = tunnel.read(&mut [0]).expect_err("a reset");
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
 fn open_tunnels_outlive_the_order_to_stop() {
     let scene = Scene::new("gateway-drain");
     let _echo = Server::echo(scene.world.inet(), SocketAddr::from((OTHER_V4, 7)));
@@ -261,6 +338,37 @@ fn what_it_cannot_use_is_named() {
     let rule = run(&[&listen[..], &["--allow", "site.example:https"]].concat());
     assert_eq!(rule.status.code(), Some(64), "{rule:?}");
     assert!(rule.stderr.contains("site.example:https"), "{rule:?}");
+    let deny = run(&[&listen[..], &["--deny", "10.0.0.1/8"]].concat());
+    assert_eq!(deny.status.code(), Some(64), "{deny:?}");
+    assert!(deny.stderr.contains("is 10.0.0.0/8 meant?"), "{deny:?}");
+    let key = scene.pki.key().display().to_string();
+    let bad = scene.world.dir().join("policy.yaml");
+    fs::write(
+        &bad,
+        "apiVersion: underpass.dev/v1alpha1\nkind: Tunnel\nmetadata: {}\n",
+    )
+    .must("write a policy");
+    let bad = bad.display().to_string();
+    for (options, part) in [
+        (
+            vec!["--tls-cert", &key, "--tls-key", &key],
+            "server.key: no certificate",
+        ),
+        (
+            vec!["--tls-cert", "/no/cert", "--tls-key", &key],
+            "/no/cert: cannot be read",
+        ),
+        (vec!["--tls-cert", "/no/cert"], "--tls-key"),
+        (vec!["--tls-client-ca", "/no/ca"], "--tls-cert"),
+        (vec!["--tokens", "/no/tokens"], "/no/tokens"),
+        (vec!["--policy", "/no/policy"], "/no/policy"),
+        (vec!["--policy", &bad], "policy.yaml:3: "),
+        (vec!["--secrets", "/tmp"], "--policy"),
+    ] {
+        let done = run(&[&listen[..], &options].concat());
+        assert_eq!(done.status.code(), Some(64), "{done:?}");
+        assert!(done.stderr.contains(part), "{done:?}");
+    }
     // An address of somebody else.
     let foreign = run(&["--listen", "203.0.113.99:3128"]);
     assert_eq!(foreign.status.code(), Some(1), "{foreign:?}");

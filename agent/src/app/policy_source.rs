@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::watch::Fingerprint;
-use crate::policy::{self, LoadError, Options, Paths, Policy};
+use crate::policy::{self, Documents, LoadError, Options, Paths, Policy, Problem};
 
 /// How often policy is read at most until the files that it names stay the same.
 const ATTEMPTS: usize = 3;
@@ -21,10 +21,18 @@ enum Place {
     Files {
         paths: Paths,
         options: Options,
-        /// What the documents named when they were last read.
-        named: Arc<Mutex<Vec<PathBuf>>>,
+        known: Arc<Mutex<Known>>,
     },
     Fixed(Box<Policy>),
+}
+
+/// What is known of policy since it was last read.
+#[derive(Debug, Default)]
+struct Known {
+    /// The documents that are right.
+    documents: Option<Documents>,
+    /// The files that they name.
+    files: Vec<PathBuf>,
 }
 
 /// A policy as it was read, or why there is none.
@@ -32,16 +40,18 @@ pub(super) struct Read {
     /// Of what it was made.
     pub(super) fingerprint: Fingerprint,
     pub(super) policy: Result<Policy, LoadError>,
+    /// What is wrong with documents of which the policy has an older version.
+    pub(super) rejected: Vec<Problem>,
 }
 
 impl PolicySource {
     /// Files, and directories of them.
     pub fn files(paths: Paths, options: Options) -> Self {
-        let named = Arc::default();
+        let known = Arc::default();
         Self(Place::Files {
             paths,
             options,
-            named,
+            known,
         })
     }
 
@@ -53,7 +63,7 @@ impl PolicySource {
     /// The files and directories whose contents make the policy, as far as they are known: what
     /// documents name is known once they were read.
     pub fn watched_paths(&self) -> Vec<PathBuf> {
-        let Place::Files { paths, named, .. } = &self.0 else {
+        let Place::Files { paths, known, .. } = &self.0 else {
             return Vec::new();
         };
         let mut watched = paths.policy.clone();
@@ -68,7 +78,7 @@ impl PolicySource {
             secrets.sort();
             watched.extend(secrets);
         }
-        watched.extend_from_slice(&named.lock());
+        watched.extend_from_slice(&known.lock().files);
         watched
     }
 
@@ -79,32 +89,38 @@ impl PolicySource {
         loop {
             watch(paths.clone());
             let fingerprint = Fingerprint::of(&paths);
-            let policy = self.load();
+            let (policy, rejected) = self.load();
             // What the documents name was perhaps not among the paths.
-            let known = self.watched_paths();
-            if known == paths || attempt == ATTEMPTS {
+            let now = self.watched_paths();
+            if now == paths || attempt == ATTEMPTS {
                 return Read {
                     fingerprint,
                     policy,
+                    rejected,
                 };
             }
-            paths = known;
+            paths = now;
             attempt += 1;
         }
     }
 
-    fn load(&self) -> Result<Policy, LoadError> {
+    /// The policy, and what is wrong with documents of which it has an older version.
+    pub(crate) fn load(&self) -> (Result<Policy, LoadError>, Vec<Problem>) {
         match &self.0 {
             Place::Files {
                 paths,
                 options,
-                named,
+                known,
             } => {
-                let loaded = policy::load(paths, options);
-                *named.lock() = loaded.files;
-                loaded.policy
+                let mut known = known.lock();
+                let loaded = policy::load(paths, options, known.documents.as_ref());
+                known.files = loaded.files;
+                if loaded.policy.is_ok() {
+                    known.documents = Some(loaded.documents);
+                }
+                (loaded.policy, loaded.rejected)
             }
-            Place::Fixed(policy) => Ok(Policy::clone(policy)),
+            Place::Fixed(policy) => (Ok(Policy::clone(policy)), Vec::new()),
         }
     }
 }

@@ -91,6 +91,7 @@ impl Reloader {
         let Read {
             fingerprint,
             policy,
+            rejected,
         } = self.source.read(|paths| watch.renew(paths));
         *last = fingerprint;
 
@@ -98,10 +99,21 @@ impl Reloader {
         let failure = match policy.map_err(Failure::Load) {
             Ok(policy) => match self.put_into_force(policy) {
                 Ok(()) => {
-                    let generation = self.state.next();
-                    metrics.policy.reloaded(Reload::Success);
+                    let result = if rejected.is_empty() {
+                        Reload::Success
+                    } else {
+                        Reload::Partial
+                    };
+                    for problem in &rejected {
+                        tracing::error!(
+                            "rejected, its last good version stays in force: {problem}"
+                        );
+                    }
+                    let rejected = rejected.iter().map(ToString::to_string).collect();
+                    let generation = self.state.next(result, rejected);
+                    metrics.policy.reloaded(result);
                     metrics.policy.in_force(generation);
-                    tracing::info!(generation, "policy reloaded");
+                    tracing::info!(generation, result = result.as_str(), "policy reloaded");
                     return;
                 }
                 Err(error) => Failure::Capture(error),
@@ -209,14 +221,14 @@ impl PolicyState {
         self.0.lock().generation
     }
 
-    /// Another policy is in force; its generation.
-    fn next(&self) -> u64 {
+    /// Another policy is in force, but for what was rejected; its generation.
+    fn next(&self, result: Reload, problems: Vec<String>) -> u64 {
         let mut state = self.0.lock();
         *state = State {
             generation: state.generation + 1,
-            result: Reload::Success,
+            result,
             at: now(),
-            problems: Vec::new(),
+            problems,
         };
         state.generation
     }
@@ -309,7 +321,7 @@ mod tests {
         let at = reload["at"].as_str().unwrap();
         assert!(at.starts_with("20") && at.ends_with('Z'), "{at}");
 
-        assert_eq!(state.next(), 2);
+        assert_eq!(state.next(Reload::Success, Vec::new()), 2);
         assert_eq!(state.reload()["problems"], json!([]));
         assert_eq!(state.reload()["result"], "success");
     }

@@ -26,7 +26,7 @@ pub(super) struct Args {
 /// Says nothing of a valid policy but what its author should know; of a bad one, a line a problem.
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let paths = args.secrets.with(args.paths);
-    let checked = policy::load(&paths, &Options::default()).policy;
+    let checked = policy::load(&paths, &Options::default(), None).policy;
     let (problems, warnings) = match &checked {
         Ok(policy) => (&[][..], policy.warnings()),
         Err(error) => (error.problems(), &[][..]),

@@ -101,7 +101,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let options = Options {
         internal_cidrs: args.internal_cidr,
     };
-    let policy = match policy::load(&paths, &options).policy {
+    let policy = match policy::load(&paths, &options, None).policy {
         Ok(policy) => policy,
         Err(error) => {
             complain(&error);

@@ -245,7 +245,7 @@ fn endpoint(proxy: &Proxy, endpoint: Option<&Arc<str>>) -> Label {
 
 /// The proxies in the order in which they are to be tried: by priority, and among those of one
 /// priority by chance, according to their weights; those last that keep failing.
-fn in_order(
+pub(crate) fn in_order(
     proxies: &[RankedProxy],
     is_available: impl Fn(&Arc<Proxy>) -> bool,
 ) -> Vec<&Arc<Proxy>> {

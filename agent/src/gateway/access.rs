@@ -4,55 +4,110 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode, Version};
 use tokio::time::Instant;
 
-use crate::relay::Traffic;
+use super::accept::Client;
+use super::metrics::{Counted, Denial, GatewayMetrics, Progress};
+use crate::name::Target;
+use crate::policy::Proxy;
 
-/// What the log says about one request; written when it is dropped, however the request ends.
+/// What the log and the metrics say about one request; written when it is dropped, however the
+/// request ends.
 #[derive(Debug)]
 pub(super) struct Record {
     /// Who asked.
     client: SocketAddr,
     /// The request line, without what may be secret in it.
     request: String,
-    /// Bytes through the tunnel; sent is what the client sent.
-    pub(super) traffic: Traffic,
+    /// Method and version, unless the request cannot be understood.
+    asked: Option<(Method, Version)>,
+    /// Whether the client speaks TLS.
+    tls: bool,
+    /// Bytes both ways; sent is what the client sent.
+    pub(super) progress: Arc<Progress>,
+    /// What the request was understood to be about.
+    pub(super) target: Option<Target>,
+    route: Option<Route>,
+    /// What of the policy chose the route.
+    policy: Option<Arc<str>>,
+    /// The proxy that was asked last.
+    proxy: Option<String>,
     /// The user who proved to be one.
     pub(super) user: Option<Arc<str>>,
     /// The answer; `None` when there was none.
     pub(super) code: Option<StatusCode>,
     /// What went wrong.
-    pub(super) error: Option<String>,
+    error: Option<String>,
+    denial: Option<Denial>,
     begin: Instant,
+    metrics: Arc<GatewayMetrics>,
+    _counted: Counted,
 }
 
 impl Record {
     /// Begins a record for `request`.
-    pub(super) fn new<B>(client: SocketAddr, request: &Request<B>) -> Self {
-        Self::with_line(client, request_line(request))
+    pub(super) fn new<B>(
+        metrics: &Arc<GatewayMetrics>,
+        client: Client,
+        request: &Request<B>,
+    ) -> Self {
+        let mut record = Self::unreadable(metrics, client);
+        record.asked = Some((request.method().clone(), request.version()));
+        record.request = request_line(request);
+        record
     }
 
     /// Begins a record for a request that cannot be understood.
-    pub(super) fn unreadable(client: SocketAddr) -> Self {
-        Self::with_line(client, "-".into())
-    }
-
-    fn with_line(client: SocketAddr, request: String) -> Self {
+    pub(super) fn unreadable(metrics: &Arc<GatewayMetrics>, client: Client) -> Self {
+        let Client { addr, tls } = client;
+        let progress = Arc::default();
         Self {
-            client: SocketAddr::new(client.ip().to_canonical(), client.port()),
-            request,
-            traffic: Traffic::default(),
+            client: SocketAddr::new(addr.ip().to_canonical(), addr.port()),
+            request: "-".into(),
+            asked: None,
+            tls,
+            _counted: metrics.follow(&progress),
+            progress,
+            target: None,
+            route: None,
+            policy: None,
+            proxy: None,
             user: None,
             code: None,
             error: None,
+            denial: None,
             begin: Instant::now(),
+            metrics: Arc::clone(metrics),
         }
     }
 
-    /// Notes why there will be no tunnel, or why it ended.
+    /// Notes why there is no answer of a target, or why it ended early.
     pub(super) fn failed(&mut self, error: impl fmt::Display) {
         self.error = Some(error.to_string());
+    }
+
+    /// Takes back what [`Self::failed`] noted.
+    pub(super) fn succeeded(&mut self) {
+        self.error = None;
+    }
+
+    /// Notes the way that was chosen, and by what of the policy.
+    pub(super) fn goes(&mut self, route: Route, policy: Option<Arc<str>>) {
+        self.route = Some(route);
+        self.policy = policy;
+    }
+
+    /// Notes what `proxy` said to the request for a tunnel; `None` is no answer.
+    pub(super) fn proxy_said(&mut self, proxy: &Proxy, code: Option<u16>) {
+        let proxy = proxy.to_string();
+        self.metrics.proxy_said(&proxy, code);
+        self.proxy = Some(proxy);
+    }
+
+    /// Notes that the gateway refuses.
+    pub(super) fn denied(&mut self, denial: Denial) {
+        self.denial = Some(denial);
     }
 }
 
@@ -62,18 +117,56 @@ impl Drop for Record {
             self.error
                 .get_or_insert("the connection ended before the answer".into());
         }
+        if let Some(denial) = self.denial {
+            self.metrics.denied(denial);
+            if denial.is_about_the_target() {
+                self.route = Some(Route::Deny);
+            }
+        }
+        if let Some(route) = self.route {
+            self.metrics.went(route);
+        }
+        let asked = self.asked.as_ref();
+        self.metrics
+            .request(asked.map(|(method, version)| (method, *version)), self.code);
         let duration = self.begin.elapsed().as_millis();
         tracing::info!(
             target: "underpass::access",
             client = %self.client,
             request = self.request,
+            method = asked.map(|(method, _)| method.as_str()),
+            target = self.target.as_ref().map(tracing::field::display),
+            protocol = asked.map(|(_, version)| tracing::field::debug(version)),
+            tls = self.tls,
+            route = self.route.map(Route::as_str),
+            policy = self.policy.as_deref(),
+            proxy = self.proxy,
             user = self.user.as_deref(),
             code = self.code.map(|code| code.as_u16()),
-            bytes_sent = self.traffic.sent(),
-            bytes_received = self.traffic.received(),
+            bytes_sent = self.progress.sent(),
+            bytes_received = self.progress.received(),
             duration_ms = u64::try_from(duration).unwrap_or(u64::MAX),
             error = self.error.as_deref(),
         );
+    }
+}
+
+/// What became of a request that could be judged.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Route {
+    Deny,
+    Direct,
+    Tunnel,
+}
+
+impl Route {
+    /// The value for logs and metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Deny => "deny",
+            Self::Direct => "direct",
+            Self::Tunnel => "tunnel",
+        }
     }
 }
 

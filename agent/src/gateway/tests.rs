@@ -1,25 +1,63 @@
 //! A whole gateway on loopback, asked by raw TCP clients.
 
+mod chain;
+mod forwarding;
+mod http2;
 mod logs;
 mod refusals;
+mod ssrf;
+mod tls;
 mod tunnels;
 
 use std::collections::HashMap;
-use std::io::Write;
-use std::net::Ipv4Addr;
+use std::fs;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use prometheus::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::name::HostName;
+use crate::telemetry::scrape::Scrape;
 
 /// A gateway at work, until it is dropped.
 struct Running {
     address: SocketAddr,
-    shutdown: oneshot::Sender<()>,
+    control: Control,
+    registry: Registry,
     serving: JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until the one metric of this name and these labels has `value`.
+    async fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.wait_until(name, labels, |found| found == value).await;
+    }
+
+    /// Waits until files were read again with this result; how often is chance.
+    async fn wait_for_reload(&self, what: &str, result: &str) {
+        let labels = [("what", what), ("result", result)];
+        let name = "underpass_gateway_reloads_total";
+        self.wait_until(name, &labels, |found| found > 0.0).await;
+    }
+
+    async fn wait_until(&self, name: &str, labels: &[(&str, &str)], is: impl Fn(f64) -> bool) {
+        for _ in 0..500 {
+            let scrape = Scrape::of(&self.registry);
+            if is(scrape.value(name, labels).unwrap_or_default()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!(
+            "{name}{labels:?} never has the value: {:#?}",
+            Scrape::of(&self.registry)
+        );
+    }
 }
 
 /// Starts a gateway that knows the names of [`Table`].
@@ -28,15 +66,17 @@ async fn start(config: GatewayConfig) -> Running {
         listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
         ..config
     };
-    let gateway = Gateway::bind(config, Table::default()).await.unwrap();
+    let registry = Registry::new();
+    let metrics = GatewayMetrics::new(&registry).unwrap();
+    let bound = Gateway::bind(config, Table::default(), metrics).await;
+    let gateway = bound.unwrap();
     let address = gateway.addresses()[0];
-    let (shutdown, stopped) = oneshot::channel();
-    let serving = tokio::spawn(gateway.serve(async {
-        let _ = stopped.await;
-    }));
+    let control = Control::default();
+    let serving = tokio::spawn(gateway.serve(control.clone()));
     Running {
         address,
-        shutdown,
+        control,
+        registry,
         serving,
     }
 }
@@ -53,14 +93,21 @@ fn allow(rules: &[&str]) -> GatewayConfig {
     }
 }
 
-fn credentials(text: &str) -> CredentialFile {
+/// Only for the users of a file with this text.
+fn only_for(text: &str, scheme: Scheme) -> Vec<Followed<CredentialFile>> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    CredentialFile::load(file.path()).unwrap()
+    let path = file.path().to_owned();
+    // The file is there as long as it is followed.
+    let load = move || CredentialFile::load(file.path(), scheme);
+    vec![Followed::new("credentials", vec![path], load).unwrap()]
 }
 
-/// Names and addresses that never change.
-struct Table(HashMap<&'static str, Vec<IpAddr>>);
+/// Names and addresses that never change, but for one.
+struct Table {
+    names: HashMap<&'static str, Vec<IpAddr>>,
+    rebound: AtomicBool,
+}
 
 impl Default for Table {
     fn default() -> Self {
@@ -68,18 +115,23 @@ impl Default for Table {
             ("here.example", vec!["127.0.0.1"]),
             ("metadata.example", vec!["169.254.169.254", "fe80::1"]),
             ("second.example", vec!["169.254.169.254", "127.0.0.1"]),
+            ("mapped.example", vec!["::ffff:127.0.0.1"]),
+            ("translated.example", vec!["64:ff9b::169.254.169.254"]),
+            ("private.example", vec!["10.0.0.1", "192.168.0.1"]),
+            ("mixed.example", vec!["203.0.113.7", "10.0.0.1"]),
+            ("denied.example", vec!["203.0.113.7"]),
+            ("to-denied.example", vec!["203.0.113.66"]),
             ("empty.example", vec![]),
             ("slow.example", vec![]),
         ];
-        Self(
-            table
-                .into_iter()
-                .map(|(name, addrs)| {
-                    let addrs = addrs.iter().map(|addr| addr.parse().unwrap()).collect();
-                    (name, addrs)
-                })
-                .collect(),
-        )
+        let names = table.into_iter().map(|(name, addrs)| {
+            let addrs = addrs.iter().map(|addr| addr.parse().unwrap()).collect();
+            (name, addrs)
+        });
+        Self {
+            names: names.collect(),
+            rebound: AtomicBool::new(false),
+        }
     }
 }
 
@@ -89,7 +141,17 @@ impl Resolve for Table {
             if name.as_str() == "slow.example" {
                 std::future::pending::<()>().await;
             }
-            let addrs = self.0.get(name.as_str()).cloned();
+            // Loopback once, and then somewhere else.
+            if name.as_str() == "rebound.example" {
+                let again = self.rebound.swap(true, Ordering::Relaxed);
+                let addr = if again {
+                    [169, 254, 169, 254]
+                } else {
+                    [127, 0, 0, 1]
+                };
+                return Ok(vec![IpAddr::from(addr)]);
+            }
+            let addrs = self.names.get(name.as_str()).cloned();
             addrs.ok_or_else(|| io::Error::other("no such name"))
         })
     }
@@ -186,6 +248,11 @@ impl Client {
     }
 }
 
+async fn bind(config: GatewayConfig) -> Result<Gateway, GatewayError> {
+    let metrics = GatewayMetrics::new(&Registry::new()).unwrap();
+    Gateway::bind(config, Table::default(), metrics).await
+}
+
 #[tokio::test]
 async fn an_address_that_cannot_be_had_is_named_with_what_to_do() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -202,7 +269,7 @@ async fn an_address_that_cannot_be_had_is_named_with_what_to_do() {
             listen,
             ..GatewayConfig::default()
         };
-        let error = Gateway::bind(config, Table::default()).await.unwrap_err();
+        let error = bind(config).await.unwrap_err();
         let message = error.to_string();
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     }
@@ -217,12 +284,12 @@ async fn every_listener_serves() {
         listen: vec![(Ipv4Addr::LOCALHOST, 0).into(); 2],
         ..local()
     };
-    let gateway = Gateway::bind(config, Table::default()).await.unwrap();
+    let gateway = bind(config).await.unwrap();
     let addresses = gateway.addresses().to_vec();
     assert_ne!(addresses[0], addresses[1]);
-    tokio::spawn(gateway.serve(std::future::pending()));
+    tokio::spawn(gateway.serve(Control::default()));
     for address in addresses {
         let mut client = Client(TcpStream::connect(address).await.unwrap());
-        assert_eq!(client.ask("GET / HTTP/1.1\r\n\r\n").await.status(), "405");
+        assert_eq!(client.ask("GET / HTTP/1.1\r\n\r\n").await.status(), "400");
     }
 }

@@ -6,6 +6,7 @@ mod proxies;
 mod redirects;
 mod rules;
 mod services;
+mod shadowed;
 mod tls;
 mod traffic;
 mod warnings;
@@ -28,6 +29,7 @@ use super::problem::Problem;
 use super::proxy::{Proxy, RankedProxy};
 use super::rule::{Action, Route, Rule, Scope, Service, TargetRule};
 use super::workloads::{View, WorkloadMatch};
+use crate::name::HostName;
 use crate::tls::{ClientTls, SystemRoots};
 use crate::workload::Workload;
 use proxies::Proxies;
@@ -82,6 +84,8 @@ pub struct Policy {
     pub(super) tls_settings: Vec<TlsSetting>,
     /// The same by host.
     pub(super) tls_by_host: HostTable<usize>,
+    /// Whether some of them are not only about proxies.
+    pub(super) has_tls_to_targets: bool,
     /// What a workload sees of which nothing is known.
     pub(super) stranger: Arc<View>,
     pub(super) warnings: Vec<Problem>,
@@ -98,6 +102,13 @@ pub(super) struct TlsSetting {
     pub(super) workloads: WorkloadMatch,
     /// `None`: no TLS.
     pub(super) tls: Option<Arc<ClientTls>>,
+}
+
+impl TlsSetting {
+    /// Whether it is about this host and no other.
+    fn is_only(&self, host: &HostName) -> bool {
+        self.host.name() == Some(host)
+    }
 }
 
 /// What the kernel side has to capture: connections to an address that is not internal, by the
@@ -137,19 +148,21 @@ impl Policy {
             return Err(sorted(problems));
         }
         let mut report = Report::default();
+        services::check(documents, &mut report);
         let mut configs = TlsConfigs::new(documents, materials);
         let settings = configs.of_rules(&mut report);
         let by_host = tls::by_host(&settings);
         let mut proxies = Proxies::new(documents, configs, &settings, &by_host);
         let mut ranked = rules::compile(documents, &mut proxies, &mut report);
         ranked.extend(redirects::compile(documents, &mut proxies, &mut report));
+        shadowed::warn(&ranked, documents, &mut report);
         let mut services = Services::new(documents);
         let rules = services.settle(ranked);
         if !report.problems.is_empty() {
             return Err(sorted(report.problems));
         }
         let hosts_of_proxies = proxies.into_hosts();
-        let mut policy = Self::assemble(rules, services, settings, options);
+        let mut policy = Self::assemble(rules, services, settings, &hosts_of_proxies, options);
         report.warnings.extend_from_slice(documents.ignored());
         report
             .warnings
@@ -179,13 +192,14 @@ impl Policy {
             })),
         };
         let services = Services::default();
-        Self::assemble(vec![rule], services, Vec::new(), options)
+        Self::assemble(vec![rule], services, Vec::new(), &HashSet::new(), options)
     }
 
     fn assemble(
         rules: Vec<Rule>,
         services: Services,
         tls_settings: Vec<TlsSetting>,
+        hosts_of_proxies: &HashSet<HostName>,
         options: &Options,
     ) -> Self {
         let mut host_rules = HostTable::default();
@@ -199,7 +213,7 @@ impl Policy {
             by_address,
             by_host,
         } = services;
-        let plan = plan::make(&rules, &list, options);
+        let plan = plan::make(&rules, &list, &by_address, options);
         let mut policy = Self {
             sides: plan.sides,
             captured: plan.captured,
@@ -212,6 +226,9 @@ impl Policy {
             rules,
             host_rules,
             tls_by_host: tls::by_host(&tls_settings),
+            has_tls_to_targets: tls_settings
+                .iter()
+                .any(|setting| !hosts_of_proxies.iter().any(|host| setting.is_only(host))),
             tls_settings,
             stranger: Arc::default(),
             warnings: Vec::new(),

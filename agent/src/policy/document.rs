@@ -1,7 +1,8 @@
 //! The documents of a policy, checked one by one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::api::Object;
 use super::api::destination_rule::DestinationRule;
@@ -18,12 +19,12 @@ use super::yaml::{self, Fault, Node, Value};
 /// Documents gathered from files, and what was wrong with some of them.
 #[derive(Debug, Default)]
 pub struct Documents {
-    pub(super) destination_rules: Vec<Document<DestinationRule>>,
-    pub(super) secrets: Vec<Document<Secret>>,
-    pub(super) service_entries: Vec<Document<ServiceEntry>>,
-    pub(super) services: Vec<Document<Service>>,
-    pub(super) tunnels: Vec<Document<Tunnel>>,
-    pub(super) virtual_services: Vec<Document<VirtualService>>,
+    pub(super) destination_rules: Vec<Arc<Document<DestinationRule>>>,
+    pub(super) secrets: Vec<Arc<Document<Secret>>>,
+    pub(super) service_entries: Vec<Arc<Document<ServiceEntry>>>,
+    pub(super) services: Vec<Arc<Document<Service>>>,
+    pub(super) tunnels: Vec<Arc<Document<Tunnel>>>,
+    pub(super) virtual_services: Vec<Arc<Document<VirtualService>>>,
     ignored: Vec<Problem>,
     problems: Vec<Problem>,
 }
@@ -80,15 +81,45 @@ impl Documents {
                     kind: Secret::KIND.to_owned(),
                     name: name.to_string(),
                 };
-                self.secrets.push(Document {
+                self.secrets.push(Arc::new(Document {
                     file: directory.to_owned(),
                     object: Secret::mounted(name, values),
                     root: Node::nothing(),
                     subject,
-                });
+                }));
             }
             Err(reason) => self.report(Problem::new(place, subject, "path", reason)),
         }
+    }
+
+    /// Puts the last good version of each bad document in its place, and of a file that cannot be
+    /// read all that it had. What is bad is forgotten: the caller has it as `problems`.
+    pub(super) fn keep_last_good(&mut self, problems: &[Problem], last: &Self) {
+        let bad = Bad::new(problems);
+        self.problems.clear();
+        bad.keep(&mut self.destination_rules, &last.destination_rules);
+        bad.keep(&mut self.secrets, &last.secrets);
+        bad.keep(&mut self.service_entries, &last.service_entries);
+        bad.keep(&mut self.services, &last.services);
+        bad.keep(&mut self.tunnels, &last.tunnels);
+        bad.keep(&mut self.virtual_services, &last.virtual_services);
+    }
+
+    /// Brings back what is gone and others refer to by name.
+    pub(super) fn bring_back(&mut self, last: &Self) {
+        bring_back(&mut self.secrets, &last.secrets);
+        bring_back(&mut self.service_entries, &last.service_entries);
+        bring_back(&mut self.services, &last.services);
+    }
+
+    /// Whether any document is not one of the last.
+    pub(super) fn has_news(&self, last: &Self) -> bool {
+        any_new(&self.destination_rules, &last.destination_rules)
+            || any_new(&self.secrets, &last.secrets)
+            || any_new(&self.service_entries, &last.service_entries)
+            || any_new(&self.services, &last.services)
+            || any_new(&self.tunnels, &last.tunnels)
+            || any_new(&self.virtual_services, &last.virtual_services)
     }
 
     /// The files that documents name: certificates and keys.
@@ -208,7 +239,7 @@ impl Documents {
         }
     }
 
-    fn take<T: Object>(&mut self, source: Source<'_>, mut root: Node) -> Option<Document<T>> {
+    fn take<T: Object>(&mut self, source: Source<'_>, mut root: Node) -> Option<Arc<Document<T>>> {
         let Source { file, subject } = source;
         for ignored in yaml::take_out_ignored(&mut root, &T::NOTES) {
             self.ignored.push(problem(file, subject, ignored));
@@ -220,12 +251,12 @@ impl Documents {
         }
         let faults = match (version, decoded) {
             (Ok(()), Ok(object)) => {
-                return Some(Document {
+                return Some(Arc::new(Document {
                     file: file.to_owned(),
                     object,
                     root,
                     subject: subject.clone(),
-                });
+                }));
             }
             (Ok(()), Err(faults)) => faults,
             (Err(fault), Ok(_)) => vec![fault],
@@ -243,6 +274,59 @@ impl Documents {
     fn report_fault(&mut self, file: &Path, subject: &Subject, fault: Fault) {
         self.report(problem(file, subject, fault));
     }
+}
+
+/// What some problems are about.
+struct Bad<'a> {
+    objects: HashSet<&'a Subject>,
+    /// Of which it cannot be told what is in them, and all below.
+    places: Vec<&'a Path>,
+}
+
+impl<'a> Bad<'a> {
+    fn new(problems: &'a [Problem]) -> Self {
+        let mut bad = Self {
+            objects: HashSet::new(),
+            places: Vec::new(),
+        };
+        for problem in problems {
+            match problem.about() {
+                Subject::Directory | Subject::Document(_) | Subject::File => {
+                    bad.places.push(problem.file());
+                }
+                object @ Subject::Object { .. } => {
+                    bad.objects.insert(object);
+                }
+            }
+        }
+        bad
+    }
+
+    fn keep<T: Object>(&self, now: &mut Vec<Arc<Document<T>>>, last: &[Arc<Document<T>>]) {
+        now.retain(|document| !self.objects.contains(&document.subject));
+        let mut there: HashSet<String> = now.iter().map(|document| document.id()).collect();
+        for document in last {
+            let was_bad = self.objects.contains(&document.subject)
+                || self.places.iter().any(|at| document.file.starts_with(at));
+            if was_bad && there.insert(document.id()) {
+                now.push(Arc::clone(document));
+            }
+        }
+    }
+}
+
+fn bring_back<T: Object>(now: &mut Vec<Arc<Document<T>>>, last: &[Arc<Document<T>>]) {
+    let there: HashSet<String> = now.iter().map(|document| document.id()).collect();
+    let gone = last
+        .iter()
+        .filter(|document| !there.contains(&document.id()));
+    now.extend(gone.cloned());
+}
+
+fn any_new<T>(now: &[Arc<Document<T>>], last: &[Arc<Document<T>>]) -> bool {
+    let last: HashSet<_> = last.iter().map(Arc::as_ptr).collect();
+    now.iter()
+        .any(|document| !last.contains(&Arc::as_ptr(document)))
 }
 
 /// Where a document comes from, and what it is called.
@@ -378,13 +462,13 @@ fn problem(file: &Path, subject: &Subject, fault: Fault) -> Problem {
     Problem::new(Place { file, line }, subject.clone(), key, reason)
 }
 
-fn duplicates<T: Object>(documents: &[Document<T>], problems: &mut Vec<Problem>) {
+fn duplicates<T: Object>(documents: &[Arc<Document<T>>], problems: &mut Vec<Problem>) {
     let mut first = BTreeMap::new();
     for document in documents {
         let metadata = document.object.metadata();
         let key = (&metadata.namespace, &metadata.name);
         let other: &Document<T> = first.entry(key).or_insert(document);
-        if !std::ptr::eq(other, document) {
+        if !std::ptr::eq(other, &raw const **document) {
             let reason = format!(
                 "`{}` is already the name of a {} in {}",
                 metadata.name,

@@ -5,12 +5,15 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::compile::Policy;
 use super::decision::Verdict;
+use super::external::Side;
 use super::lookup::{Facts, Picked, spoken_name};
-use super::rule::{Rule, Scope, Service};
+use super::ports::PortSet;
+use super::rule::{Ports, Rule, Scope, Service};
 use super::workloads::includes;
 use crate::name::{HostName, OriginalDst};
 use crate::workload::Workload;
@@ -18,6 +21,8 @@ use crate::workload::Workload;
 /// A decision and how it came to be.
 #[derive(Clone, Debug)]
 pub struct Explanation {
+    /// Whether it comes to the agent at all; what does not, goes its own way.
+    pub captured: bool,
     /// The ServiceEntry that the connection is to, if any.
     pub service: Option<Arc<str>>,
     /// Every rule, in the order of precedence.
@@ -50,7 +55,7 @@ impl Policy {
         let (named, nameless) = self.picked(facts, workload);
         let fell_back = named.rule != nameless.rule
             && (self.denies_address(nameless)
-                || (!facts.claimed_is_verified && self.leads_to_address(named)));
+                || (!facts.claimed_is_verified && self.leads_to_address(named, dst)));
         let chosen = if fell_back { nameless } else { named };
         let considered = self.rules.iter().enumerate().map(|(index, rule)| {
             let by_name = self.mismatch(rule, name, named.service, dst, workload);
@@ -80,6 +85,7 @@ impl Policy {
             super::Decision::Direct(super::DirectRule::Internal(_))
         );
         Explanation {
+            captured: self.captures(dst),
             service: chosen.service.map(|service| Arc::clone(&service.id)),
             considered: if internal {
                 Vec::new()
@@ -88,6 +94,16 @@ impl Policy {
             },
             verdict,
         }
+    }
+
+    /// Whether the kernel side sends connections to `dst` to the agent.
+    fn captures(&self, dst: OriginalDst) -> bool {
+        let ip = dst.ip().to_canonical();
+        let side = self.captured.of(ip).map(|(_, side)| side);
+        let is_exempt = |(net, port): &(IpNet, u16)| *port == dst.port() && net.contains(&ip);
+        self.ports.contains(dst.port())
+            && side != Some(Side::Internal)
+            && !self.exceptions.iter().any(is_exempt)
     }
 
     /// The rule and service by name, and those by address alone, found by looking at each.
@@ -107,10 +123,25 @@ impl Policy {
         let Some(name) = name else {
             return (nameless, nameless);
         };
-        let service = self.looked_up_by_name(name, dst, workload).or(at);
-        let named = Picked {
-            rule: pick(Some(name), service),
-            service,
+        let named = match self.looked_up_by_name(name, dst, workload) {
+            Some(service) => Picked {
+                rule: pick(Some(name), Some(service)),
+                service: Some(service),
+            },
+            // Of a name without a service only rules about hosts say something.
+            None => {
+                let mut rules = self.rules.iter();
+                let rule = rules.position(|rule| {
+                    matches!(rule.scope, Scope::Host { .. })
+                        && self
+                            .mismatch(rule, Some(name), None, dst, workload)
+                            .is_none()
+                });
+                rule.map_or(nameless, |rule| Picked {
+                    rule: Some(rule),
+                    service: None,
+                })
+            }
         };
         (named, nameless)
     }
@@ -179,7 +210,7 @@ impl Policy {
                 return Some("it is about external services, and this one is internal".to_owned());
             }
             Scope::All => {}
-            Scope::Host { pattern, .. } => {
+            Scope::Host { pattern, ports } => {
                 let host = name.or_else(|| service?.target.as_ref());
                 match host {
                     Some(host) if pattern.matches(host) => {}
@@ -188,8 +219,13 @@ impl Policy {
                         return Some(format!("it is about `{pattern}`, and no name is known"));
                     }
                 }
-                if !rule.is_on(dst.port()) {
-                    return Some(format!("it is about `{pattern}` on other ports"));
+                if let Ports::Some(declared) = ports
+                    && !declared.contains(&dst.port())
+                {
+                    let declared: PortSet = declared.iter().copied().collect();
+                    return Some(format!(
+                        "it is about `{pattern}` on port {declared} only, as declared"
+                    ));
                 }
             }
             Scope::Labels(wanted) => match service {
@@ -206,10 +242,11 @@ impl Policy {
                     ));
                 }
                 None => {
-                    return Some(
-                        "it selects services, and no ServiceEntry is about this connection"
-                            .to_owned(),
-                    );
+                    return Some(format!(
+                        "it selects services, and no ServiceEntry has this name or address on \
+                         port {}",
+                        dst.port()
+                    ));
                 }
             },
         }

@@ -59,7 +59,8 @@ impl Policy {
     /// A name that the workload merely claims may choose a tunnel and its target, because the proxy
     /// still decides. It leads to the address that the workload chose, past the rule that the
     /// address alone would be under, only if it is verified; and never past a rule that denies
-    /// that very address.
+    /// that very address. A name of which policy says nothing changes nothing: anybody may own a
+    /// name, and have it lead to any address.
     pub fn decide(&self, facts: &Facts, view: &View) -> Verdict {
         let dst = facts.original_dst;
         if let Some((net, Side::Internal)) = self.sides.of(dst.ip()) {
@@ -77,12 +78,10 @@ impl Policy {
         if self.denies_address(nameless) {
             return self.settle(nameless, nameless, None, facts, view);
         }
-        let service = self.service_named(name, dst, view).or(at);
-        let named = Picked {
-            rule: self.rule_for(Some(name), service, dst.port(), view),
-            service,
-        };
-        if named.rule != nameless.rule && !facts.claimed_is_verified && self.leads_to_address(named)
+        let named = self.named(name, nameless, dst, view);
+        if named.rule != nameless.rule
+            && !facts.claimed_is_verified
+            && self.leads_to_address(named, dst)
         {
             let mut verdict = self.settle(nameless, nameless, Some(name), facts, view);
             let rule = named.rule.map(|rule| Arc::clone(&self.rules[rule].policy));
@@ -99,14 +98,12 @@ impl Policy {
             return false;
         }
         let at = self.service_at(dst, view);
-        let port = at.and_then(|service| service.port(dst.port()));
-        if !self.tls_settings.is_empty() {
-            return true;
+        if at.is_some_and(|service| service.is_nameless_on(dst.port())) {
+            // What is spoken matters only where TLS would have to be added.
+            let target = at.and_then(|service| service.target.as_ref());
+            return target.is_some_and(|host| self.tls_by_host.matching(host).next().is_some());
         }
-        if port.is_some_and(|port| port.protocol == PortProtocol::Tcp) {
-            return false;
-        }
-        if !self.host_rules.is_empty() || !self.by_host.is_empty() {
+        if self.has_tls_to_targets || !self.host_rules.is_empty() || !self.by_host.is_empty() {
             return true;
         }
         let Some(rule) = self.rule_for(None, at, dst.port(), view) else {
@@ -153,6 +150,36 @@ impl Policy {
         })
     }
 
+    /// The rule and service of a claimed name; where policy says nothing of it, those of the
+    /// address.
+    fn named<'a>(
+        &'a self,
+        name: &HostName,
+        nameless: Picked<'a>,
+        dst: OriginalDst,
+        view: &View,
+    ) -> Picked<'a> {
+        match self.service_named(name, dst, view) {
+            Some(service) => Picked {
+                rule: self.rule_for(Some(name), Some(service), dst.port(), view),
+                service: Some(service),
+            },
+            None => match self.host_rule(name, dst.port(), view) {
+                Some(rule) => Picked {
+                    rule: Some(rule),
+                    service: None,
+                },
+                None => nameless,
+            },
+        }
+    }
+
+    /// The first rule about this host and port.
+    fn host_rule(&self, host: &HostName, port: u16, view: &View) -> Option<usize> {
+        let mut rules = self.host_rules.matching(host).copied();
+        rules.find(|index| view.rules.contains(*index) && self.rules[*index].is_on(port))
+    }
+
     /// The first rule about a connection to this name, service and port.
     fn rule_for(
         &self,
@@ -162,11 +189,7 @@ impl Policy {
         view: &View,
     ) -> Option<usize> {
         let host = name.or_else(|| service?.target.as_ref());
-        let by_host = host.and_then(|host| {
-            let mut rules = self.host_rules.matching(host).copied();
-            rules.find(|index| view.rules.contains(*index) && self.rules[*index].is_on(port))
-        });
-        by_host
+        host.and_then(|host| self.host_rule(host, port, view))
             .or_else(|| service?.rules.first_common(&view.rules))
             .or(match service {
                 Some(service) if !service.external => None,
@@ -183,12 +206,15 @@ impl Policy {
     }
 
     /// Whether a connection under this rule ends at the address that the workload chose.
-    pub(super) fn leads_to_address(&self, picked: Picked<'_>) -> bool {
+    pub(super) fn leads_to_address(&self, picked: Picked<'_>, dst: OriginalDst) -> bool {
         let Some(rule) = picked.rule else { return true };
         match &self.rules[rule].action {
             Action::Deny => false,
             Action::Direct => true,
-            Action::Tunnel(route) => route.target_host == TargetRule::OriginalDst,
+            Action::Tunnel(route) => {
+                route.target_host == TargetRule::OriginalDst
+                    || route.no_proxy.match_addr(dst.ip(), dst.port()).is_some()
+            }
         }
     }
 
@@ -308,6 +334,12 @@ impl Policy {
 }
 
 impl Service {
+    /// Whether no name is spoken on this port.
+    fn is_nameless_on(&self, port: u16) -> bool {
+        self.port(port)
+            .is_some_and(|port| port.protocol == PortProtocol::Tcp)
+    }
+
     /// Whether it may be at this address.
     fn is_at(&self, addr: IpAddr) -> bool {
         self.addresses.is_empty() || self.addresses.iter().any(|net| net.contains(&addr))
@@ -326,8 +358,7 @@ impl Rule {
 
 /// The name that a connection claims, where one is spoken at all.
 pub(super) fn spoken_name<'a>(facts: &'a Facts, at: Option<&Service>) -> Option<&'a HostName> {
-    let port = at.and_then(|service| service.port(facts.original_dst.port()));
-    if port.is_some_and(|port| port.protocol == PortProtocol::Tcp) {
+    if at.is_some_and(|service| service.is_nameless_on(facts.original_dst.port())) {
         return None;
     }
     facts.claimed.as_ref()?.host.name()

@@ -5,6 +5,7 @@ use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
+use crate::gateway::accept;
 use crate::gateway::access::Record;
 
 /// Where a test's log goes.
@@ -60,7 +61,12 @@ fn capture() -> (Log, DefaultGuard) {
     let guard = tracing::subscriber::set_default(subscriber);
     // A test on another thread, where nobody listens, may have been the first to write a record,
     // and it is remembered that nobody does.
-    drop(Record::unreadable((Ipv4Addr::LOCALHOST, 0).into()));
+    let metrics = Arc::new(GatewayMetrics::new(&Registry::new()).unwrap());
+    let addr = (Ipv4Addr::LOCALHOST, 0).into();
+    drop(Record::unreadable(
+        &metrics,
+        accept::Client { addr, tls: false },
+    ));
     tracing::callsite::rebuild_interest_cache();
     log.0.lock().clear();
     (log, guard)
@@ -70,7 +76,7 @@ fn capture() -> (Log, DefaultGuard) {
 async fn every_request_leaves_one_record() {
     let (log, _guard) = capture();
     let gateway = start(GatewayConfig {
-        credentials: Some(credentials("ann:s3cret\n")),
+        users: only_for("ann:s3cret\n", Scheme::Basic),
         ..local()
     })
     .await;
@@ -97,6 +103,10 @@ async fn every_request_leaves_one_record() {
     for (record, code) in records.iter().zip([407, 200]) {
         assert_eq!(record["client"], *from);
         assert_eq!(record["request"], *line);
+        assert_eq!(record["method"], "CONNECT");
+        assert_eq!(record["target"], *target);
+        assert_eq!(record["protocol"], "HTTP/1.1");
+        assert_eq!(record["tls"], false);
         assert_eq!(record["code"], code);
         assert!(record["duration_ms"].is_u64());
     }

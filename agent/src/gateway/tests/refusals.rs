@@ -69,7 +69,7 @@ async fn reserved_addresses_are_forbidden_by_any_name() {
 #[tokio::test]
 async fn users_have_to_prove_themselves() {
     let gateway = start(GatewayConfig {
-        credentials: Some(credentials("ann:s3cret\n")),
+        users: only_for("ann:s3cret\n", Scheme::Basic),
         ..local()
     })
     .await;
@@ -91,6 +91,13 @@ async fn users_have_to_prove_themselves() {
         let request = format!("CONNECT {target} HTTP/1.1\r\n{wrong}\r\n");
         assert_eq!(client.ask(&request).await.status(), "407", "{wrong}");
     }
+    gateway
+        .wait_for_metric(
+            "underpass_gateway_denied_total",
+            &[("reason", "credentials")],
+            5.0,
+        )
+        .await;
     // Whoever has not proved to be a user does not learn what the rules allow.
     let answer = client.connect("203.0.113.7:80").await;
     assert_eq!(answer.status(), "407");
@@ -141,20 +148,24 @@ async fn targets_that_do_not_answer_are_a_gateway_timeout() {
 }
 
 #[tokio::test]
-async fn other_methods_are_told_what_this_is() {
+async fn requests_to_a_server_are_told_what_this_is() {
     let gateway = start(local()).await;
-    let mut client = Client::new(&gateway).await;
     for request in [
         "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
-        "GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        "GET https://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi",
         "OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n",
     ] {
+        let mut client = Client::new(&gateway).await;
         let answer = client.ask(request).await;
-        assert_eq!(answer.status(), "405");
-        assert_eq!(answer.field("allow"), Some("CONNECT"));
-        assert!(answer.body.contains("only tunnels"), "{}", answer.body);
+        assert_eq!(answer.status(), "400");
+        assert!(answer.body.contains("CONNECT"), "{}", answer.body);
     }
+    let mut client = Client::new(&gateway).await;
+    let trace = "TRACE http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    let answer = client.ask(trace).await;
+    assert_eq!(answer.status(), "405");
+    assert!(answer.field("allow").unwrap().contains("CONNECT"));
 }
 
 #[tokio::test]
@@ -217,7 +228,7 @@ async fn clients_above_the_limit_are_turned_away() {
         // Until then it is reset, perhaps while it writes.
         let _ = next.0.write_all(request).await;
         match next.rest().await {
-            Ok(answer) => return assert!(answer.starts_with(b"HTTP/1.1 405")),
+            Ok(answer) => return assert!(answer.starts_with(b"HTTP/1.1 400")),
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
@@ -236,6 +247,73 @@ async fn clients_have_a_time_for_their_request() {
         client.0.write_all(begin.as_bytes()).await.unwrap();
         // The last of them has an answer, and then time for another request.
         let rest = client.rest().await.unwrap();
-        assert_eq!(rest.starts_with(b"HTTP/1.1 405"), begin.starts_with("GET"));
+        assert_eq!(rest.starts_with(b"HTTP/1.1 400"), begin.starts_with("GET"));
     }
+}
+
+#[tokio::test]
+async fn tokens_prove_it_too_and_both_may_be_offered() {
+    let mut users = only_for("ann:s3cret\n", Scheme::Basic);
+    users.extend(only_for("ci:abc.DEF\n", Scheme::Bearer));
+    let gateway = start(GatewayConfig { users, ..local() }).await;
+    let server = Server::new().await;
+    let target = format!("here.example:{}", server.port());
+    let mut client = Client::new(&gateway).await;
+    let answer = client.connect(&target).await;
+    let offers: Vec<&str> = answer
+        .head
+        .lines()
+        .filter_map(|line| line.strip_prefix("proxy-authenticate: "))
+        .collect();
+    let [basic, bearer] = offers[..] else {
+        panic!("{offers:?}");
+    };
+    assert!(basic.starts_with("Basic ") && bearer.starts_with("Bearer "));
+    for (value, status) in [
+        ("Bearer abc.DEF=", "407"),
+        ("Bearer s3cret", "407"),
+        ("Basic Y2k6YWJjLkRFRg==", "407"),
+        ("Basic YW5uOnMzY3JldA==", "200"),
+        ("Bearer abc.DEF", "200"),
+    ] {
+        let mut client = Client::new(&gateway).await;
+        let request = format!("CONNECT {target} HTTP/1.1\r\nProxy-Authorization: {value}\r\n\r\n");
+        assert_eq!(client.ask(&request).await.status(), status, "{value}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_are_followed_and_tunnels_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users");
+    fs::write(&file, "ann:s3cret\n").unwrap();
+    let gateway = start(GatewayConfig {
+        users: vec![CredentialFile::follow(&file, Scheme::Basic).unwrap()],
+        ..local()
+    })
+    .await;
+    let server = Server::new().await;
+    let request = |user: &str| {
+        let port = server.port();
+        format!("CONNECT here.example:{port} HTTP/1.1\r\nProxy-Authorization: Basic {user}\r\n\r\n")
+    };
+    let (ann, bob) = (request("YW5uOnMzY3JldA=="), request("Ym9iOm90aGVy"));
+    let mut tunnel = Client::new(&gateway).await;
+    assert_eq!(tunnel.ask(&ann).await.status(), "200");
+    let mut upstream = server.accept().await;
+
+    fs::write(&file, "bob:other\n").unwrap();
+    gateway.control.reload();
+    gateway.wait_for_reload("credentials", "success").await;
+    let mut client = Client::new(&gateway).await;
+    assert_eq!(client.ask(&ann).await.status(), "407");
+    assert_eq!(client.ask(&bob).await.status(), "200");
+    tunnel.0.write_all(b"x").await.unwrap();
+    assert_eq!(upstream.read_u8().await.unwrap(), b'x');
+
+    // Nobody is told to: it is seen that the file is another. What cannot be used changes nothing.
+    fs::write(&file, "no colon\n").unwrap();
+    gateway.wait_for_reload("credentials", "failure").await;
+    let mut client = Client::new(&gateway).await;
+    assert_eq!(client.ask(&bob).await.status(), "200");
 }

@@ -140,9 +140,9 @@ async fn stopping_waits_for_tunnels_but_accepts_no_more() {
     let server = Server::new().await;
     let (mut client, mut upstream) = Client::tunnel(&gateway, &server).await;
     let mut idle = Client::new(&gateway).await;
-    assert_eq!(idle.ask("GET / HTTP/1.1\r\n\r\n").await.status(), "405");
+    assert_eq!(idle.ask("GET / HTTP/1.1\r\n\r\n").await.status(), "400");
 
-    gateway.shutdown.send(()).unwrap();
+    gateway.control.drain();
     assert!(idle.rest().await.unwrap().is_empty());
     let refused = TcpStream::connect(gateway.address).await.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
@@ -166,7 +166,7 @@ async fn stopping_resets_what_goes_on_for_too_long() {
     .await;
     let server = Server::new().await;
     let (mut client, mut upstream) = Client::tunnel(&gateway, &server).await;
-    gateway.shutdown.send(()).unwrap();
+    gateway.control.drain();
     let stopped = timeout(Duration::from_secs(5), gateway.serving).await;
     stopped.unwrap().unwrap();
     for error in [
@@ -175,4 +175,56 @@ async fn stopping_resets_what_goes_on_for_too_long() {
     ] {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
+}
+
+#[tokio::test]
+async fn a_second_order_stops_at_once() {
+    let gateway = start(GatewayConfig {
+        drain: Duration::from_secs(3600),
+        ..local()
+    })
+    .await;
+    let server = Server::new().await;
+    let (mut client, _upstream) = Client::tunnel(&gateway, &server).await;
+    gateway.control.drain();
+    gateway.control.stop();
+    let stopped = timeout(Duration::from_secs(5), gateway.serving).await;
+    stopped.unwrap().unwrap();
+    let error = client.rest().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn tunnels_and_their_bytes_are_counted_while_they_stand() {
+    let gateway = start(local()).await;
+    let server = Server::new().await;
+    let (mut client, mut upstream) = Client::tunnel(&gateway, &server).await;
+    client.0.write_all(b"abc").await.unwrap();
+    upstream.read_exact(&mut [0; 3]).await.unwrap();
+    let active = "underpass_gateway_tunnels_active";
+    gateway
+        .wait_for_metric(active, &[("protocol", "http1")], 1.0)
+        .await;
+    gateway
+        .wait_for_metric("underpass_gateway_sent_bytes_total", &[], 3.0)
+        .await;
+    drop((client, upstream));
+    gateway
+        .wait_for_metric(active, &[("protocol", "http1")], 0.0)
+        .await;
+    let requests = [
+        ("method", "connect"),
+        ("protocol", "http1"),
+        ("code", "200"),
+    ];
+    gateway
+        .wait_for_metric("underpass_gateway_requests_total", &requests, 1.0)
+        .await;
+    gateway
+        .wait_for_metric(
+            "underpass_gateway_connections_active",
+            &[("transport", "plain")],
+            0.0,
+        )
+        .await;
 }

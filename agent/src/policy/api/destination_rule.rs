@@ -4,40 +4,21 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
-use super::metadata::Metadata;
 use super::service_entry::ExportTo;
 use super::tls::TlsFields;
 use super::traffic::{ConnectionPool, LoadBalancer, OutlierDetection};
 use super::tunnel::CredentialRef;
 use super::value::{HostField, HostPattern, Port, TargetHost};
 use super::words::words;
-use super::{ISTIO_VERSIONS, Object};
+use super::{ISTIO_VERSIONS, Resource, Spec};
 use crate::policy::yaml::FieldNotes;
 
 /// Says how connections to a host are made: to a target, inside its tunnel; to a proxy, the
 /// connection to it.
-#[derive(Debug, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    deny_unknown_fields,
-    expecting = "a mapping with apiVersion, kind, metadata and spec"
-)]
-pub(in crate::policy) struct DestinationRule {
-    #[serde(rename = "apiVersion")]
-    _api_version: Option<IgnoredAny>,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    /// Name and age.
-    pub(in crate::policy) metadata: Metadata,
-    /// What it says.
-    pub(in crate::policy) spec: DestinationRuleSpec,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+pub(in crate::policy) type DestinationRule = Resource<DestinationRuleSpec>;
 
-impl Object for DestinationRule {
+impl Spec for DestinationRuleSpec {
     const KIND: &'static str = "DestinationRule";
     const API_VERSIONS: &'static [&'static str] = ISTIO_VERSIONS;
     const NOTES: FieldNotes = FieldNotes {
@@ -65,10 +46,6 @@ impl Object for DestinationRule {
         ],
         required: &[],
     };
-
-    fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
 }
 
 /// What a [`DestinationRule`] says.

@@ -47,9 +47,11 @@ pub(in crate::policy) struct OutlierDetection {
     /// After this many failures in a row, by which failures to connect are meant here as well; 0:
     /// never; unset: 3.
     #[serde(rename = "consecutive5xxErrors")]
+    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     pub(in crate::policy) consecutive_5xx_errors: Option<u32>,
     /// The same; the smaller of both counts.
     #[serde(rename = "consecutiveGatewayErrors")]
+    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     pub(in crate::policy) consecutive_gateway_errors: Option<u32>,
     /// For how long at first; unset: 5s.
     #[serde(rename = "baseEjectionTime")]

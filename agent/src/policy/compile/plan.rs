@@ -9,9 +9,11 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::Options;
-use crate::policy::external::{Side, Sides};
+use crate::policy::external::{Side, Sides, is_never_external};
 use crate::policy::ports::PortSet;
+use crate::policy::prefix::PrefixTable;
 use crate::policy::rule::{Action, Ports, Route, Rule, Scope, Service};
+use crate::policy::workloads::Visibility;
 
 /// What the kernel side is to do.
 pub(super) struct Plan {
@@ -23,26 +25,32 @@ pub(super) struct Plan {
     pub(super) exceptions: Vec<(IpNet, u16)>,
 }
 
-pub(super) fn make(rules: &[Rule], services: &[Service], options: &Options) -> Plan {
+pub(super) fn make(
+    rules: &[Rule],
+    services: &[Service],
+    by_address: &PrefixTable<Vec<usize>>,
+    options: &Options,
+) -> Plan {
     let everywhere = Everywhere::new(rules, services);
-    let elsewhere = everywhere.for_all.max(everywhere.by_name);
     let mut sides = Sides::new(Side::External);
-    let mut captured = Sides::new(elsewhere.side().unwrap_or(Side::Internal));
+    let mut captured = Sides::new(everywhere.demand().side());
     for net in &options.internal_cidrs {
         sides.set(*net, Side::Internal);
         captured.set(*net, Side::Internal);
     }
-    for service in services {
-        let (side, capture) = if service.external {
-            let demand = everywhere.with(service, rules).side();
-            (Side::External, demand.unwrap_or(Side::Internal))
+    let mut here: PrefixTable<Here> = PrefixTable::default();
+    for (net, at) in by_address.iter() {
+        let at = at.iter().map(|index| &services[*index]);
+        *here.entry(net) = Here::new(at, rules);
+    }
+    for (net, Here { external, .. }) in here.iter() {
+        let (side, capture) = if *external && !is_never_external(net) {
+            (Side::External, everywhere.at(net, &here).side())
         } else {
             (Side::Internal, Side::Internal)
         };
-        for net in &service.addresses {
-            sides.set(*net, side);
-            captured.set(*net, capture);
-        }
+        sides.set(net, side);
+        captured.set(net, capture);
     }
     let mut exceptions = Vec::new();
     // What the only rule there is exempts needs no capture.
@@ -74,58 +82,138 @@ enum Demand {
 }
 
 impl Demand {
-    fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Self {
-        let demands = rules.into_iter().map(|rule| {
-            if rule.action.is_closed() {
-                Self::Closed
-            } else {
-                Self::Open
+    /// What rules ask, the first of which goes before the others.
+    fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Asked {
+        let mut asked = Asked {
+            demand: Self::Nothing,
+            by_all: false,
+        };
+        for rule in rules {
+            let closed = rule.action.is_closed();
+            let demand = if closed { Self::Closed } else { Self::Open };
+            asked.demand = asked.demand.max(demand);
+            // After one that is for everyone no later one comes to bear.
+            if rule.workloads.is_everyone() {
+                asked.by_all = true;
+                break;
             }
-        });
-        demands.max().unwrap_or(Self::Nothing)
+        }
+        asked
     }
 
-    fn side(self) -> Option<Side> {
+    fn side(self) -> Side {
         match self {
-            Self::Nothing => None,
-            Self::Open => Some(Side::Open),
-            Self::Closed => Some(Side::External),
+            Self::Nothing => Side::Internal,
+            Self::Open => Side::Open,
+            Self::Closed => Side::External,
         }
+    }
+}
+
+/// What rules ask for, and whether they are for every workload: then others do not come to bear.
+struct Asked {
+    demand: Demand,
+    by_all: bool,
+}
+
+impl Asked {
+    /// By the rules that select a service.
+    fn by_labels(service: &Service, rules: &[Rule]) -> Self {
+        Demand::of(service.rules.iter().map(|index| &rules[index]))
+    }
+}
+
+/// What the services ask that have exactly one prefix.
+#[derive(Debug)]
+struct Here {
+    /// Whether the oldest of them is.
+    external: bool,
+    demand: Demand,
+    /// Whether, for some connection, rules for all services come to bear after theirs.
+    leaves_rest: bool,
+    /// Whether one of them is there on every port and for every workload.
+    whole: bool,
+}
+
+impl Default for Here {
+    fn default() -> Self {
+        Self {
+            external: true,
+            demand: Demand::Nothing,
+            leaves_rest: false,
+            whole: false,
+        }
+    }
+}
+
+impl Here {
+    /// All of them count, not just the oldest: a name may lead to any.
+    fn new<'a>(services: impl Iterator<Item = &'a Service> + Clone, rules: &[Rule]) -> Self {
+        let mut here = Self {
+            external: services.clone().next().is_none_or(|s| s.external),
+            ..Self::default()
+        };
+        for service in services {
+            let asked = Asked::by_labels(service, rules);
+            here.demand = here.demand.max(asked.demand);
+            here.leaves_rest |= service.external && !asked.by_all;
+            here.whole |= service.ports.is_empty() && service.visibility == Visibility::All;
+        }
+        here
     }
 }
 
 /// What is asked by rules that may be about any address.
 struct Everywhere {
     for_all: Demand,
+    /// By those that a name leads to.
     by_name: Demand,
 }
 
 impl Everywhere {
     fn new(rules: &[Rule], services: &[Service]) -> Self {
         let for_all = rules.iter().filter(|rule| matches!(rule.scope, Scope::All));
+        let for_all = Demand::of(for_all).demand;
         let hosts = rules
             .iter()
             .filter(|rule| matches!(rule.scope, Scope::Host { .. }));
-        let anywhere = services.iter().filter(|s| s.addresses.is_empty());
-        let selected: BTreeSet<usize> = anywhere.flat_map(|s| s.rules.iter()).collect();
-        Self {
-            for_all: Demand::of(for_all),
-            by_name: Demand::of(hosts.chain(selected.into_iter().map(|index| &rules[index]))),
-        }
-    }
-
-    /// What is asked at the addresses of a service.
-    fn with(&self, service: &Service, rules: &[Rule]) -> Demand {
-        let mut demand = self.by_name;
-        for index in service.rules.iter() {
-            let rule = &rules[index];
-            demand = demand.max(Demand::of([rule]));
-            // After one that is for everyone no later one comes to bear.
-            if rule.workloads.is_everyone() {
-                return demand;
+        let mut by_name = hosts
+            .map(|rule| Demand::of([rule]).demand)
+            .max()
+            .unwrap_or(Demand::Nothing);
+        let anywhere = |service: &&Service| service.external && service.addresses.is_empty();
+        for service in services.iter().filter(anywhere) {
+            let asked = Asked::by_labels(service, rules);
+            by_name = by_name.max(asked.demand);
+            if !asked.by_all {
+                by_name = by_name.max(for_all);
             }
         }
-        demand.max(self.for_all)
+        Self { for_all, by_name }
+    }
+
+    fn demand(&self) -> Demand {
+        self.for_all.max(self.by_name)
+    }
+
+    /// What is asked at the addresses of a prefix that services have.
+    fn at(&self, net: IpNet, here: &PrefixTable<Here>) -> Demand {
+        let mut demand = self.by_name;
+        // No service at all may be about a connection, or one that no rule for it selects.
+        let mut leaves_rest = false;
+        let mut whole = false;
+        let around = here
+            .covering(net.network())
+            .filter(|(other, _)| other.prefix_len() <= net.prefix_len());
+        for (_, here) in around {
+            demand = demand.max(here.demand);
+            leaves_rest |= here.leaves_rest;
+            whole |= here.whole;
+        }
+        if leaves_rest || !whole {
+            demand = demand.max(self.for_all);
+        }
+        demand
     }
 }
 

@@ -19,6 +19,7 @@ use crate::policy::api::value::Port;
 use crate::policy::document::{Document, Documents};
 use crate::policy::header::HeaderTemplate;
 use crate::policy::hosts::HostTable;
+use crate::policy::problem::{quotable, some};
 use crate::policy::proxy::{Credentials, Endpoint, Proxy, ProxySettings, TunnelProtocol};
 use crate::policy::workloads::Visibility;
 use crate::tls::ClientTls;
@@ -150,14 +151,15 @@ impl<'a> Proxies<'a> {
             Some(tls) => Some(
                 self.tls
                     .with_alpn(&tls, alpn(protocol))
-                    .map_err(|reason| (at("tls"), reason))?,
+                    .map_err(|error| (at("tls"), error.to_string()))?,
             ),
             None => None,
         };
         let mut headers = Vec::new();
         for (name, value) in wanted.headers.into_iter().flatten() {
             let header = HeaderTemplate::parse(name, value);
-            headers.push(header.map_err(|reason| (at("headers"), reason))?);
+            let key = || at(&format!("headers.{}", quotable(name)));
+            headers.push(header.map_err(|reason| (key(), reason))?);
         }
         Ok(Proxy {
             host: wanted.host.clone(),
@@ -277,10 +279,7 @@ fn port(wanted: &Wanted<'_>, described: Option<Described<'_>>) -> Result<u16, St
         });
     };
     let ports = described.ports();
-    let listed = || {
-        let numbers: Vec<_> = ports.iter().map(|(number, _)| number.to_string()).collect();
-        numbers.join(", ")
-    };
+    let listed = || some(ports.iter().map(|(number, _)| number));
     if let Some(port) = wanted.port {
         if ports.is_empty() || ports.iter().any(|(number, _)| *number == port) {
             return Ok(port);
@@ -341,7 +340,9 @@ fn protocol(
         )),
         (Some((key, TunnelMethod::Connect)), TunnelProtocol::Http2Post) => Err((
             key.to_owned(),
-            "the port of the proxy has the protocol HTTP2-POST".to_owned(),
+            "the port of the proxy has the protocol HTTP2-POST: leave this out, or declare the port \
+             as HTTP2-CONNECT"
+                .to_owned(),
         )),
         _ => Ok(protocol),
     }

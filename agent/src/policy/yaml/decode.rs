@@ -274,7 +274,14 @@ impl de::Error for DecodeError {
             Unexpected::Unit => "nothing",
             _ => "something else",
         };
-        Self::new(Reason::Other(format!("expected {expected}, found {found}")))
+        let expected = in_words(expected);
+        let hint = match (&*expected, found) {
+            ("a string", "a number" | "true or false") => ": put it in quotes",
+            _ => "",
+        };
+        Self::new(Reason::Other(format!(
+            "expected {expected}, found {found}{hint}"
+        )))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -283,6 +290,7 @@ impl de::Error for DecodeError {
             Unexpected::Unsigned(number) => format!(", found {number}"),
             _ => String::new(),
         };
+        let expected = in_words(expected);
         Self::new(Reason::Other(format!("expected {expected}{found}")))
     }
 
@@ -292,6 +300,17 @@ impl de::Error for DecodeError {
 
     fn unknown_field(_: &str, expected: &'static [&'static str]) -> Self {
         Self::new(Reason::Unknown(expected))
+    }
+}
+
+/// What serde expects, in the words of YAML.
+fn in_words(expected: &dyn Expected) -> String {
+    match expected.to_string().as_str() {
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a mapping".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "u16" => "a number from 0 to 65535".to_owned(),
+        expected => expected.to_owned(),
     }
 }
 
@@ -319,6 +338,19 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'_> {
         }
     }
 
+    /// A list would do for a mapping otherwise, item by item.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        match &self.0.value {
+            Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match self.0.value {
             Value::Null => visitor.visit_none(),
@@ -328,7 +360,7 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'_> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
     }
 }
 
