@@ -125,6 +125,14 @@ impl Tunneler {
         })
     }
 
+    /// Whether it is worth trying `proxy` now, as far as is known: some endpoint of it has not kept
+    /// failing, or is due to be tried again.
+    pub fn is_available(&self, proxy: &Arc<Proxy>) -> bool {
+        let upstreams = self.0.upstreams.lock();
+        let mut known = upstreams.iter().filter(|known| known.serves(proxy));
+        known.next().is_none_or(|upstream| upstream.is_available())
+    }
+
     /// When a tunnel that is wanted now has to be there.
     pub fn deadline(&self) -> Instant {
         Instant::now() + self.0.config.deadline

@@ -144,8 +144,13 @@ impl Endpoints {
 
 #[track_caller]
 fn wait_for_health(agent: &Agent, port: u16, healthy: bool) {
+    wait_for_health_of(agent, "proxy.example:3128", port, healthy);
+}
+
+#[track_caller]
+fn wait_for_health_of(agent: &Agent, proxy: &str, port: u16, healthy: bool) {
     let endpoint = format!("192.0.2.20:{port}");
-    let labels = [("proxy", "proxy.example:3128"), ("endpoint", &*endpoint)];
+    let labels = [("proxy", proxy), ("endpoint", &*endpoint)];
     agent.wait_for_metric(HEALTHY, &labels, f64::from(u8::from(healthy)));
 }
 
@@ -268,12 +273,24 @@ fn the_next_proxy_serves_while_the_first_cannot() {
     endpoints.expect_served(&agent, 3, SOON);
     assert_eq!(endpoints.proxy(0).requests().len(), 3);
     endpoints.stop(0);
-    endpoints.expect_served(&agent, 5, SOON);
-    assert_eq!(endpoints.proxy(1).requests().len(), 5);
-    endpoints.start(0);
     endpoints.expect_served(&agent, 3, SOON);
-    assert_eq!(endpoints.proxy(0).requests().len(), 3);
-    assert_eq!(endpoints.proxy(1).requests().len(), 5);
+    wait_for_health_of(&agent, "192.0.2.20:3128", PORTS[0], false);
+    let retries = || agent.metrics().sum(RETRIES, &[("reason", "tcp_refused")]);
+    assert_eq!(retries(), Some(3.0));
+    // From now on it is not even tried, but for now and then.
+    endpoints.expect_served(&agent, 5, SOON);
+    assert!(retries() <= Some(4.0), "{:?}", retries());
+    assert_eq!(endpoints.proxy(1).requests().len(), 8);
+    endpoints.start(0);
+    let is_back = || {
+        endpoints.expect_served(&agent, 1, SOON);
+        (!endpoints.proxy(0).requests().is_empty()).then_some(())
+    };
+    assert!(poll(Duration::from_secs(20), is_back).is_some());
+    let others = endpoints.proxy(1).requests().len();
+    endpoints.expect_served(&agent, 3, SOON);
+    assert_eq!(endpoints.proxy(0).requests().len(), 4);
+    assert_eq!(endpoints.proxy(1).requests().len(), others);
 }
 
 #[test]

@@ -2,94 +2,19 @@
 //! credentials that each knows: policy is documents, and what counts is the page at the workload
 //! and the request as the proxy logged it.
 
-use std::fmt::Write as _;
-
 use underpass_tests::agent::{Access, Agent};
 use underpass_tests::servers::envoy::{self, Versions};
 use underpass_tests::servers::forward::{
     Credentials, ForwardProxy, Logged, Options, Security, addresses,
 };
 use underpass_tests::servers::nginx::Nginx;
+use underpass_tests::servers::policy::policy;
 use underpass_tests::servers::squid::{self, Squid};
 use underpass_tests::servers::stage::{Stage, TARGET};
 use underpass_tests::servers::{apache, nghttpx, tinyproxy};
 
 const BASIC: Credentials<'_> = Credentials::Basic("me", "secret");
 const BEARER: Credentials<'_> = Credentials::Bearer("token-1");
-
-/// Everything through the proxy that was started with `options`, asked with `credentials`.
-fn policy(
-    stage: &Stage,
-    protocol: &str,
-    options: &Options<'_>,
-    credentials: Credentials<'_>,
-) -> String {
-    let port = options.port;
-    let (authentication, secret) = match credentials {
-        Credentials::None => ("", String::new()),
-        Credentials::Basic(user, password) => (
-            "{ credentialName: proxy }",
-            format!("{{ username: {user}, password: {password} }}"),
-        ),
-        Credentials::Bearer(token) => {
-            ("{ credentialName: proxy }", format!("{{ token: {token} }}"))
-        }
-    };
-    let mut policy = format!(
-        "apiVersion: underpass.dev/v1alpha1
-kind: Tunnel
-metadata: {{ name: everything }}
-spec:
-  proxy:
-    host: proxy.example
-    authentication: {authentication}
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{ name: proxy }}
-spec:
-  hosts: [proxy.example]
-  location: MESH_EXTERNAL
-  resolution: DNS
-  ports: [{{ number: {port}, name: proxy, protocol: {protocol} }}]
-"
-    );
-    if !secret.is_empty() {
-        let _ = write!(
-            policy,
-            "---
-apiVersion: v1
-kind: Secret
-metadata: {{ name: proxy }}
-stringData: {secret}
-"
-        );
-    }
-    if options.security.identity().is_some() {
-        let own = match options.security.client_ca() {
-            None => "mode: SIMPLE".to_owned(),
-            Some(_) => format!(
-                "mode: MUTUAL, clientCertificate: {}, privateKey: {}",
-                stage.client.certificate.display(),
-                stage.client.key.display()
-            ),
-        };
-        let _ = write!(
-            policy,
-            "---
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{ name: proxy }}
-spec:
-  host: proxy.example
-  trafficPolicy:
-    tls: {{ {own}, caCertificates: {} }}
-",
-            stage.scene.pki.ca().display()
-        );
-    }
-    policy
-}
 
 /// The site's page by a captured curl.
 #[track_caller]
@@ -322,59 +247,4 @@ fn nghttpx_over_both_versions_passes_credentials_on() {
         }
     }
     world.expect_no_direct_arrivals();
-}
-
-#[test]
-fn a_proxy_that_speaks_http1_alone_is_spoken_to_so_although_http2_is_wanted() {
-    let stage = Stage::new("proxies-fallback");
-    let options = Options {
-        security: Security::Tls(&stage.proxy),
-        credentials: BASIC,
-        ..Options::default()
-    };
-    let envoy = envoy::start(stage.world(), &options, Versions::Http1);
-    let agent = Agent::start(
-        stage.world(),
-        &policy(&stage, "HTTP2-CONNECT", &options, BASIC),
-    );
-    for _ in 0..3 {
-        expect_page(&stage);
-    }
-    expect_log(&envoy, &vec![stage.tunnel("HTTP/1.1", &options, BASIC); 3]);
-    let asked = |protocol| {
-        let metrics = agent.metrics();
-        metrics.sum("underpass_tunnel_requests_total", &[("protocol", protocol)])
-    };
-    assert_eq!(asked("http1-connect"), Some(3.0));
-    assert_eq!(asked("http2-connect").unwrap_or_default(), 0.0);
-    // Not one connection was made in vain.
-    let connections = agent.metrics();
-    let connections = connections.sum("underpass_proxy_connections_total", &[]);
-    assert_eq!(connections, Some(3.0));
-    stage.world().expect_no_direct_arrivals();
-}
-
-#[test]
-fn many_tunnels_share_one_http2_connection() {
-    let stage = Stage::new("proxies-shared");
-    let options = Options {
-        security: Security::Tls(&stage.proxy),
-        ..Options::default()
-    };
-    let envoy = envoy::start(stage.world(), &options, Versions::Http2);
-    let agent = Agent::start(
-        stage.world(),
-        &policy(&stage, "HTTP2-CONNECT", &options, Credentials::None),
-    );
-    for _ in 0..20 {
-        expect_page(&stage);
-    }
-    assert_eq!(envoy.wait_for_log(20).len(), 20);
-    let metrics = agent.metrics();
-    let value = |name, labels: &[_]| metrics.sum(name, labels);
-    assert_eq!(value("underpass_proxy_connections_total", &[]), Some(1.0));
-    let phases = "underpass_tunnel_establish_duration_seconds_count";
-    assert_eq!(value(phases, &[("phase", "tls")]), Some(1.0));
-    assert_eq!(value(phases, &[("phase", "connect")]), Some(20.0));
-    stage.world().expect_no_direct_arrivals();
 }

@@ -117,7 +117,7 @@ impl Way {
             target: &decision.target,
             original_dst: arrived.dst,
         };
-        let order = in_order(&decision.proxies);
+        let order = in_order(&decision.proxies, |proxy| self.tunneler.is_available(proxy));
         let deadline = self.tunneler.deadline();
         let mut tried = 0;
         loop {
@@ -244,11 +244,21 @@ fn endpoint(proxy: &Proxy, endpoint: Option<&Arc<str>>) -> Label {
 }
 
 /// The proxies in the order in which they are to be tried: by priority, and among those of one
-/// priority by chance, according to their weights.
-pub(crate) fn in_order(proxies: &[RankedProxy]) -> Vec<&Arc<Proxy>> {
+/// priority by chance, according to their weights; those last that keep failing.
+pub(crate) fn in_order(
+    proxies: &[RankedProxy],
+    is_available: impl Fn(&Arc<Proxy>) -> bool,
+) -> Vec<&Arc<Proxy>> {
+    if let [only] = proxies {
+        return vec![&only.proxy];
+    }
     let groups = proxies.chunk_by(|a, b| a.priority == b.priority);
     let order = groups.flat_map(|group| shuffled(group, |ranked| ranked.weight));
-    order.map(|ranked| &ranked.proxy).collect()
+    let (mut order, failing): (Vec<_>, Vec<_>) = order
+        .map(|ranked| &ranked.proxy)
+        .partition(|proxy| is_available(proxy));
+    order.extend(failing);
+    order
 }
 
 #[cfg(test)]
@@ -269,7 +279,7 @@ mod tests {
         ];
         let mut first = 0;
         for _ in 0..4000 {
-            let order = in_order(&proxies);
+            let order = in_order(&proxies, |_| true);
             let names: Vec<_> = order.iter().map(|proxy| proxy.host.to_string()).collect();
             assert_eq!(names.len(), 3);
             assert_eq!(names[2], "last.test");
@@ -278,5 +288,9 @@ mod tests {
         }
         // Three quarters, give or take more than chance ever will.
         assert!((2700..3300).contains(&first), "{first}");
+
+        let order = in_order(&proxies, |proxy| proxy.host.to_string() != "a.test");
+        let names: Vec<_> = order.iter().map(|proxy| proxy.host.to_string()).collect();
+        assert_eq!(names, ["b.test", "last.test", "a.test"]);
     }
 }

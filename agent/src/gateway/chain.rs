@@ -145,7 +145,8 @@ impl Chained {
             target: &decision.target,
             original_dst: dst,
         };
-        let order = in_order(&decision.proxies);
+        let tunneler = &self.chain.tunneler;
+        let order = in_order(&decision.proxies, |proxy| tunneler.is_available(proxy));
         let mut left = order.len() as u32 + u32::from(may_pass);
         let mut failure = DialError::NoAddress;
         for proxy in order {

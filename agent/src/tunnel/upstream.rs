@@ -113,25 +113,24 @@ impl Upstream {
     /// Whether connections for `proxy` are the same as those of this.
     pub(super) fn serves(&self, proxy: &Proxy) -> bool {
         let own = &*self.proxy;
-        let same_tls = match (&own.tls, &proxy.tls) {
+        if std::ptr::eq(own, proxy) {
+            return true;
+        }
+        let key = |proxy: &Proxy| (proxy.port, proxy.protocol, proxy.settings);
+        let same_tls = || match (&own.tls, &proxy.tls) {
             (None, None) => true,
             (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.settings() == b.settings(),
             _ => false,
         };
-        std::ptr::eq(own, proxy)
-            || (
-                &own.host,
-                own.port,
-                own.protocol,
-                &own.endpoints,
-                own.settings,
-            ) == (
-                &proxy.host,
-                proxy.port,
-                proxy.protocol,
-                &proxy.endpoints,
-                proxy.settings,
-            ) && same_tls
+        key(own) == key(proxy)
+            && own.host == proxy.host
+            && own.endpoints == proxy.endpoints
+            && same_tls()
+    }
+
+    /// Whether some endpoint is not passed over.
+    pub(super) fn is_available(&self) -> bool {
+        self.balance.lock().is_available(Instant::now())
     }
 
     /// The endpoint to try next.
@@ -237,49 +236,57 @@ impl Turn<'_> {
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<(Stream, Opened), Cause> {
-        let (upstream, index) = (self.upstream, self.choice.index);
-        let endpoint = self.endpoint();
+        let (upstream, endpoint) = (self.upstream, self.endpoint());
         attempt.endpoint = Some(Arc::clone(&endpoint.place.endpoint));
         let active = Active::new(endpoint);
         let (mut stream, opened) = match &upstream.pool {
             None => {
                 let opening = upstream.over_http1(endpoint, request, deadline, attempt);
-                match opening.await? {
-                    Some(opened) => opened,
-                    None => return Err(Cause::UnwantedHttp2),
-                }
+                opening.await?.ok_or(Cause::UnwantedHttp2)?
             }
             Some(pool) => {
-                if endpoint.speaks_http1()
-                    && let Some((mut stream, opened)) = upstream
-                        .over_http1(endpoint, request, deadline, attempt)
-                        .await?
-                {
-                    stream.hold(active);
-                    return Ok((stream, opened));
-                }
-                endpoint.chose_http1(false);
-                let opening = upstream.over_http2(pool, index, request, deadline, attempt);
-                match opening.await {
-                    Ok(opened) => opened,
-                    Err(error) => {
-                        if let PoolError::Connect(NoConnection::Dial(not_made)) = &error {
-                            attempt.address = not_made.attempt.address;
-                            attempt.timings = not_made.attempt.timings;
-                        }
-                        if !endpoint.speaks_http1() {
-                            return Err(Cause::Http2(Box::new(error)));
-                        }
-                        let opening = upstream.over_http1(endpoint, request, deadline, attempt);
-                        opening
-                            .await?
-                            .ok_or_else(|| Cause::Http2(Box::new(error)))?
-                    }
-                }
+                let opening = self.by_either(pool, request, deadline, attempt);
+                opening.await?
             }
         };
         stream.hold(active);
         Ok((stream, opened))
+    }
+
+    /// Opens a tunnel by HTTP/2, unless the endpoint chooses HTTP/1.1.
+    async fn by_either(
+        &self,
+        pool: &Pool<Dialer>,
+        request: &Request<'_>,
+        deadline: Instant,
+        attempt: &mut Attempt,
+    ) -> Result<(Stream, Opened), Cause> {
+        let (upstream, endpoint) = (self.upstream, self.endpoint());
+        if endpoint.speaks_http1() {
+            let opening = upstream.over_http1(endpoint, request, deadline, attempt);
+            if let Some(opened) = opening.await? {
+                return Ok(opened);
+            }
+            endpoint.chose_http1(false);
+        }
+        let index = self.choice.index;
+        let opening = upstream.over_http2(pool, index, request, deadline, attempt);
+        let error = match opening.await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        let mut chose_http1 = false;
+        if let PoolError::Connect(NoConnection::Dial(not_made)) = &error {
+            attempt.address = not_made.attempt.address;
+            attempt.timings = not_made.attempt.timings;
+            chose_http1 = not_made.chose_http1();
+        }
+        let error = Cause::Http2(Box::new(error));
+        if !chose_http1 || upstream.proxy.protocol != TunnelProtocol::Http2Connect {
+            return Err(error);
+        }
+        let opening = upstream.over_http1(endpoint, request, deadline, attempt);
+        opening.await?.ok_or(error)
     }
 
     /// The endpoint did what it is for, whether it said yes or no.
@@ -315,7 +322,7 @@ impl Turn<'_> {
                 endpoint = %place.endpoint,
                 error = %cause,
                 seconds = time.as_secs_f32(),
-                "endpoint keeps failing and is passed over"
+                "endpoint keeps failing: it is used only where no other is well"
             );
             self.upstream.observer.healthy(place, false);
         }

@@ -107,6 +107,14 @@ impl Balance {
         })
     }
 
+    /// Whether a try now would be at an endpoint that is well, or one whose time has come.
+    pub(super) fn is_available(&self, now: Instant) -> bool {
+        self.members.iter().any(|member| match member.state {
+            State::Good { .. } => true,
+            State::Ejected { until, on_trial } => until <= now && !on_trial,
+        })
+    }
+
     fn by_chance(&self, among: &[usize]) -> Vec<usize> {
         let order = crate::tunnel::shuffled(among, |i| self.members[*i].weight);
         order.into_iter().copied().collect()
@@ -272,6 +280,7 @@ mod tests {
             fail(&mut balance, index, at);
             assert!(fail(&mut balance, index, at).is_some());
         }
+        assert!(!balance.is_available(now));
         let choice = balance.choose(now, |_| true, |_| 0).unwrap();
         let expected = Choice {
             index: 1,
@@ -280,7 +289,15 @@ mod tests {
         assert_eq!(choice, expected);
         assert_eq!(balance.choose(now, |i| i == 0, |_| 0).unwrap().index, 0);
         assert_eq!(balance.choose(now, |_| false, |_| 0), None);
-        assert_eq!(balance.worked(1, now), Some(Change::Back));
+        // Their time comes for one try each.
+        let later = now + LONGEST;
+        assert!(balance.is_available(later));
+        balance.choose(later, |_| true, |_| 0);
+        assert!(balance.is_available(later));
+        balance.choose(later, |_| true, |_| 0);
+        assert!(!balance.is_available(later));
+        assert_eq!(balance.worked(1, later), Some(Change::Back));
+        assert!(balance.is_available(later));
     }
 
     #[test]

@@ -34,6 +34,13 @@ pub struct NotMade {
     pub(in crate::tunnel) cause: Option<Cause>,
 }
 
+impl NotMade {
+    /// Whether there is a connection, for HTTP/1.1.
+    pub(super) fn chose_http1(&self) -> bool {
+        self.cause.is_none()
+    }
+}
+
 impl fmt::Display for NotMade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
