@@ -9,8 +9,7 @@ mod services;
 mod tls;
 mod warnings;
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -20,6 +19,7 @@ use super::document::Documents;
 use super::external::{Side, Sides};
 use super::failure_mode::FailureMode;
 use super::hosts::HostTable;
+use super::named_files::NamedFiles;
 use super::no_proxy::HostList;
 use super::ports::PortSet;
 use super::prefix::PrefixTable;
@@ -44,8 +44,8 @@ pub struct Options {
 /// What documents only refer to.
 #[derive(Clone, Debug)]
 pub struct Materials {
-    /// The files that documents name, or why they cannot be read.
-    pub files: BTreeMap<PathBuf, Result<Vec<u8>, String>>,
+    /// The files that documents name.
+    pub files: NamedFiles,
     /// Whom this system trusts.
     pub roots: SystemRoots,
 }
@@ -54,7 +54,7 @@ impl Materials {
     /// Nothing at all.
     pub fn none() -> Self {
         Self {
-            files: BTreeMap::new(),
+            files: NamedFiles::default(),
             roots: SystemRoots::none(),
         }
     }
