@@ -6,14 +6,14 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
 use underpass_tests::addr::{proxy_v4, proxy_v6};
 use underpass_tests::agent::{ADMIN, Agent, METRICS, binary, tunnel_policy, underpass};
 use underpass_tests::load::Load;
-use underpass_tests::pki::{Authority, Issued, Request};
+use underpass_tests::pki::{self, Authority, Issued};
 use underpass_tests::process::Running;
 use underpass_tests::servers::apache;
 use underpass_tests::servers::dns::Dns;
+use underpass_tests::servers::fake_proxy::{Answer, FakeProxy, Request};
 use underpass_tests::servers::forward::{Credentials, ForwardProxy, Options, Security};
 use underpass_tests::servers::identity::Identities;
 use underpass_tests::{Must as _, Scene, World, http, wait_for};
@@ -255,7 +255,7 @@ impl Secured {
             key: dir.join("client.key"),
         };
         replace(&files.ca, read(&scene.pki.ca()));
-        let first = clients.issue(&scene.world, "first", &Request::client("first"));
+        let first = clients.issue(&scene.world, "first", &pki::Request::client("first"));
         replace(&files.certificate, read(&first.certificate));
         replace(&files.key, read(&first.key));
         let policy = format!(
@@ -298,12 +298,10 @@ impl Secured {
 
     /// Changes a file into something that cannot be used; what is told of it.
     #[track_caller]
-    fn spoil(&self, file: &Path, content: impl AsRef<[u8]>) -> Value {
-        let generation = self.agent.metrics().sum(GENERATION, &[]);
+    fn spoil(&self, file: &Path, content: impl AsRef<[u8]>) -> String {
         replace(file, content);
         self.agent.wait_for_metric(SUCCESSFUL, &[], 0.0);
-        assert_eq!(self.agent.metrics().sum(GENERATION, &[]), generation);
-        self.agent.admin("/status")["policy"]["reload"].clone()
+        only_problem(&self.agent)
     }
 
     /// A client's certificate in the place of the last, which are two files.
@@ -338,6 +336,18 @@ impl Secured {
     }
 }
 
+/// The one problem of the last reading, which was taken but for that.
+#[track_caller]
+fn only_problem(agent: &Agent) -> String {
+    let reload = agent.admin("/status")["policy"]["reload"].clone();
+    assert_eq!(reload["result"], "partial", "{reload}");
+    let problems = reload["problems"].as_array().expect("a list");
+    let [problem] = &problems[..] else {
+        panic!("not one problem: {reload}");
+    };
+    problem.as_str().expect("a text").to_owned()
+}
+
 #[track_caller]
 fn read(file: &Path) -> Vec<u8> {
     fs::read(file).must(format_args!("read {}", file.display()))
@@ -348,7 +358,7 @@ fn the_agents_certificate_is_rotated() {
     let secured = Secured::new("rotation-client");
     assert_eq!(secured.seen_as(), "first");
     let world = &secured.scene.world;
-    let second = Request::client("second");
+    let second = pki::Request::client("second");
     let second = secured.clients.issue(world, "second", &second);
     secured.become_client(&second);
     assert_eq!(secured.seen_as(), "second");
@@ -375,7 +385,7 @@ fn whom_the_agent_trusts_is_rotated() {
 fn what_cannot_be_used_is_told_and_changes_nothing() {
     let mut secured = Secured::new("rotation-wrong");
     let world = &secured.scene.world;
-    let second = Request::client("second");
+    let second = pki::Request::client("second");
     let second = secured.clients.issue(world, "second", &second);
     let Files {
         ca,
@@ -383,78 +393,143 @@ fn what_cannot_be_used_is_told_and_changes_nothing() {
         key,
     } = &secured.files;
     let good = [ca, certificate, key].map(|file| (file.clone(), read(file)));
-    // Cut off; of another pair; no PEM at all; empty.
     let cut = &good[1].1[..good[1].1.len() / 2];
-    for (file, content, field, reason) in [
-        (
-            certificate,
-            cut.to_vec(),
-            "clientCertificate",
-            "not good PEM: a section has no END line",
-        ),
+    let other = [&second.certificate, &second.key].map(|file| read(file));
+    for (file, content, told, reason) in [
+        (certificate, cut, "clientCertificate", "no END line"),
         // Which of the two is the wrong one cannot be told.
-        (
-            certificate,
-            read(&second.certificate),
-            "privateKey",
-            "does not belong",
-        ),
-        (key, read(&second.key), "privateKey", "does not belong"),
-        (
-            key,
-            b"secret words".to_vec(),
-            "privateKey",
-            "no private key in PEM form",
-        ),
-        (
-            ca,
-            b"nobody".to_vec(),
-            "caCertificates",
-            "no certificate in PEM form",
-        ),
-        (
-            ca,
-            Vec::new(),
-            "caCertificates",
-            "no certificate in PEM form",
-        ),
+        (certificate, &other[0], "privateKey", "does not belong"),
+        (key, &other[1], "privateKey", "does not belong"),
+        (key, b"secret words", "privateKey", "no private key"),
+        (ca, b"nobody", "caCertificates", "no certificate"),
+        (ca, b"", "caCertificates", "no certificate"),
     ] {
-        let told = secured.spoil(file, &content);
-        assert_eq!(told["result"], "failure", "{told}");
-        let problem = told["problems"][0].as_str().unwrap_or_default();
-        let files = [
-            ("clientCertificate", certificate),
-            ("privateKey", key),
-            ("caCertificates", ca),
-        ];
-        let (_, named) = files
-            .iter()
-            .find(|(name, _)| *name == field)
-            .expect("a file");
-        let start = format!(
-            "DestinationRule/proxy: spec.trafficPolicy.tls.{field}: {}: ",
-            named.display()
-        );
+        let problem = secured.spoil(file, content);
+        let named = match told {
+            "caCertificates" => ca,
+            "clientCertificate" => certificate,
+            _ => key,
+        };
+        let named = named.display();
+        let start = format!("DestinationRule/proxy: spec.trafficPolicy.tls.{told}: {named}: ");
         for part in [&*start, reason] {
-            assert!(problem.contains(part), "no {part} in {told}");
+            assert!(problem.contains(part), "no {part} in {problem}");
         }
         assert!(!problem.contains("secret words"), "{problem}");
         let status = underpass(&secured.scene.world).arg("status").run(SECONDS);
         let status = status.expect_success().stdout;
-        assert!(status.contains(problem), "no {problem} in {status}");
+        assert!(status.contains(&problem), "no {problem} in {status}");
         assert_eq!(secured.seen_as(), "first", "{problem}");
-        secured.change(|| {
-            for (file, content) in &good {
-                replace(file, content);
-            }
-        });
+        secured.change(|| replace_all(&good));
         assert_eq!(secured.seen_as(), "first");
     }
-    // Not even there.
-    fs::remove_file(&secured.files.ca).must("remove a file");
+
+    // Not even there; and nothing else is held up by that.
+    let lost = &secured.files.ca;
+    fs::remove_file(lost).must("remove a file");
     secured.agent.wait_for_metric(SUCCESSFUL, &[], 0.0);
+    let problem = only_problem(&secured.agent);
+    assert!(problem.contains("ca.pem cannot be read"), "{problem}");
     assert_eq!(secured.seen_as(), "first");
+    let policy = secured.scene.world.dir().join("policy.yaml");
+    let text = fs::read_to_string(&policy).must("read the policy");
+    let by_address = text.replace(
+        "spec:\n  proxy:",
+        "spec:\n  targetHost: ORIGINAL_DST\n  proxy:",
+    );
+    assert_ne!(by_address, text);
+    let before = secured.agent.metrics().sum(GENERATION, &[]);
+    replace(&policy, by_address);
+    let next = before.expect("a generation") + 1.0;
+    secured.agent.wait_for_metric(GENERATION, &[], next);
+    let about = |problem: &str| problem.split_once(": ").map(|(_, what)| what.to_owned());
+    assert_eq!(about(&only_problem(&secured.agent)), about(&problem));
+    assert_eq!(secured.seen_as(), "first");
+    let log = secured.proxy.log();
+    let target = log.last().map(|logged| logged.target.clone());
+    assert_eq!(target.as_deref(), Some("203.0.113.10:443"));
     let log = secured.agent.process().stderr();
     assert!(log.contains("ca.pem cannot be read"), "{log}");
     secured.scene.world.expect_no_direct_arrivals();
+}
+
+#[track_caller]
+fn replace_all(files: &[(PathBuf, Vec<u8>)]) {
+    for (file, content) in files {
+        replace(file, content);
+    }
+}
+
+/// A Secret that cannot be used stays what it was, and nothing else is held up by that.
+#[test]
+fn credentials_that_are_none_are_told_and_change_nothing() {
+    let scene = Scene::new("rotation-credentials");
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let secrets = scene.world.dir().join("secrets");
+    let login = Mounted::new(
+        secrets.join("login"),
+        &[("username", "meg"), ("password", "the-first-secret")],
+    );
+    let policy = |target: &str| {
+        format!(
+            "apiVersion: underpass.dev/v1alpha1\n\
+             kind: Tunnel\n\
+             metadata: {{name: with-login}}\n\
+             spec: {{proxy: {{host: 192.0.2.20, port: 3128, \
+             authentication: {{credentialName: login}}}}}}\n\
+             ---\n\
+             apiVersion: networking.istio.io/v1\n\
+             kind: DestinationRule\n\
+             metadata: {{name: without}}\n\
+             spec: {{host: other.example, trafficPolicy: {{tunnel: {{targetHost: {target}, \
+             targetPort: 80, proxy: {{host: 192.0.2.20, port: 3128}}}}}}}}\n"
+        )
+    };
+    let options = ["--secrets", &secrets.display().to_string()];
+    let agent = Agent::start_with(&scene.world, &policy("v4.example"), &options);
+    let asked = |host: &str| {
+        let before = proxy.requests().len();
+        let header = format!("Host: {host}");
+        let curl = scene.curl("http://203.0.113.10/");
+        scene
+            .captured(&curl.args(["--header", &header]))
+            .expect_ok();
+        proxy.requests()[before].clone()
+    };
+    let basic = Credentials::Basic("meg", "the-first-secret").header(&scene.world);
+    let login_of = |request: &Request| request.header("Proxy-Authorization").map(str::to_owned);
+    assert_eq!(login_of(&asked("site.example")), basic);
+
+    // Basic has no such user (RFC 7617, section 2).
+    let publish = |version, username| {
+        let keys = [("username", username), ("password", "the-second-secret")];
+        login.publish(version, &keys);
+    };
+    publish("..2", "meg:ann");
+    agent.wait_for_metric(SUCCESSFUL, &[], 0.0);
+    let problem = only_problem(&agent);
+    assert!(
+        problem.contains("login") && !problem.contains("second"),
+        "{problem}"
+    );
+    assert_eq!(login_of(&asked("site.example")), basic, "the last good one");
+    let request = asked("other.example");
+    assert_eq!(request.line(), "CONNECT v4.example:80 HTTP/1.1");
+    assert_eq!(login_of(&request), None);
+
+    let before = agent.metrics().sum(GENERATION, &[]).expect("a generation");
+    replace(&scene.world.dir().join("policy.yaml"), policy("v6.example"));
+    agent.wait_for_metric(GENERATION, &[], before + 1.0);
+    assert_eq!(only_problem(&agent), problem);
+    assert_eq!(
+        asked("other.example").line(),
+        "CONNECT v6.example:80 HTTP/1.1"
+    );
+    assert_eq!(login_of(&asked("site.example")), basic);
+
+    publish("..3", "ann");
+    agent.wait_for_metric(SUCCESSFUL, &[], 1.0);
+    let basic = Credentials::Basic("ann", "the-second-secret").header(&scene.world);
+    assert_eq!(login_of(&asked("site.example")), basic);
+    scene.world.expect_no_direct_arrivals();
 }
