@@ -125,10 +125,7 @@ impl ChainOptions {
             deadline: config.connect_timeout,
         };
         let tunneler = Tunneler::new(Arc::new(PlainSockets), resolver.clone(), limits);
-        Ok(Some(Chain {
-            policy: Arc::new(policy),
-            tunneler,
-        }))
+        Ok(Some(Chain { policy, tunneler }))
     }
 }
 

@@ -3,7 +3,7 @@
 mod plan;
 mod policy;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::access::{Record, Route};
 use super::dial::{Asked, Dial, DialError, Dialing, Direct, allowed};
-use super::followed::Followed;
+use super::followed::{Followed, Refresh};
 use super::request::Wish;
 use super::rules::{Forbidden, Rules};
 use super::stream::Upstream;
@@ -31,15 +31,25 @@ pub use policy::follow_policy;
 #[derive(Debug)]
 pub struct Chain {
     /// The policy.
-    pub policy: Arc<Followed<Policy>>,
+    pub policy: Followed<Policy>,
     /// What opens its tunnels.
     pub tunneler: Tunneler,
+}
+
+impl Refresh for Chain {
+    fn what(&self) -> &'static str {
+        self.policy.what()
+    }
+
+    fn refresh(&self, forced: bool) -> Option<bool> {
+        self.policy.refresh(forced)
+    }
 }
 
 /// Directly or through a proxy, as a policy says.
 pub(super) struct Chained {
     pub(super) direct: Direct,
-    pub(super) chain: Chain,
+    pub(super) chain: Arc<Chain>,
     /// Tells proxies, and so this gateway, who asked.
     pub(super) name: Pseudonym,
 }
@@ -86,21 +96,11 @@ impl Chained {
             Way::Tunnel(decision) => decision,
         };
         record.goes(Route::Tunnel, Some(Arc::clone(&decision.policy)));
+        let is_known = unknown.is_none();
+        judge(rules, asked, &decision, &addresses, unknown)?;
+        let may_pass = is_known && decision.fallback != Fallback::Refuse;
+        // A tunnel that is decided on was decided on for the first.
         let dst = OriginalDst(SocketAddr::new(addresses[0], asked.target.port));
-        let ends_at_one = decision.source == TargetSource::OriginalDst;
-        let may_pass = match unknown {
-            None => {
-                // The proxy resolves the name for itself.
-                let ends = if ends_at_one { 1 } else { addresses.len() };
-                for addr in &addresses[..ends] {
-                    rules.judge_address(asked.permit, *addr, asked.target.port)?;
-                }
-                decision.fallback != Fallback::Refuse
-            }
-            Some(error) if ends_at_one => return Err(error),
-            Some(_) if !asked.permit.by_host => return Err(Forbidden::NoRule.into()),
-            Some(_) => false,
-        };
         match self
             .tunnel(asked, &decision, dst, deadline, may_pass, record)
             .await
@@ -198,6 +198,29 @@ impl Chained {
         let early = Bytes::new();
         Ok(Upstream { stream, early })
     }
+}
+
+/// Whether a tunnel may be asked for. What is not known here is the proxy's to judge, but not what
+/// is; and it resolves a name for itself.
+fn judge(
+    rules: &Rules,
+    asked: Asked<'_>,
+    decision: &TunnelDecision,
+    addresses: &[IpAddr],
+    unknown: Option<DialError>,
+) -> Result<(), DialError> {
+    let is_to_address = decision.source == TargetSource::OriginalDst;
+    match unknown {
+        Some(error) if is_to_address => return Err(error),
+        Some(_) if !asked.permit.by_host => return Err(Forbidden::NoRule.into()),
+        Some(_) => return Ok(()),
+        None => {}
+    }
+    let ends = if is_to_address { 1 } else { addresses.len() };
+    for addr in &addresses[..ends] {
+        rules.judge_address(asked.permit, *addr, asked.target.port)?;
+    }
+    Ok(())
 }
 
 /// What the proxy answered.
