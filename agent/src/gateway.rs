@@ -149,6 +149,9 @@ impl Gateway {
         };
         let name = Pseudonym::random();
         let chain = config.chain.map(Arc::new);
+        if let Some(chain) = &chain {
+            chain.serve_proxies();
+        }
         let way: Box<dyn Dial> = match &chain {
             None => Box::new(direct),
             Some(chain) => Box::new(Chained {

@@ -13,6 +13,7 @@ mod dump;
 mod explain;
 mod external;
 mod failure_mode;
+mod hash;
 mod header;
 mod hosts;
 mod lookup;
@@ -23,6 +24,7 @@ mod problem;
 mod proxy;
 mod proxy_url;
 mod rule;
+mod schema;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -43,7 +45,11 @@ pub use lookup::{Claim, Facts, NameSource};
 pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
 pub use problem::Problem;
-pub use proxy::{Credentials, Endpoint, InvalidCredentials, Proxy, RankedProxy, TunnelProtocol};
+pub use proxy::{
+    Balance, Credentials, Ejection, Endpoint, InvalidCredentials, Proxy, ProxySettings,
+    RankedProxy, TunnelProtocol,
+};
 pub use proxy_url::ProxyUrlError;
+pub use schema::{CustomResource, custom_resources};
 pub use source::{LoadError, Loaded, Paths, load};
 pub use workloads::View;

@@ -125,8 +125,11 @@ fn envoy_by_post() {
 type RequestLine = fn(bool) -> String;
 
 /// The protocols of policy, and what our own agent asks by each.
-const AGENT: [(&str, RequestLine); 1] =
-    [("HTTP-CONNECT", |_| format!("CONNECT {TARGET} HTTP/1.1"))];
+const AGENT: [(&str, RequestLine); 3] = [
+    ("HTTP-CONNECT", |_| format!("CONNECT {TARGET} HTTP/1.1")),
+    ("HTTP2-CONNECT", |_| format!("CONNECT {TARGET} HTTP/2.0")),
+    ("HTTP2-POST", post),
+];
 
 #[test]
 fn our_own_agent() {

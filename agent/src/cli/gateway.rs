@@ -25,7 +25,7 @@ use crate::policy::Options;
 use crate::sockets::PlainSockets;
 use crate::telemetry::ConnectionTable;
 use crate::telemetry::logging::LogHandle;
-use crate::tunnel::{TunnelConfig, Tunneler};
+use crate::tunnel::{NoObserver, TunnelConfig, Tunneler};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -124,7 +124,12 @@ impl ChainOptions {
         let limits = TunnelConfig {
             deadline: config.connect_timeout,
         };
-        let tunneler = Tunneler::new(Arc::new(PlainSockets), resolver.clone(), limits);
+        let tunneler = Tunneler::new(
+            Arc::new(PlainSockets),
+            resolver.clone(),
+            limits,
+            Arc::new(NoObserver),
+        );
         Ok(Some(Chain { policy, tunneler }))
     }
 }

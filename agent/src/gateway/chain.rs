@@ -5,11 +5,9 @@ mod policy;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::access::{Record, Route};
 use super::dial::{Asked, Dial, DialError, Dialing, Direct, allowed};
@@ -19,9 +17,9 @@ use super::rules::{Forbidden, Rules};
 use super::stream::Upstream;
 use super::via::Pseudonym;
 use crate::connection::in_order;
-use crate::name::{OriginalDst, Target};
-use crate::policy::{Fallback, HeaderContext, Policy, Proxy, TargetSource, TunnelDecision};
-use crate::tunnel::{Tunnel, Tunneler, originate};
+use crate::name::OriginalDst;
+use crate::policy::{Fallback, HeaderContext, Policy, TargetSource, TunnelDecision};
+use crate::tunnel::{Request, Time, Tunnel, Tunneler, originate};
 use crate::workload::Workload;
 use plan::{NOWHERE, Plan, Way};
 
@@ -42,7 +40,18 @@ impl Refresh for Chain {
     }
 
     fn refresh(&self, forced: bool) -> Option<bool> {
-        self.policy.refresh(forced)
+        let result = self.policy.refresh(forced);
+        if result == Some(true) {
+            self.serve_proxies();
+        }
+        result
+    }
+}
+
+impl Chain {
+    /// Has what is learnt of the policy's proxies be remembered.
+    pub(super) fn serve_proxies(&self) {
+        self.tunneler.serve(self.policy.current().proxies());
     }
 }
 
@@ -146,39 +155,33 @@ impl Chained {
             fields.extend(rendered);
             let share = deadline.saturating_duration_since(Instant::now()) / left;
             left -= 1;
-            match self.open(proxy, &decision.target, &fields, share).await {
+            let request = Request {
+                proxy,
+                target: &decision.target,
+                headers: &fields,
+            };
+            let time = Time {
+                deadline: Instant::now() + share,
+                // They have theirs.
+                has_others: false,
+            };
+            match self.chain.tunneler.open(&request, time).await {
                 Ok(tunnel) => {
                     record.proxy_said(proxy, Some(tunnel.code));
                     return self.finish(asked, decision, tunnel, deadline).await;
                 }
                 Err(error) => {
-                    record.proxy_said(proxy, code(&error));
-                    if !is_failure(&error) {
-                        return Err(error);
-                    }
+                    record.proxy_said(proxy, error.code());
+                    let is_refused = error.refusal().is_some();
                     tracing::info!(%error, "no tunnel through this proxy");
-                    failure = error;
+                    failure = error.into();
+                    if is_refused {
+                        break;
+                    }
                 }
             }
         }
         Err(failure)
-    }
-
-    async fn open(
-        &self,
-        proxy: &Proxy,
-        target: &Target,
-        fields: &[(HeaderName, HeaderValue)],
-        patience: Duration,
-    ) -> Result<Tunnel, DialError> {
-        let opening = self.chain.tunneler.open(proxy, target, fields);
-        match timeout(patience, opening).await {
-            Ok(opened) => Ok(opened?),
-            Err(_) => Err(DialError::ProxyTimeout {
-                proxy: proxy.to_string(),
-                time: patience,
-            }),
-        }
     }
 
     /// Adds TLS with the target where the policy wants it and the client speaks none: what it asks
@@ -223,19 +226,7 @@ fn judge(
     Ok(())
 }
 
-/// What the proxy answered.
-fn code(error: &DialError) -> Option<u16> {
-    match error {
-        DialError::Tunnel(error) => error.code(),
-        _ => None,
-    }
-}
-
-/// Whether the proxy could not, so that another may be asked. A refusal is its decision.
+/// Whether no proxy could be reached. A refusal is its decision.
 fn is_failure(error: &DialError) -> bool {
-    match error {
-        DialError::Tunnel(error) => error.refusal().is_none(),
-        DialError::ProxyTimeout { .. } => true,
-        _ => false,
-    }
+    matches!(error, DialError::Tunnel(error) if error.refusal().is_none())
 }

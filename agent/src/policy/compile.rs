@@ -6,7 +6,9 @@ mod proxies;
 mod redirects;
 mod rules;
 mod services;
+mod shadowed;
 mod tls;
+mod traffic;
 mod warnings;
 
 use std::collections::{BTreeMap, HashSet};
@@ -146,12 +148,14 @@ impl Policy {
             return Err(sorted(problems));
         }
         let mut report = Report::default();
+        services::check(documents, &mut report);
         let mut configs = TlsConfigs::new(documents, materials);
         let settings = configs.of_rules(&mut report);
         let by_host = tls::by_host(&settings);
         let mut proxies = Proxies::new(documents, configs, &settings, &by_host);
         let mut ranked = rules::compile(documents, &mut proxies, &mut report);
         ranked.extend(redirects::compile(documents, &mut proxies, &mut report));
+        shadowed::warn(&ranked, documents, &mut report);
         let mut services = Services::new(documents);
         let rules = services.settle(ranked);
         if !report.problems.is_empty() {

@@ -43,27 +43,56 @@ pub fn load(paths: &Paths, options: &Options, last: Option<&Documents>) -> Loade
     file::read(&paths.policy, &mut documents);
     file::read_secrets(&paths.secrets, &mut documents);
     let mut files = documents.named_files();
-    let policy = compile(&documents, &files, options);
-    let (Err(problems), Some(last)) = (&policy, last) else {
-        return Loaded {
-            policy: policy.map_err(LoadError),
-            rejected: Vec::new(),
-            documents,
-            files: files.into_iter().collect(),
-        };
-    };
-    let any_new = documents.keep_last_good(problems, last);
-    files.extend(documents.named_files());
-    let kept = any_new.then(|| compile(&documents, &files, options));
-    let (policy, rejected) = match (kept, policy) {
-        (Some(Ok(kept)), Err(problems)) => (Ok(kept), problems),
-        (_, policy) => (policy.map_err(LoadError), Vec::new()),
-    };
+    let mut policy = compile(&documents, &files, options);
+    let mut rejected = Vec::new();
+    if let Some(last) = last {
+        policy = policy.or_else(|problems| {
+            rejected = problems;
+            let kept = fall_back(&mut documents, &mut files, &mut rejected, last, options);
+            kept.ok_or_else(|| std::mem::take(&mut rejected))
+        });
+    }
     Loaded {
-        policy,
+        policy: policy.map_err(LoadError),
         rejected,
         documents,
         files: files.into_iter().collect(),
+    }
+}
+
+/// Makes a policy of `documents` with the last good version of those that are `rejected`. What is
+/// wrong with documents together shows only when none is bad by itself, so more may be rejected; and
+/// what one of the last refers to may be gone, and is brought back then. `None`: the rest does not go
+/// with what would be kept, or there is no rest.
+fn fall_back(
+    documents: &mut Documents,
+    files: &mut BTreeSet<PathBuf>,
+    rejected: &mut Vec<Problem>,
+    last: &Documents,
+    options: &Options,
+) -> Option<Policy> {
+    let mut brought_back = false;
+    loop {
+        documents.keep_last_good(rejected, last);
+        if !documents.has_news(last) {
+            return None;
+        }
+        files.extend(documents.named_files());
+        let problems = match compile(documents, files, options) {
+            Ok(policy) => return Some(policy),
+            Err(problems) => problems,
+        };
+        let known = |problem: &Problem| rejected.iter().any(|old| old.about() == problem.about());
+        let (_, new): (Vec<_>, Vec<_>) = problems.into_iter().partition(known);
+        if new.is_empty() {
+            if brought_back {
+                return None;
+            }
+            documents.bring_back(last);
+            brought_back = true;
+        }
+        rejected.extend(new);
+        rejected.sort();
     }
 }
 

@@ -7,7 +7,7 @@ use crate::app::PolicySource;
 use crate::dns::Resolver;
 use crate::policy::{Options, Paths};
 use crate::sockets::PlainSockets;
-use crate::tunnel::{TunnelConfig, Tunneler};
+use crate::tunnel::{NoObserver, TunnelConfig, Tunneler};
 
 /// A policy with a Tunnel for everything, through the proxy on loopback with this port.
 fn tunnel(port: u16, spec: &str) -> String {
@@ -46,7 +46,12 @@ fn chained(directory: &Path, rest: GatewayConfig) -> GatewayConfig {
     GatewayConfig {
         chain: Some(Chain {
             policy: policy.unwrap(),
-            tunneler: Tunneler::new(Arc::new(PlainSockets), resolver, limits),
+            tunneler: Tunneler::new(
+                Arc::new(PlainSockets),
+                resolver,
+                limits,
+                Arc::new(NoObserver),
+            ),
         }),
         ..rest
     }

@@ -149,7 +149,8 @@ spec:
              found a string",
             "a.yaml:23: Tunnel/all: spec.noProxy[1]: `10.1.2.3/8` has bits set beyond the prefix; \
              write `10.0.0.0/8`",
-            "a.yaml:24: Tunnel/all: spec.noProxy[2]: expected a string, found a number",
+            "a.yaml:24: Tunnel/all: spec.noProxy[2]: expected a string, found a number: put it in \
+             quotes",
             "a.yaml:25: Tunnel/all: spec.failureMode: expected `closed` or `open`",
             "a.yaml:27: Tunnel/all: spec.retries: unknown field `retries`, expected one of \
              `selector`, `workloadSelector`, `action`, `proxy`, `proxies`, `targetHost`, \

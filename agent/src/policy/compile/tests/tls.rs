@@ -287,9 +287,12 @@ fn what_contradicts_itself_or_is_not_there_is_refused() {
         );
     }
     let found = wrong(&tls("mode: SIMPLE, caCertificates: /text.pem"));
-    assert!(
-        found[0].starts_with("spec.trafficPolicy.tls: "),
-        "{found:?}"
+    assert_eq!(
+        found,
+        [
+            "spec.trafficPolicy.tls.caCertificates: the CA certificates have no certificate in PEM \
+          form"
+        ]
     );
     let found = wrong(&tls("mode: SIMPLE"));
     assert!(found[0].contains("caCertificates"), "{found:?}");
