@@ -288,8 +288,8 @@ fn what_contradicts_itself_or_is_not_there_is_refused() {
     assert_eq!(
         found,
         [
-            "spec.trafficPolicy.tls.caCertificates: the CA certificates have no certificate in PEM \
-          form"
+            "spec.trafficPolicy.tls.caCertificates: /text.pem: the CA certificates have no \
+             certificate in PEM form"
         ]
     );
     let found = wrong(&tls("mode: SIMPLE"));
