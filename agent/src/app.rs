@@ -174,6 +174,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
             Arc::clone(&sockets),
             resolver.clone(),
             TunnelConfig::default(),
+            Arc::new(metrics.proxy.clone()),
         ),
         resolver,
         workloads: Arc::new(Workloads::new(Hierarchy::find()?)),
@@ -190,6 +191,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let families = families(&listeners);
     apply(&way.policy.load(), &mut capture)?;
     announce(&way.policy.load(), &metrics);
+    way.tunneler.serve(way.policy.load().proxies());
     metrics.policy.started();
     let capture = Arc::new(Mutex::new(capture));
     // Before the programs are attached: who speaks to a proxy himself must never be captured.

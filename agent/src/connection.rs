@@ -31,6 +31,7 @@ use crate::tunnel::Tunneler;
 use crate::workload::Workload;
 
 pub(crate) use in_force::InForce;
+pub(crate) use outbound::in_order;
 
 /// What every connection needs on its way.
 pub(crate) struct Way {

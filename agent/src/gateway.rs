@@ -3,10 +3,11 @@
 //! It speaks HTTP/1.1 and HTTP/2, in the clear and over TLS, opens tunnels (CONNECT, and POST where
 //! that is wanted) and forwards plain HTTP. Clients reach what an allow-list names and no
 //! deny-list does; the gateway's own machine, link, network and cloud only where a rule names the
-//! address. Its sockets are not marked as the agent's own: it belongs where nothing is captured.
+//! address. A policy may lead through further proxies ([`Chain`]). Its sockets are not marked as the agent's own: it belongs where nothing is captured.
 
 mod accept;
 mod access;
+mod chain;
 mod control;
 mod credentials;
 mod dial;
@@ -23,6 +24,7 @@ mod rules;
 mod stream;
 mod tls;
 mod tunnel;
+mod via;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -36,10 +38,13 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::relay::Timeouts;
+use chain::Chained;
 use dial::{Dial, Direct};
 use followed::Refresh;
 use rules::Rules;
+use via::Pseudonym;
 
+pub use chain::{Chain, follow_policy};
 pub use control::Control;
 pub use credentials::{CredentialError, CredentialFile, Scheme};
 pub use error::GatewayError;
@@ -60,6 +65,8 @@ pub struct GatewayConfig {
     pub deny: Vec<DenyRule>,
     /// Who may use it, each file for another scheme; empty is everybody.
     pub users: Vec<Followed<CredentialFile>>,
+    /// What is reached through further proxies; `None` is nothing.
+    pub chain: Option<Chain>,
     /// TLS with clients, on all listeners; `None` is in the clear.
     pub tls: Option<Followed<TlsSettings>>,
     /// Whether POST over HTTP/2 asks for a tunnel, as CONNECT does, instead of being forwarded.
@@ -90,6 +97,7 @@ impl Default for GatewayConfig {
             allow: Vec::new(),
             deny: Vec::new(),
             users: Vec::new(),
+            chain: None,
             tls: None,
             post_tunnels: false,
             max_connections: 4096,
@@ -135,9 +143,22 @@ impl Gateway {
             return Err(GatewayError::NoListener);
         }
         let slots = config.max_connections.min(Semaphore::MAX_PERMITS);
-        let way = Direct {
+        let direct = Direct {
             resolver: Box::new(resolver),
             timeout: config.connect_timeout,
+        };
+        let name = Pseudonym::random();
+        let chain = config.chain.map(Arc::new);
+        if let Some(chain) = &chain {
+            chain.serve_proxies();
+        }
+        let way: Box<dyn Dial> = match &chain {
+            None => Box::new(direct),
+            Some(chain) => Box::new(Chained {
+                direct,
+                chain: Arc::clone(chain),
+                name: name.clone(),
+            }),
         };
         Ok(Self {
             listeners,
@@ -146,7 +167,9 @@ impl Gateway {
                 rules: Rules::new(config.allow, config.deny),
                 users: config.users,
                 tls: config.tls,
-                way: Box::new(way),
+                chain,
+                way,
+                name,
                 metrics: Arc::new(metrics),
                 slots: Arc::new(Semaphore::new(slots)),
                 refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
@@ -208,7 +231,10 @@ struct Shared {
     rules: Rules,
     users: Vec<Followed<CredentialFile>>,
     tls: Option<Followed<TlsSettings>>,
+    chain: Option<Arc<Chain>>,
     way: Box<dyn Dial>,
+    /// Of this gateway, for requests that come back.
+    name: Pseudonym,
     metrics: Arc<GatewayMetrics>,
     slots: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
@@ -223,7 +249,8 @@ impl Shared {
     fn refresh(&self, forced: bool) {
         let users = self.users.iter().map(|users| users as &dyn Refresh);
         let tls = self.tls.iter().map(|tls| tls as &dyn Refresh);
-        for files in users.chain(tls) {
+        let chain = self.chain.iter().map(|chain| &**chain as &dyn Refresh);
+        for files in users.chain(tls).chain(chain) {
             if let Some(well) = files.refresh(forced) {
                 self.metrics.reloaded(files.what(), well);
             }

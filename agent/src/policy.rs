@@ -13,9 +13,11 @@ mod dump;
 mod explain;
 mod external;
 mod failure_mode;
+mod hash;
 mod header;
 mod hosts;
 mod lookup;
+mod named_files;
 mod no_proxy;
 mod ports;
 mod prefix;
@@ -23,6 +25,7 @@ mod problem;
 mod proxy;
 mod proxy_url;
 mod rule;
+mod schema;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -40,10 +43,15 @@ pub use external::Side;
 pub use failure_mode::FailureMode;
 pub use header::{HeaderContext, HeaderTemplate};
 pub use lookup::{Claim, Facts, NameSource};
+pub use named_files::NamedFiles;
 pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
 pub use problem::Problem;
-pub use proxy::{Credentials, Endpoint, InvalidCredentials, Proxy, RankedProxy, TunnelProtocol};
+pub use proxy::{
+    Balance, Credentials, Ejection, Endpoint, InvalidCredentials, Proxy, ProxySettings,
+    RankedProxy, TunnelProtocol,
+};
 pub use proxy_url::ProxyUrlError;
-pub use source::{LoadError, Loaded, Paths, load};
+pub use schema::{CustomResource, custom_resources};
+pub use source::{LoadError, Loaded, Paths, Sources, load};
 pub use workloads::View;

@@ -26,7 +26,7 @@ use tokio_rustls::TlsConnector;
 use crate::name::Host;
 use error::Expectation;
 
-pub use config::TlsConfigError;
+pub use config::{Material, TlsConfigError};
 pub use error::{TlsError, TlsFailure};
 pub use roots::SystemRoots;
 pub use settings::{Identity, Roots, TlsSettings, TlsVersion};

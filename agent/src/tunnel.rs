@@ -1,16 +1,22 @@
 //! Tunnels through a forward proxy.
 //!
-//! [`Tunneler::open`] resolves the proxy, connects to it, by TLS if it is configured so, and asks
-//! it, by HTTP/1.1 CONNECT, for a stream to the target. [`connect`] is the exchange on any stream;
-//! [`answer`] is its parser alone. [`originate`] adds TLS with the target, inside the tunnel.
+//! [`Tunneler::open`] chooses an endpoint of the proxy, connects to it, by TLS if it is configured
+//! so, and asks it for a stream to the target; when that fails and another endpoint may do better,
+//! it is tried there. [`connect`] is the exchange of HTTP/1.1 on any stream, [`answer`] its parser
+//! alone; [`http2`] has tunnels that share connections. [`originate`] adds TLS with the target,
+//! inside the tunnel.
 
 pub mod answer;
 pub mod connect;
 mod dial;
 mod error;
+pub mod http2;
+mod observer;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod timings;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,16 +24,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::dns::Resolver;
 use crate::name::Target;
-use crate::policy::Proxy;
+use crate::policy::{Proxy, TunnelProtocol};
 use crate::sockets::SocketFactory;
+use upstream::{Tried, Upstream};
 
 pub use dial::DialError;
 pub use error::{Cause, Side, TunnelError};
+pub use observer::{NoObserver, Observer, Place};
 pub use stream::{Stream, originate};
+pub use timings::Timings;
+pub use upstream::NotMade;
 
 /// Limits of opening a tunnel.
 #[derive(Clone, Copy, Debug)]
@@ -44,120 +55,187 @@ impl Default for TunnelConfig {
     }
 }
 
-/// Opens tunnels. Clones share the resolver's cache.
+/// Tries of one tunnel at one proxy.
+const MAX_TRIES: usize = 8;
+
+/// Opens tunnels. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Tunneler {
+pub struct Tunneler(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     sockets: Arc<dyn SocketFactory>,
     resolver: Resolver,
     config: TunnelConfig,
+    observer: Arc<dyn Observer>,
+    /// Of the proxies that policy has. There are few.
+    upstreams: Mutex<Vec<Arc<Upstream>>>,
 }
 
 impl Tunneler {
-    /// Opens tunnels on sockets of `sockets` to proxies that `resolver` finds.
-    pub fn new(sockets: Arc<dyn SocketFactory>, resolver: Resolver, config: TunnelConfig) -> Self {
-        Self {
+    /// Opens tunnels on sockets of `sockets` to proxies that `resolver` finds, and tells
+    /// `observer` of them.
+    pub fn new(
+        sockets: Arc<dyn SocketFactory>,
+        resolver: Resolver,
+        config: TunnelConfig,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Self(Arc::new(Inner {
             sockets,
             resolver,
             config,
-        }
+            observer,
+            upstreams: Mutex::default(),
+        }))
     }
 
-    /// Opens a tunnel to `target` through `proxy`. `headers` go to the proxy with the request,
-    /// see [`connect::request`].
+    /// Serves `proxies` from now on. What is known of one that is among them, or that differs from
+    /// one in credentials or headers alone, is kept, its connections with it; that of any other is
+    /// forgotten, once its last connection has ended.
+    pub fn serve<'a>(&self, proxies: impl IntoIterator<Item = &'a Arc<Proxy>>) {
+        let mut upstreams = self.0.upstreams.lock();
+        let mut kept: Vec<Arc<Upstream>> = Vec::new();
+        for proxy in proxies {
+            if kept.iter().any(|upstream| upstream.serves(proxy)) {
+                continue;
+            }
+            let known = upstreams.iter().find(|upstream| upstream.serves(proxy));
+            kept.push(known.map_or_else(|| self.upstream_for(proxy, &self.0.observer), Arc::clone));
+        }
+        *upstreams = kept;
+    }
+
+    fn upstream_for(&self, proxy: &Arc<Proxy>, observer: &Arc<dyn Observer>) -> Arc<Upstream> {
+        let Inner {
+            sockets, resolver, ..
+        } = &*self.0;
+        Arc::new(Upstream::new(proxy, sockets, resolver, observer))
+    }
+
+    /// What is known of `proxy`. Of one that has just left policy nothing is, nor is it kept.
+    fn upstream(&self, proxy: &Arc<Proxy>) -> Arc<Upstream> {
+        let known = {
+            let upstreams = self.0.upstreams.lock();
+            upstreams.iter().find(|known| known.serves(proxy)).cloned()
+        };
+        known.unwrap_or_else(|| {
+            let nobody: Arc<dyn Observer> = Arc::new(NoObserver);
+            self.upstream_for(proxy, &nobody)
+        })
+    }
+
+    /// Whether it is worth trying `proxy` now, as far as is known: some endpoint of it has not kept
+    /// failing, or is due to be tried again.
+    pub fn is_available(&self, proxy: &Arc<Proxy>) -> bool {
+        let upstreams = self.0.upstreams.lock();
+        let mut known = upstreams.iter().filter(|known| known.serves(proxy));
+        known.next().is_none_or(|upstream| upstream.is_available())
+    }
+
+    /// When a tunnel that is wanted now has to be there.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.0.config.deadline
+    }
+
+    /// Opens a tunnel through `request.proxy`, at whichever of its endpoints can.
     ///
     /// Nothing of the workload is sent before the proxy has agreed, so after an error it may be
     /// tried elsewhere.
     ///
     /// # Errors
-    /// Whatever keeps the tunnel from being there in time; see [`Cause`]. The connection to the
-    /// proxy is closed then.
-    pub async fn open(
-        &self,
-        proxy: &Proxy,
-        target: &Target,
-        headers: &[(HeaderName, HeaderValue)],
-    ) -> Result<Tunnel, TunnelError> {
-        let deadline = Instant::now() + self.config.deadline;
-        let mut attempt = Attempt::default();
-        let request = connect::request(target, headers, proxy.credentials.as_ref());
-        match self.try_open(proxy, &request, deadline, &mut attempt).await {
-            Ok((stream, opened, endpoint)) => Ok(Tunnel {
-                stream,
-                early: opened.early,
-                code: opened.code,
-                endpoint,
-                timings: attempt.timings,
-            }),
-            Err(cause) => {
-                let error = TunnelError::new(proxy, target, attempt, cause);
-                Err(error)
-            }
-        }
-    }
-
-    async fn try_open(
-        &self,
-        proxy: &Proxy,
-        request: &[u8],
-        deadline: Instant,
-        attempt: &mut Attempt,
-    ) -> Result<(Stream, connect::Opened, SocketAddr), Cause> {
-        let (mut stream, endpoint) = self.reach(proxy, deadline, attempt).await?;
-        let exchange = connect::exchange(&mut stream, request, deadline);
-        let opened = timed(&mut attempt.timings.connect, exchange).await?;
-        Ok((stream, opened, endpoint))
-    }
-
-    /// Where `proxy` is: every address of each of its endpoints. One that cannot be resolved is a
-    /// failure only if no other can.
-    async fn addresses(
-        &self,
-        proxy: &Proxy,
-        deadline: Instant,
-        attempt: &mut Attempt,
-    ) -> Result<Vec<SocketAddr>, Cause> {
-        let mut addrs = Vec::new();
-        let mut failure = None;
-        for endpoint in shuffled(&proxy.endpoints, |endpoint| endpoint.weight) {
-            let Some(name) = endpoint.host.name() else {
-                let found = self.resolver.resolve(&endpoint.host).await?;
-                addrs.extend(found.iter().map(|ip| SocketAddr::new(*ip, endpoint.port)));
-                continue;
+    /// Whatever keeps the tunnel from being there in time; see [`Cause`]. It is the last that was
+    /// met; every connection of its own is closed then.
+    pub async fn open(&self, request: &Request<'_>, time: Time) -> Result<Tunnel, TunnelError> {
+        let upstream = self.upstream(request.proxy);
+        let observer = &self.0.observer;
+        let label = request.proxy.to_string();
+        let mut tried = Tried::default();
+        let mut last = None;
+        let mut is_refused = false;
+        for _ in 0..MAX_TRIES {
+            let Some(turn) = upstream.next(&tried) else {
+                break;
             };
-            let lookup = tokio::time::timeout_at(deadline, self.resolver.lookup(name));
-            match timed(&mut attempt.timings.dns, lookup).await {
-                Ok(Ok(found)) => {
-                    let found = found.addrs.iter();
-                    addrs.extend(found.map(|ip| SocketAddr::new(*ip, endpoint.port)));
+            if let Some((cause, _)) = &last {
+                observer.retried(&label, Cause::reason(cause));
+            }
+            let mut attempt = Attempt::default();
+            let others = time.has_others || upstream.has_others(&tried);
+            let deadline = time.share(others);
+            // On the heap: all ways to a tunnel together are large, and soon behind it.
+            let opening = Box::pin(turn.open(request, deadline, &mut attempt)).await;
+            observer.took(&label, attempt.protocol, &attempt.timings);
+            let cause = match opening {
+                Ok((stream, opened)) => {
+                    turn.worked(attempt.address);
+                    return Ok(Tunnel {
+                        stream,
+                        early: opened.early,
+                        code: opened.code,
+                        address: attempt.address,
+                        endpoint: attempt.endpoint,
+                        protocol: attempt.protocol,
+                        timings: attempt.timings,
+                    });
                 }
-                Ok(Err(error)) => failure = Some(error.into()),
-                Err(_) => failure = Some(Cause::DnsTimeout),
+                Err(cause) => cause,
+            };
+            if cause.refusal().is_none() {
+                observer.failed(&turn.endpoint().place, cause.reason());
+            }
+            let retryable = cause.retryable();
+            match cause.refusal() {
+                Some(_) if retryable && !is_refused => {
+                    is_refused = true;
+                    turn.refused(&mut tried);
+                }
+                Some(_) => {
+                    turn.worked(attempt.address);
+                    last = Some((cause, attempt));
+                    break;
+                }
+                None if cause.is_our_own() => turn.set_aside(&mut tried),
+                None => turn.failed(&cause, &attempt, &mut tried),
+            }
+            last = Some((cause, attempt));
+            if !retryable || Instant::now() >= time.deadline {
+                break;
             }
         }
-        match failure {
-            Some(cause) if addrs.is_empty() => Err(cause),
-            _ => Ok(addrs),
-        }
+        let (cause, attempt) = last.unwrap_or((Cause::NoEndpoint, Attempt::default()));
+        Err(TunnelError::new(request, attempt, cause))
     }
+}
 
-    /// Connects to `proxy`, so that it can be spoken to.
-    async fn reach(
-        &self,
-        proxy: &Proxy,
-        deadline: Instant,
-        attempt: &mut Attempt,
-    ) -> Result<(Stream, SocketAddr), Cause> {
-        let addrs = self.addresses(proxy, deadline, attempt).await?;
-        let timings = &mut attempt.timings;
-        let dialing = dial::dial(&self.sockets, addrs, deadline);
-        let (stream, endpoint) = timed(&mut timings.tcp, dialing).await?;
-        attempt.endpoint = Some(endpoint);
-        let Some(tls) = &proxy.tls else {
-            return Ok((stream.into(), endpoint));
-        };
-        let shaking = tls.connect(stream, &proxy.host, deadline);
-        let stream = timed(&mut timings.tls, shaking).await?;
-        Ok((stream.into(), endpoint))
+/// What a tunnel is wanted for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Through which proxy.
+    pub proxy: &'a Arc<Proxy>,
+    /// Where to.
+    pub target: &'a Target,
+    /// What goes to the proxy with the request, see [`connect::request`].
+    pub headers: &'a [(HeaderName, HeaderValue)],
+}
+
+/// How long opening a tunnel may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    /// When all has to be done.
+    pub deadline: Instant,
+    /// Whether there are other proxies to try, for which time is to be left.
+    pub has_others: bool,
+}
+
+impl Time {
+    /// When a try has to be done: one that has others after it leaves half of the time to them.
+    fn share(&self, has_others: bool) -> Instant {
+        if !has_others {
+            return self.deadline;
+        }
+        let now = Instant::now();
+        now + self.deadline.saturating_duration_since(now) / 2
     }
 }
 
@@ -174,9 +252,11 @@ pub(crate) fn shuffled<T>(items: &[T], weight: impl Fn(&T) -> u16) -> Vec<&T> {
 }
 
 /// How far an attempt came.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Attempt {
-    endpoint: Option<SocketAddr>,
+    address: Option<SocketAddr>,
+    endpoint: Option<Arc<str>>,
+    protocol: TunnelProtocol,
     timings: Timings,
 }
 
@@ -190,28 +270,11 @@ pub struct Tunnel {
     /// The proxy's status code, 200 to 299.
     pub code: u16,
     /// The address of the proxy that was connected to.
-    pub endpoint: SocketAddr,
+    pub address: Option<SocketAddr>,
+    /// The endpoint that it belongs to, as policy has it.
+    pub endpoint: Option<Arc<str>>,
+    /// How it was asked for in the end: a proxy that should speak HTTP/2 may not.
+    pub protocol: TunnelProtocol,
     /// What took how long.
     pub timings: Timings,
-}
-
-/// How long each phase took, the failed one included. A phase that was not reached, or not
-/// needed (an address needs no DNS), is `None`.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Timings {
-    /// Resolving the proxy's name.
-    pub dns: Option<Duration>,
-    /// Connecting to the proxy.
-    pub tcp: Option<Duration>,
-    /// The TLS handshake with the proxy.
-    pub tls: Option<Duration>,
-    /// From the request to the end of the answer's head.
-    pub connect: Option<Duration>,
-}
-
-async fn timed<F: Future>(slot: &mut Option<Duration>, phase: F) -> F::Output {
-    let start = Instant::now();
-    let output = phase.await;
-    *slot = Some(start.elapsed());
-    output
 }

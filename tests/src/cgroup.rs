@@ -25,7 +25,7 @@ impl Cgroup {
         Self::make(own.join(format!("underpass-test-{}-{number}", process::id())))
     }
 
-    /// A child of this one.
+    /// A child of this one. It is to end before this one does.
     pub fn child(&self, name: &str) -> Self {
         Self::make(self.path.join(name))
     }
@@ -33,6 +33,13 @@ impl Cgroup {
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its path from the root of the hierarchy, as policy names it: `/system.slice/backup.service`.
+    pub fn name(&self) -> String {
+        let (root, mount) = hierarchy().must("find the cgroup v2 hierarchy");
+        let below = self.path.strip_prefix(mount).must("a cgroup is mounted");
+        root.join(below).display().to_string()
     }
 
     /// The kernel's id of it: the inode of its directory.

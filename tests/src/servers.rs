@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod identity;
 pub mod nghttpx;
 pub mod nginx;
+pub mod policy;
 pub mod squid;
 pub mod stage;
 pub mod tcp;

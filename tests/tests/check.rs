@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use underpass_tests::agent::{tunnel_policy, underpass};
 use underpass_tests::process::Finished;
 use underpass_tests::{Must as _, World};
@@ -159,6 +160,99 @@ fn every_document_of_every_file_is_looked_at() {
             "{line}\ndoes not start with\n{start}"
         );
     }
+}
+
+/// The same for programs, with this exit status and nothing on standard error.
+#[track_caller]
+fn as_json(checker: &Checker, paths: &[PathBuf], exit: i32) -> Value {
+    let options = ["--output", "json"].map(PathBuf::from);
+    let done = checker.run(paths.iter().cloned().chain(options));
+    assert_eq!(done.status.code(), Some(exit), "{done:?}");
+    assert_eq!(done.stderr, "");
+    let told: Value = serde_json::from_str(&done.stdout).must(format_args!("read {done:?}"));
+    let keys: Vec<&String> = told.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["problems", "valid", "warnings"]);
+    told
+}
+
+/// Each of a list as it is for people.
+#[track_caller]
+fn lines(list: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().expect("a string").to_owned();
+    let list = list.as_array().expect("a list").iter();
+    list.map(|it| {
+        let [file, object, key, reason] = ["file", "object", "key", "reason"].map(|k| text(&it[k]));
+        assert_eq!(it.as_object().map(serde_json::Map::len), Some(5), "{it}");
+        format!("{file}:{}: {object}: {key}: {reason}", it["line"])
+    })
+    .collect()
+}
+
+#[test]
+fn programs_are_told_the_same_as_people() {
+    let checker = Checker::new("check-json");
+    let good = checker.file("good.yaml", &tunnel_policy(&[]));
+    let told = as_json(&checker, &[good], 0);
+    let nothing = json!({"valid": true, "problems": [], "warnings": []});
+    assert_eq!(told, nothing);
+
+    let twice = format!("{}---\n{}", tunnel_policy(&[]), tunnel_policy(&[]));
+    let warned = checker.file("warned.yaml", &twice.replacen("everything", "another", 1));
+    let told = as_json(&checker, std::slice::from_ref(&warned), 0);
+    assert_eq!(told["valid"], true, "{told}");
+    assert_eq!(told["problems"], json!([]), "{told}");
+    let warnings = lines(&told["warnings"]);
+    let said = checker.run([warned.clone()]).stderr;
+    let said: Vec<&str> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("underpass: warning: "))
+        .collect();
+    assert_eq!(warnings, said);
+    assert_eq!(warnings.len(), 1, "{told}");
+
+    // Of a policy with problems nothing else is worth a word.
+    let bad = tunnel_policy(&["targetHots: AUTO_SNI", "targetPort: 0"]);
+    let bad = checker.file("bad.yaml", &bad);
+    let broken = checker.file("broken.yaml", "kind: [");
+    let missing = checker.world.dir().join("missing.yaml");
+    let paths = [bad.clone(), warned, broken, missing];
+    let told = as_json(&checker, &paths, 64);
+    assert_eq!(told["valid"], false, "{told}");
+    assert_eq!(told["warnings"], json!([]), "{told}");
+    let problems = lines(&told["problems"]);
+    let done = checker.run(paths);
+    assert_eq!(problems, done.stdout.lines().collect::<Vec<_>>());
+    assert_eq!(problems.len(), 4, "{told}");
+    let first = &told["problems"][0];
+    assert_eq!(first["file"], bad.display().to_string(), "{told}");
+    assert_eq!(first["line"], 9, "{told}");
+    assert_eq!(first["object"], "Tunnel/everything", "{told}");
+    assert_eq!(first["key"], "spec.targetHots", "{told}");
+}
+
+#[test]
+fn secrets_that_are_directories_are_looked_at() {
+    let checker = Checker::new("check-secrets");
+    let secrets = checker.world.dir().join("secrets");
+    let login = secrets.join("login");
+    fs::create_dir_all(&login).must("make a Secret");
+    fs::write(login.join("username"), "meg").must("write a key");
+    let policy = tunnel_policy(&[]).replace(
+        "port: 3128",
+        "port: 3128\n    authentication: {credentialName: login}",
+    );
+    let file = checker.file("policy.yaml", &policy);
+    let told = as_json(&checker, std::slice::from_ref(&file), 64);
+    assert_eq!(told["problems"][0]["line"], 9, "{told}");
+
+    let with = |secrets: PathBuf| [file.clone(), "--secrets".into(), secrets];
+    let told = as_json(&checker, &with(secrets), 0);
+    assert_eq!(told["valid"], true, "{told}");
+    let nowhere = checker.world.dir().join("nowhere");
+    let told = as_json(&checker, &with(nowhere.clone()), 64);
+    let problem = &told["problems"][0];
+    assert_eq!(problem["file"], nowhere.display().to_string(), "{told}");
+    assert_eq!(problem["object"], "directory", "{told}");
 }
 
 #[test]

@@ -7,7 +7,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use underpass_tests::agent::{ADMIN, METRICS, READY, exec};
 use underpass_tests::process::{Cmd, Finished, Running};
-use underpass_tests::servers::squid::{Options, Squid};
+use underpass_tests::servers::apache;
+use underpass_tests::servers::forward::{self, Credentials, Security};
+use underpass_tests::servers::squid::{self, Options, Squid};
+use underpass_tests::servers::stage::Stage;
 use underpass_tests::{Must as _, Scene, World, http, poll, wait_for};
 
 const PROXY: &str = "http://proxy.example:3128";
@@ -252,6 +255,69 @@ fn a_password_in_the_environment_stays_there() {
     assert_eq!(squid.wait_for_log(1)[0].user, "meg");
     let done = sh(launch(), "env").run(SECONDS).expect_success();
     assert!(!done.stdout.contains("sesame"), "{}", done.stdout);
+}
+
+#[test]
+fn the_way_to_the_proxy_may_be_tls() {
+    let stage = Stage::new("exec-tls");
+    let world = stage.world();
+    let credentials = Credentials::Basic("meg", "sesame");
+    let options = forward::Options {
+        // Where it is looked for if the URL has no port.
+        port: 443,
+        security: Security::Tls(&stage.proxy),
+        credentials,
+    };
+    let apache = apache::start(world, &options);
+    let squid = Squid::start_with(
+        world,
+        &Options {
+            tls: Some(&stage.proxy),
+            ..Options::default()
+        },
+    );
+    let trusting = |command: Cmd| command.env("SSL_CERT_FILE", stage.scene.pki.ca());
+    let curl = stage.scene.curl("https://site.example/page");
+    let url = "https://meg:sesame@proxy.example";
+    // Apache ends TLS without saying so, which is told.
+    let log = world.dir().join("exec.log").display().to_string();
+    let log = ["--log-file", &*log];
+    curl.run_by(trusting(exec(world, url, &log))).expect_ok();
+    let by_environment = trusting(underpass_tests::agent::underpass(world))
+        .env("UNDERPASS_PROXY", url)
+        .arg("exec")
+        .args(log)
+        .arg("--");
+    curl.run_by(by_environment).expect_ok();
+    let expected = stage.tunnel("HTTP/1.1", &options, credentials);
+    let logged = apache.wait_for_log(2);
+    assert_eq!(logged, [expected.clone(), expected]);
+    let squid_url = format!("https://proxy.example:{}", squid::TLS_PORT);
+    curl.run_by(trusting(exec(world, &squid_url, &log)))
+        .expect_ok();
+    assert_eq!(squid.connects(1), ["site.example:443"]);
+
+    // Whom the system trusts does not vouch for it, nor does anybody for another name of it.
+    for (launcher, reason) in [
+        (exec(world, url, &[]), "CAs that this system trusts"),
+        (
+            trusting(exec(world, "https://192.0.2.20:3129", &[])),
+            "192.0.2.20",
+        ),
+    ] {
+        let script = "curl -sk https://site.example/; echo curl: $?";
+        let done = sh(launcher, script).run(SECONDS);
+        assert!(!done.stdout.ends_with("curl: 0\n"), "{done:?}");
+        assert!(done.stderr.contains("certificate"), "{done:?}");
+        assert!(done.stderr.contains(reason), "{done:?}");
+        assert!(!done.stderr.contains("sesame"), "{done:?}");
+    }
+    // Nobody at all is trusted.
+    let launcher = exec(world, url, &[]).env("SSL_CERT_FILE", "/no/such/file");
+    let done = launcher.arg("true").run(SECONDS);
+    assert_eq!(done.status.code(), Some(64), "{done:?}");
+    assert!(done.stderr.contains("/no/such/file"), "{done:?}");
+    world.expect_no_direct_arrivals();
 }
 
 #[test]

@@ -342,6 +342,13 @@ fn what_it_cannot_use_is_named() {
     assert_eq!(deny.status.code(), Some(64), "{deny:?}");
     assert!(deny.stderr.contains("is 10.0.0.0/8 meant?"), "{deny:?}");
     let key = scene.pki.key().display().to_string();
+    let bad = scene.world.dir().join("policy.yaml");
+    fs::write(
+        &bad,
+        "apiVersion: underpass.dev/v1alpha1\nkind: Tunnel\nmetadata: {}\n",
+    )
+    .must("write a policy");
+    let bad = bad.display().to_string();
     for (options, part) in [
         (
             vec!["--tls-cert", &key, "--tls-key", &key],
@@ -354,6 +361,9 @@ fn what_it_cannot_use_is_named() {
         (vec!["--tls-cert", "/no/cert"], "--tls-key"),
         (vec!["--tls-client-ca", "/no/ca"], "--tls-cert"),
         (vec!["--tokens", "/no/tokens"], "/no/tokens"),
+        (vec!["--policy", "/no/policy"], "/no/policy"),
+        (vec!["--policy", &bad], "policy.yaml:3: "),
+        (vec!["--secrets", "/tmp"], "--policy"),
     ] {
         let done = run(&[&listen[..], &options].concat());
         assert_eq!(done.status.code(), Some(64), "{done:?}");

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod cgroup;
+mod crds;
 mod demo;
 mod fuzz;
 mod kernels;
@@ -30,6 +31,8 @@ enum Verb {
     Setup(setup::Arguments),
     /// Build the agent with its eBPF programs, and print where the binary is
     Build(build::Arguments),
+    /// Write the CustomResourceDefinitions of policy, from its types
+    Crds,
     /// Show the main job in a closed world: curl, tunnelled without knowing it
     Demo,
     /// Feed the parsers with inputs that nobody thought of
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
+        Verb::Crds => crds::run(),
         Verb::Demo => demo::run(),
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),

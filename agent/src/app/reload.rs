@@ -160,6 +160,7 @@ impl Reloader {
         }
         announce(&policy, &self.way.metrics);
         self.proxies.put_into_force(InForce::new(policy));
+        self.way.tunneler.serve(self.way.policy.load().proxies());
         Ok(())
     }
 
@@ -298,8 +299,7 @@ pub(super) fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), Captur
 /// Has the proxies' series stand at zero before anything happens, so that a rate has a start.
 pub(super) fn announce(policy: &Policy, metrics: &Metrics) {
     for proxy in policy.proxies() {
-        let label = Label::of(proxy);
-        metrics.proxy.announce(&label, &label);
+        metrics.proxy.announce(&Label::of(proxy));
     }
 }
 

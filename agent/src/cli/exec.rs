@@ -23,6 +23,7 @@ use crate::capture;
 use crate::capture::cgroup::{self, OwnedCgroup};
 use crate::limits::raise_descriptors;
 use crate::policy::{HostList, Options, Policy, Proxy};
+use crate::tls::SystemRoots;
 use guard::Guard;
 use supervise::Signals;
 
@@ -38,8 +39,10 @@ const PROXY_VARIABLE: &str = "UNDERPASS_PROXY";
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The forward proxy: http://[USER:PASSWORD@]HOST[:PORT]
+    /// The forward proxy: http://[USER:PASSWORD@]HOST[:PORT], or https:// for TLS to it
     ///
+    /// Without a port it is 3128, or 443 with https. The certificate has to be of an authority that
+    /// this system trusts, or of one in the file that SSL_CERT_FILE names.
     /// What stands here is in the process list until the command starts to run; in the
     /// environment variable it never is.
     #[arg(long, value_name = "URL", env = PROXY_VARIABLE, hide_env_values = true)]
@@ -188,7 +191,7 @@ fn policy_source(args: &Args) -> Result<PolicySource, Failure> {
     if let Some(secret) = argv::secret_of(url) {
         argv::hide(secret).context("cannot hide the password from the process list")?;
     }
-    let proxy = Proxy::from_url(url)
+    let proxy = Proxy::from_url(url, SystemRoots::load)
         .map_err(|error| Failure::usage(anyhow::Error::from(error).context("--proxy")))?;
     let no_proxy = args.no_proxy.as_deref().unwrap_or_default();
     let no_proxy: HostList = no_proxy

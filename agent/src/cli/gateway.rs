@@ -12,22 +12,28 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
-use super::options::LogOptions;
+use super::options::{LogOptions, SecretOptions};
 use crate::admin::{AdminServer, AdminState, AdminThread, Endpoints, Readiness};
+use crate::app::PolicySource;
 use crate::dns::Resolver;
 use crate::gateway::{
-    AllowRule, Control, CredentialFile, DenyRule, Gateway, GatewayConfig, GatewayMetrics, Scheme,
-    TlsFiles,
+    AllowRule, Chain, Control, CredentialFile, DenyRule, Gateway, GatewayConfig, GatewayMetrics,
+    Scheme, TlsFiles, follow_policy,
 };
 use crate::limits::raise_descriptors;
+use crate::policy::Options;
 use crate::sockets::PlainSockets;
 use crate::telemetry::ConnectionTable;
 use crate::telemetry::logging::LogHandle;
+use crate::tunnel::{NoObserver, TunnelConfig, Tunneler};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     proxy: ProxyOptions,
+
+    #[command(flatten)]
+    chain: ChainOptions,
 
     /// Serve /metrics here
     #[arg(long, value_name = "ADDR")]
@@ -90,6 +96,44 @@ struct ProxyOptions {
     max_streams: u32,
 }
 
+/// What is reached through further proxies.
+#[derive(clap::Args)]
+struct ChainOptions {
+    /// Policy files, and directories of them, that say which targets are reached through further
+    /// proxies, directly, or not at all; read again when they change
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    policy: Vec<PathBuf>,
+
+    #[command(flatten)]
+    secrets: SecretOptions,
+}
+
+impl ChainOptions {
+    fn chain(self, resolver: &Resolver, config: &GatewayConfig) -> Result<Option<Chain>, Failure> {
+        let paths = self.secrets.with(self.policy);
+        match (paths.policy.is_empty(), paths.secrets.is_empty()) {
+            (true, true) => return Ok(None),
+            (true, false) => {
+                let error = "--secrets are for what --policy says: give a policy";
+                return Err(Failure::usage(anyhow::anyhow!(error)));
+            }
+            (false, _) => {}
+        }
+        let source = PolicySource::files(paths, Options::default());
+        let policy = follow_policy(source).map_err(Failure::usage)?;
+        let limits = TunnelConfig {
+            deadline: config.connect_timeout,
+        };
+        let tunneler = Tunneler::new(
+            Arc::new(PlainSockets),
+            resolver.clone(),
+            limits,
+            Arc::new(NoObserver),
+        );
+        Ok(Some(Chain { policy, tunneler }))
+    }
+}
+
 impl ProxyOptions {
     fn config(self) -> Result<GatewayConfig, Failure> {
         let files = [
@@ -128,14 +172,15 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let log = args.log.start("info")?;
     // Without it there may be fewer connections; accepting says when there are too few.
     let _ = raise_descriptors(args.proxy.max_connections);
-    let config = args.proxy.config()?;
+    let mut config = args.proxy.config()?;
+    let resolver = Resolver::from_system(Arc::new(PlainSockets));
+    config.chain = args.chain.chain(&resolver, &config)?;
     let registry = Registry::new();
     let metrics = GatewayMetrics::new(&registry).context("cannot register metrics")?;
     let runtime = Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {
         let control = Control::default();
         let signals = Signals::new()?;
-        let resolver = Resolver::from_system(Arc::new(PlainSockets));
         let gateway = Gateway::bind(config, resolver, metrics).await?;
         let _endpoint = args
             .metrics_addr

@@ -10,15 +10,13 @@ use tokio::time::{Instant, timeout};
 
 use super::{Arrived, Failure, Way};
 use crate::name::OriginalDst;
-use crate::policy::{
-    self, Facts, Fallback, HeaderContext, Proxy, RankedProxy, TunnelDecision, TunnelProtocol,
-};
+use crate::policy::{self, Facts, Fallback, HeaderContext, Proxy, RankedProxy, TunnelDecision};
 use crate::relay::{RelayError, Shared, Traffic, broken, relay};
 use crate::sockets::Carrier;
 use crate::telemetry::{
-    self, ConnectionRecord, Destination, Label, Phase, ResponseFlag, TunnelCode, TunnelLog,
+    self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode, TunnelLog,
 };
-use crate::tunnel::{self, Timings, Tunnel, TunnelError, originate, shuffled};
+use crate::tunnel::{self, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
 /// For TLS with the target, once the tunnel is open.
 pub(super) const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
@@ -68,7 +66,7 @@ impl Way {
             .begin_tunnel()
             .map_err(|refusal| self.over(refusal))?;
         let opened = self.open(&arrived, decision, record).await;
-        let (tunnel, proxy) = match opened {
+        let tunnel = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 drop(pending);
@@ -88,7 +86,6 @@ impl Way {
                     .await;
             }
         };
-        let _active = self.metrics.proxy.connected(&proxy, &proxy);
         let Tunnel {
             mut stream,
             mut early,
@@ -116,59 +113,50 @@ impl Way {
         arrived: &Arrived,
         decision: &TunnelDecision,
         record: &mut impl TunnelLog,
-    ) -> Result<(Tunnel, Label), TunnelError> {
+    ) -> Result<Tunnel, TunnelError> {
         let context = HeaderContext {
             workload: &arrived.who,
             target: &decision.target,
             original_dst: arrived.dst,
         };
-        let order = in_order(&decision.proxies);
+        let order = in_order(&decision.proxies, |proxy| self.tunneler.is_available(proxy));
+        let deadline = self.tunneler.deadline();
         let mut tried = 0;
         loop {
-            let proxy: &Proxy = order[tried];
+            let proxy = order[tried];
             tried += 1;
-            let protocol = protocol(proxy.protocol);
-            let label = Label::of(proxy);
-            record.proxy(label.clone());
-            // A proxy is one endpoint as it is configured, whatever addresses its name has.
-            record.endpoint(label.clone());
+            let time = tunnel::Time {
+                deadline,
+                has_others: tried < order.len(),
+            };
+            record.proxy(Label::of(proxy));
             let headers: Vec<(HeaderName, HeaderValue)> = proxy
                 .headers
                 .iter()
                 .filter_map(|header| header.render(&context))
                 .collect();
-            match self.tunneler.open(proxy, &decision.target, &headers).await {
+            let request = tunnel::Request {
+                proxy,
+                target: &decision.target,
+                headers: &headers,
+            };
+            match self.tunneler.open(&request, time).await {
                 Ok(tunnel) => {
-                    self.time(&label, protocol, tunnel.timings);
-                    record.answered(protocol, TunnelCode::Status(tunnel.code));
-                    return Ok((tunnel, label));
+                    record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
+                    record.answered(tunnel.protocol.into(), TunnelCode::Status(tunnel.code));
+                    return Ok(tunnel);
                 }
                 Err(error) => {
-                    self.time(&label, protocol, error.timings());
+                    record.endpoint(endpoint(proxy, error.endpoint()));
                     let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
-                    record.answered(protocol, code);
-                    if error.refusal().is_none() {
-                        let reason = error.reason();
-                        self.metrics.proxy.connect_failed(&label, &label, reason);
-                    }
+                    record.answered(error.protocol().into(), code);
                     if tried == order.len() || error.refusal().is_some() {
                         return Err(error);
                     }
+                    let failed = proxy.to_string();
+                    self.metrics.proxy.retried(&failed, error.reason());
                     tracing::info!(%error, "trying the next proxy");
                 }
-            }
-        }
-    }
-
-    fn time(&self, proxy: &Label, protocol: telemetry::TunnelProtocol, timings: Timings) {
-        for (phase, took) in [
-            (Phase::Dns, timings.dns),
-            (Phase::Tcp, timings.tcp),
-            (Phase::Tls, timings.tls),
-            (Phase::Connect, timings.connect),
-        ] {
-            if let Some(took) = took {
-                self.metrics.proxy.phase_took(proxy, protocol, phase, took);
             }
         }
     }
@@ -241,26 +229,38 @@ pub(super) fn target_source(source: policy::TargetSource) -> telemetry::TargetSo
 pub(super) fn flag(error: &TunnelError) -> ResponseFlag {
     match error.reason() {
         "auth_required" | "refused" => ResponseFlag::Connect,
-        "connect_timeout" | "tcp_timeout" | "tls_timeout" => ResponseFlag::UpstreamTimeout,
-        "malformed" => ResponseFlag::UpstreamProtocol,
+        "connect_timeout" | "dial_timeout" | "ping_timeout" | "pool_timeout"
+        | "settings_timeout" | "tcp_timeout" | "tls_timeout" => ResponseFlag::UpstreamTimeout,
+        "malformed" | "no_http2" => ResponseFlag::UpstreamProtocol,
+        "pool_busy" | "too_many_connections" => ResponseFlag::Overflow,
         _ => ResponseFlag::UpstreamFailure,
     }
 }
 
-fn protocol(protocol: TunnelProtocol) -> telemetry::TunnelProtocol {
-    match protocol {
-        TunnelProtocol::Http1Connect => telemetry::TunnelProtocol::Http1Connect,
-        TunnelProtocol::Http2Connect => telemetry::TunnelProtocol::Http2Connect,
-        TunnelProtocol::Http2Post => telemetry::TunnelProtocol::Http2Post,
+/// The label of the endpoint that was tried; the proxy itself where it came to none.
+fn endpoint(proxy: &Proxy, endpoint: Option<&Arc<str>>) -> Label {
+    match endpoint {
+        Some(endpoint) => Label::of(endpoint),
+        None => Label::of(proxy),
     }
 }
 
 /// The proxies in the order in which they are to be tried: by priority, and among those of one
-/// priority by chance, according to their weights.
-fn in_order(proxies: &[RankedProxy]) -> Vec<&Proxy> {
+/// priority by chance, according to their weights; those last that keep failing.
+pub(crate) fn in_order(
+    proxies: &[RankedProxy],
+    is_available: impl Fn(&Arc<Proxy>) -> bool,
+) -> Vec<&Arc<Proxy>> {
+    if let [only] = proxies {
+        return vec![&only.proxy];
+    }
     let groups = proxies.chunk_by(|a, b| a.priority == b.priority);
     let order = groups.flat_map(|group| shuffled(group, |ranked| ranked.weight));
-    order.map(|ranked| &*ranked.proxy).collect()
+    let (mut order, failing): (Vec<_>, Vec<_>) = order
+        .map(|ranked| &ranked.proxy)
+        .partition(|proxy| is_available(proxy));
+    order.extend(failing);
+    order
 }
 
 #[cfg(test)]
@@ -281,7 +281,7 @@ mod tests {
         ];
         let mut first = 0;
         for _ in 0..4000 {
-            let order = in_order(&proxies);
+            let order = in_order(&proxies, |_| true);
             let names: Vec<_> = order.iter().map(|proxy| proxy.host.to_string()).collect();
             assert_eq!(names.len(), 3);
             assert_eq!(names[2], "last.test");
@@ -290,5 +290,9 @@ mod tests {
         }
         // Three quarters, give or take more than chance ever will.
         assert!((2700..3300).contains(&first), "{first}");
+
+        let order = in_order(&proxies, |proxy| proxy.host.to_string() != "a.test");
+        let names: Vec<_> = order.iter().map(|proxy| proxy.host.to_string()).collect();
+        assert_eq!(names, ["b.test", "last.test", "a.test"]);
     }
 }

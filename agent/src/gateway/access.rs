@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::accept::Client;
 use super::metrics::{Counted, Denial, GatewayMetrics, Progress};
 use crate::name::Target;
+use crate::policy::Proxy;
 
 /// What the log and the metrics say about one request; written when it is dropped, however the
 /// request ends.
@@ -27,6 +28,11 @@ pub(super) struct Record {
     pub(super) progress: Arc<Progress>,
     /// What the request was understood to be about.
     pub(super) target: Option<Target>,
+    route: Option<Route>,
+    /// What of the policy chose the route.
+    policy: Option<Arc<str>>,
+    /// The proxy that was asked last.
+    proxy: Option<String>,
     /// The user who proved to be one.
     pub(super) user: Option<Arc<str>>,
     /// The answer; `None` when there was none.
@@ -64,6 +70,9 @@ impl Record {
             _counted: metrics.follow(&progress),
             progress,
             target: None,
+            route: None,
+            policy: None,
+            proxy: None,
             user: None,
             code: None,
             error: None,
@@ -83,6 +92,19 @@ impl Record {
         self.error = None;
     }
 
+    /// Notes the way that was chosen, and by what of the policy.
+    pub(super) fn goes(&mut self, route: Route, policy: Option<Arc<str>>) {
+        self.route = Some(route);
+        self.policy = policy;
+    }
+
+    /// Notes what `proxy` said to the request for a tunnel; `None` is no answer.
+    pub(super) fn proxy_said(&mut self, proxy: &Proxy, code: Option<u16>) {
+        let proxy = proxy.to_string();
+        self.metrics.proxy_said(&proxy, code);
+        self.proxy = Some(proxy);
+    }
+
     /// Notes that the gateway refuses.
     pub(super) fn denied(&mut self, denial: Denial) {
         self.denial = Some(denial);
@@ -97,6 +119,12 @@ impl Drop for Record {
         }
         if let Some(denial) = self.denial {
             self.metrics.denied(denial);
+            if denial.is_about_the_target() {
+                self.route = Some(Route::Deny);
+            }
+        }
+        if let Some(route) = self.route {
+            self.metrics.went(route);
         }
         let asked = self.asked.as_ref();
         self.metrics
@@ -110,6 +138,9 @@ impl Drop for Record {
             target = self.target.as_ref().map(tracing::field::display),
             protocol = asked.map(|(_, version)| tracing::field::debug(version)),
             tls = self.tls,
+            route = self.route.map(Route::as_str),
+            policy = self.policy.as_deref(),
+            proxy = self.proxy,
             user = self.user.as_deref(),
             code = self.code.map(|code| code.as_u16()),
             bytes_sent = self.progress.sent(),
@@ -117,6 +148,25 @@ impl Drop for Record {
             duration_ms = u64::try_from(duration).unwrap_or(u64::MAX),
             error = self.error.as_deref(),
         );
+    }
+}
+
+/// What became of a request that could be judged.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Route {
+    Deny,
+    Direct,
+    Tunnel,
+}
+
+impl Route {
+    /// The value for logs and metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Deny => "deny",
+            Self::Direct => "direct",
+            Self::Tunnel => "tunnel",
+        }
     }
 }
 

@@ -4,25 +4,49 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use http::{HeaderMap, Version};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::access::{Record, Route};
+use super::request::Wish;
 use super::resolve::{Resolve, ResolveError};
 use super::rules::{Forbidden, Permit, Rules};
 use super::stream::Upstream;
 use crate::name::{Host, Target};
+use crate::policy::DenyReason;
 use crate::sockets::{PlainSockets, SocketFactory};
+use crate::tls::TlsError;
+use crate::tunnel::TunnelError;
 
 /// A way to targets.
 pub(super) trait Dial: Send + Sync {
-    /// Connects to `target`, as far as `rules` and the `permit` that they gave let it.
-    fn dial<'a>(&'a self, rules: &'a Rules, target: &'a Target, permit: Permit) -> Dialing<'a>;
+    /// Connects to what is asked for, as far as `rules` let it, and notes in `record` how.
+    fn dial<'a>(
+        &'a self,
+        rules: &'a Rules,
+        asked: Asked<'a>,
+        record: &'a mut Record,
+    ) -> Dialing<'a>;
 }
 
 /// The future of [`Dial::dial`].
 pub(super) type Dialing<'a> =
     Pin<Box<dyn Future<Output = Result<Upstream, DialError>> + Send + 'a>>;
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) wish: Wish,
+    pub(super) target: &'a Target,
+    /// What the rules said of it.
+    pub(super) permit: Permit,
+    pub(super) version: Version,
+    /// The fields of the request.
+    pub(super) fields: &'a HeaderMap,
+}
 
 /// Straight to the target. Of the addresses that it has, those that may be reached are tried one
 /// after the other; each gets an equal share of the time that is left.
@@ -33,44 +57,64 @@ pub(super) struct Direct {
 }
 
 impl Dial for Direct {
-    fn dial<'a>(&'a self, rules: &'a Rules, target: &'a Target, permit: Permit) -> Dialing<'a> {
-        Box::pin(self.connect(rules, target, permit))
+    fn dial<'a>(
+        &'a self,
+        rules: &'a Rules,
+        asked: Asked<'a>,
+        record: &'a mut Record,
+    ) -> Dialing<'a> {
+        record.goes(Route::Direct, None);
+        Box::pin(async move {
+            let deadline = Instant::now() + self.timeout;
+            let addresses = self.resolve(asked, self.timeout).await?;
+            let allowed = allowed(rules, asked, &addresses)?;
+            self.connect(&allowed, asked.target.port, deadline).await
+        })
     }
 }
 
 impl Direct {
-    async fn connect(
+    /// The addresses of the target, at least one.
+    pub(super) async fn resolve(
         &self,
-        rules: &Rules,
-        target: &Target,
-        permit: Permit,
-    ) -> Result<Upstream, DialError> {
-        let deadline = Instant::now() + self.timeout;
-        let expired = || DialError::Timeout(self.timeout);
-        let addresses = match &target.host {
-            Host::Addr(addr) => vec![*addr],
-            Host::Name(name) => {
-                let resolving = self.resolver.resolve(name).0;
-                let resolved = timeout_at(deadline, resolving).await;
-                resolved.map_err(|_| expired())?.map_err(|error| {
-                    // A name is covered by a rule about addresses only through an address it has.
-                    if permit.by_host {
-                        DialError::from(error)
-                    } else {
-                        Forbidden::NoRule.into()
-                    }
-                })?
-            }
+        asked: Asked<'_>,
+        patience: Duration,
+    ) -> Result<Vec<IpAddr>, DialError> {
+        let name = match &asked.target.host {
+            Host::Addr(addr) => return Ok(vec![addr.to_canonical()]),
+            Host::Name(name) => name,
         };
-        let allowed = allowed(rules, target, permit, addresses)?;
+        let found = match timeout(patience, self.resolver.resolve(name).0).await {
+            Err(_) => Err(DialError::Unresolved(patience)),
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(addresses)) if addresses.is_empty() => Err(DialError::NoAddress),
+            Ok(Ok(addresses)) => Ok(addresses.iter().map(IpAddr::to_canonical).collect()),
+        };
+        // A name is covered by a rule about addresses only through an address it has.
+        found.map_err(|error| match error {
+            DialError::Resolve(_) | DialError::NoAddress if !asked.permit.by_host => {
+                Forbidden::NoRule.into()
+            }
+            error => error,
+        })
+    }
+
+    /// Connects to the first of `addresses` that answers.
+    pub(super) async fn connect(
+        &self,
+        addresses: &[IpAddr],
+        port: u16,
+        deadline: Instant,
+    ) -> Result<Upstream, DialError> {
+        let expired = || DialError::Timeout(self.timeout);
         let mut failure = expired();
-        for (addr, left) in allowed.iter().zip((1..=allowed.len() as u32).rev()) {
+        for (addr, left) in addresses.iter().zip((1..=addresses.len() as u32).rev()) {
             let now = Instant::now();
             let share = deadline.saturating_duration_since(now) / left;
             let sockets: &dyn SocketFactory = &PlainSockets;
-            let connecting = sockets.connect(SocketAddr::new(*addr, target.port));
+            let connecting = sockets.connect(SocketAddr::new(*addr, port));
             failure = match timeout_at(now + share, connecting).await {
-                Ok(Ok(stream)) => return Ok(Upstream(stream)),
+                Ok(Ok(stream)) => return Ok(stream.into()),
                 Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => expired(),
                 Ok(Err(error)) => DialError::Connect(error),
                 Err(_) => expired(),
@@ -81,28 +125,24 @@ impl Direct {
 }
 
 /// The addresses that may be reached; none is an error that says why.
-fn allowed(
+pub(super) fn allowed(
     rules: &Rules,
-    target: &Target,
-    permit: Permit,
-    addresses: Vec<IpAddr>,
-) -> Result<Vec<IpAddr>, DialError> {
-    let mut forbidden = None;
+    asked: Asked<'_>,
+    addresses: &[IpAddr],
+) -> Result<Vec<IpAddr>, Forbidden> {
+    let mut forbidden = Forbidden::NoRule;
     let mut allowed = Vec::new();
     for addr in addresses {
-        let addr = addr.to_canonical();
-        match rules.judge_address(permit, addr, target.port) {
-            Ok(()) if allowed.len() < MAX_ADDRESSES => allowed.push(addr),
+        match rules.judge_address(asked.permit, *addr, asked.target.port) {
+            Ok(()) if allowed.len() < MAX_ADDRESSES => allowed.push(*addr),
             Ok(()) => {}
-            Err(reason) => forbidden = Some(reason),
+            Err(reason) => forbidden = reason,
         }
     }
-    match forbidden {
-        _ if !allowed.is_empty() => Ok(allowed),
-        Some(reason) => Err(reason.into()),
-        None if permit.by_host => Err(DialError::NoAddress),
-        None => Err(Forbidden::NoRule.into()),
+    if allowed.is_empty() {
+        return Err(forbidden);
     }
+    Ok(allowed)
 }
 
 /// Why there is no connection to a target.
@@ -114,10 +154,21 @@ pub(super) enum DialError {
     Forbidden(#[from] Forbidden),
     #[error("its name has no address")]
     NoAddress,
+    #[error("{policy} of this gateway's policy denies it: {reason}")]
+    Policy {
+        policy: Arc<str>,
+        reason: DenyReason,
+    },
     #[error("its name could not be resolved: {0}")]
     Resolve(#[from] ResolveError),
     #[error("no connection within {0:?}")]
     Timeout(Duration),
+    #[error("no TLS with it inside the tunnel: {0}")]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    #[error("its name was not resolved within {0:?}")]
+    Unresolved(Duration),
 }
 
 /// Addresses that are tried: a name may have any number of them.

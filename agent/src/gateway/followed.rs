@@ -13,11 +13,13 @@ use parking_lot::Mutex;
 /// it was.
 pub struct Followed<T> {
     what: &'static str,
-    files: Vec<PathBuf>,
+    files: Box<Files>,
     load: Box<Load<T>>,
     value: ArcSwap<T>,
-    stamps: Mutex<Vec<Option<Stamp>>>,
+    stamps: Mutex<Stamps>,
 }
+
+type Files = dyn Fn() -> Vec<PathBuf> + Send + Sync;
 
 type Load<T> = dyn Fn() -> Result<T, Box<dyn Error + Send + Sync>> + Send + Sync;
 
@@ -28,14 +30,21 @@ impl<T> Followed<T> {
         files: Vec<PathBuf>,
         load: impl Fn() -> Result<T, E> + Send + Sync + 'static,
     ) -> Result<Self, E> {
-        // Looked at before they are read: a change in between is seen the next time.
-        let stamps = stamps(&files);
-        let value = ArcSwap::from_pointee(load()?);
+        Self::of_changing(what, move || files.clone(), load)
+    }
+
+    /// As [`Self::new`], where which files there are changes, and may depend on what is in them.
+    pub(super) fn of_changing<E: Error + Send + Sync + 'static>(
+        what: &'static str,
+        files: impl Fn() -> Vec<PathBuf> + Send + Sync + 'static,
+        load: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Self, E> {
+        let (stamps, value) = read(&files, &load);
         Ok(Self {
             what,
-            files,
+            files: Box::new(files),
+            value: ArcSwap::from_pointee(value?),
             load: Box::new(move || load().map_err(Into::into)),
-            value,
             stamps: Mutex::new(stamps),
         })
     }
@@ -50,7 +59,6 @@ impl<T> std::fmt::Debug for Followed<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Followed")
             .field("what", &self.what)
-            .field("files", &self.files)
             .finish_non_exhaustive()
     }
 }
@@ -72,12 +80,12 @@ impl<T: Send + Sync> Refresh for Followed<T> {
 
     fn refresh(&self, forced: bool) -> Option<bool> {
         let mut stamps_before = self.stamps.lock();
-        let stamps = stamps(&self.files);
-        if *stamps_before == stamps && !forced {
+        if *stamps_before == stamps((self.files)()) && !forced {
             return None;
         }
+        let (stamps, value) = read(&self.files, &self.load);
         *stamps_before = stamps;
-        match (self.load)() {
+        match value {
             Ok(value) => {
                 self.value.store(Arc::new(value));
                 tracing::info!(what = self.what, "read again");
@@ -104,9 +112,30 @@ struct Stamp {
     changed: (i64, i64),
 }
 
+type Stamps = Vec<(PathBuf, Option<Stamp>)>;
+
+/// Reads the value, and what its files were before that: a change in between is seen the next time.
+/// If the value names other files than were looked at, it is read again with them.
+fn read<T>(files: impl Fn() -> Vec<PathBuf>, load: impl Fn() -> T) -> (Stamps, T) {
+    let mut attempt = 1;
+    loop {
+        let stamps = stamps(files());
+        let value = load();
+        let same = files().iter().eq(stamps.iter().map(|(file, _)| file));
+        if same || attempt == ATTEMPTS {
+            return (stamps, value);
+        }
+        attempt += 1;
+    }
+}
+
 /// Symbolic links are followed, so that a mounted Secret is seen to be another.
-fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
-    files.iter().map(|file| stamp(file)).collect()
+fn stamps(files: Vec<PathBuf>) -> Stamps {
+    let stamped = files.into_iter().map(|file| {
+        let stamp = stamp(&file);
+        (file, stamp)
+    });
+    stamped.collect()
 }
 
 fn stamp(file: &Path) -> Option<Stamp> {
@@ -118,6 +147,9 @@ fn stamp(file: &Path) -> Option<Stamp> {
         changed: (meta.ctime(), meta.ctime_nsec()),
     })
 }
+
+/// How often files are read until those that are named stay the same.
+const ATTEMPTS: usize = 3;
 
 #[cfg(test)]
 mod tests {
@@ -160,6 +192,41 @@ mod tests {
         assert_eq!(followed.refresh(false), Some(true));
         assert_eq!(followed.refresh(true), Some(true), "asked for");
         assert_eq!(*followed.current(), 333);
+    }
+
+    #[test]
+    fn files_that_come_are_followed_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().to_owned();
+        let files = move || {
+            let entries = fs::read_dir(&list).unwrap();
+            let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+            files.sort();
+            files
+        };
+        let sum = {
+            let files = files.clone();
+            move || {
+                let numbers = files().into_iter().map(|file| {
+                    let text = fs::read_to_string(file).unwrap();
+                    text.parse::<u32>()
+                });
+                numbers.sum::<Result<u32, _>>()
+            }
+        };
+        fs::write(dir.path().join("a"), "1").unwrap();
+        let followed = Followed::of_changing("a sum", files, sum).unwrap();
+        for (file, text, expected) in [("b", "20", 21), ("b", "300", 301), ("a", "4", 304)] {
+            assert_eq!(followed.refresh(false), None);
+            fs::write(dir.path().join(file), text).unwrap();
+            assert_eq!(followed.refresh(false), Some(true), "{file}");
+            assert_eq!(*followed.current(), expected);
+        }
+        fs::remove_file(dir.path().join("a")).unwrap();
+        assert_eq!(
+            (followed.refresh(false), *followed.current()),
+            (Some(true), 300)
+        );
     }
 
     #[test]

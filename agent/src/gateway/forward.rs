@@ -44,6 +44,10 @@ where
         Refusal::new(status, format!("{target}: {reason}"))
     };
     let version = request.version();
+    if !upstream.early.is_empty() {
+        let reason = "it spoke before it was asked, as no server of HTTP does";
+        return Err(failed(StatusCode::BAD_GATEWAY, &reason));
+    }
     let (mut parts, body) = request.into_parts();
     parts.uri = origin_form(&parts.uri);
     parts.version = Version::HTTP_11;
@@ -55,7 +59,7 @@ where
 
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(upstream))
+        .handshake(TokioIo::new(upstream.stream))
         .await
         .map_err(|error| failed(StatusCode::BAD_GATEWAY, &error))?;
     let connection = AbortOnDropHandle::new(tokio::spawn(async move {

@@ -25,6 +25,7 @@ use super::refusal::Refusal;
 use super::request::{Admission, Opened, Wish, open};
 use super::stream::{ClientStream, End, Upstream};
 use super::{Control, MAX_HEAD, Shared, tunnel};
+use crate::sockets::Carrier as _;
 
 /// Serves a client until it goes or everything is to stop.
 pub(super) async fn serve(
@@ -183,7 +184,7 @@ async fn run(tunnel: Tunnel, shared: &Shared, control: &Control) {
     let parts = match client.await {
         Ok(upgraded) => upgraded.downcast::<TokioIo<ClientStream>>(),
         Err(error) => {
-            upstream.abort();
+            upstream.stream.abort_on_drop();
             return record.failed(format_args!(
                 "the client went away before the tunnel stood: {error}"
             ));

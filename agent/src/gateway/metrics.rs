@@ -1,5 +1,5 @@
-//! The gateway's metrics. Their labels are enums and the numbers of HTTP; nothing that a client or
-//! target sent otherwise is one.
+//! The gateway's metrics. Their labels are enums, the numbers of HTTP and the proxies of the policy;
+//! nothing that a client or target sent otherwise is one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Error, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use super::access::Route;
 use super::rules::Forbidden;
 use crate::relay::Traffic;
 
@@ -24,6 +25,8 @@ pub struct GatewayMetrics {
     accepted: IntCounterVec,
     handshake_failures: IntCounter,
     reloads: IntCounterVec,
+    routes: IntCounterVec,
+    proxy_answers: IntCounterVec,
     bytes: Bytes,
 }
 
@@ -82,6 +85,17 @@ impl GatewayMetrics {
                 "Files read again.",
                 &["what", "result"],
             )?,
+            routes: counters(
+                "underpass_gateway_routes_total",
+                "Requests that were judged, by what became of them.",
+                &["route"],
+            )?,
+            proxy_answers: counters(
+                "underpass_gateway_proxy_answers_total",
+                "What proxies said when they were asked for a tunnel; code is none where there \
+                 was no answer.",
+                &["proxy", "code"],
+            )?,
             bytes,
         })
     }
@@ -109,6 +123,16 @@ impl GatewayMetrics {
 
     pub(super) fn denied(&self, reason: Denial) {
         self.denied.with_label_values(&[reason.label()]).inc();
+    }
+
+    pub(super) fn went(&self, route: Route) {
+        self.routes.with_label_values(&[route.as_str()]).inc();
+    }
+
+    /// An answer to a request for a tunnel. The proxy is one of the policy's.
+    pub(super) fn proxy_said(&self, proxy: &str, code: Option<u16>) {
+        let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
+        self.proxy_answers.with_label_values(&[proxy, &code]).inc();
     }
 
     /// A request that has ended.
@@ -144,8 +168,10 @@ pub(super) enum Denial {
     Credentials,
     DenyRule,
     Limit,
+    Loop,
     Malformed,
     NoRule,
+    Policy,
     Reserved,
 }
 
@@ -155,9 +181,19 @@ impl Denial {
             Self::Credentials => "credentials",
             Self::DenyRule => "deny_rule",
             Self::Limit => "limit",
+            Self::Loop => "loop",
             Self::Malformed => "malformed",
             Self::NoRule => "no_rule",
+            Self::Policy => "policy",
             Self::Reserved => "reserved_address",
+        }
+    }
+
+    /// Whether it is a judgement of where the client wants to go.
+    pub(super) fn is_about_the_target(self) -> bool {
+        match self {
+            Self::DenyRule | Self::NoRule | Self::Policy | Self::Reserved => true,
+            Self::Credentials | Self::Limit | Self::Loop | Self::Malformed => false,
         }
     }
 }

@@ -8,12 +8,13 @@ use http::{Method, Request, StatusCode, Version};
 
 use super::Shared;
 use super::access::Record;
-use super::dial::DialError;
+use super::dial::{Asked, DialError};
 use super::metrics::Denial;
 use super::refusal::Refusal;
 use super::rules::parse_port;
 use super::stream::Upstream;
 use crate::name::{Host, Target};
+use crate::tunnel::TunnelError;
 
 /// Whether a client or stream is within the limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,25 +61,53 @@ pub(super) async fn open<B>(
     let about = |status, reason: &dyn std::fmt::Display| {
         Refusal::new(status, format!("{target}: {reason}"))
     };
+    if shared.name.is_in(request.headers()) {
+        let reason = "the request has been here before: a policy leads in a circle";
+        return Err(about(StatusCode::LOOP_DETECTED, &reason).because(Denial::Loop));
+    }
     let permit = shared
         .rules
         .judge(&target)
         .map_err(|forbidden| about(StatusCode::FORBIDDEN, &forbidden).because(forbidden.into()))?;
-    let dialed = shared.way.dial(&shared.rules, &target, permit).await;
+    let asked = Asked {
+        wish,
+        target: &target,
+        permit,
+        version: request.version(),
+        fields: request.headers(),
+    };
+    let dialed = shared.way.dial(&shared.rules, asked, record).await;
     let upstream = dialed.map_err(|error| match error {
         DialError::Forbidden(forbidden) => {
             about(StatusCode::FORBIDDEN, &error).because(forbidden.into())
         }
-        DialError::Timeout(_) => about(StatusCode::GATEWAY_TIMEOUT, &error),
-        DialError::Connect(_) | DialError::NoAddress | DialError::Resolve(_) => {
-            about(StatusCode::BAD_GATEWAY, &error)
+        DialError::Policy { .. } => about(StatusCode::FORBIDDEN, &error).because(Denial::Policy),
+        DialError::Tunnel(error) => Refusal::new(status(&error), error.to_string()),
+        DialError::Timeout(_) | DialError::Unresolved(_) => {
+            about(StatusCode::GATEWAY_TIMEOUT, &error)
         }
+        DialError::Connect(_)
+        | DialError::NoAddress
+        | DialError::Resolve(_)
+        | DialError::Tls(_) => about(StatusCode::BAD_GATEWAY, &error),
     })?;
     Ok(Opened {
         wish,
         target,
         upstream,
     })
+}
+
+/// The answer to a client whose tunnel ended at a proxy of the policy. That this gateway has no
+/// credentials there is its own affair, and not the client's.
+fn status(error: &TunnelError) -> StatusCode {
+    match error.code() {
+        Some(403) => StatusCode::FORBIDDEN,
+        Some(504) => StatusCode::GATEWAY_TIMEOUT,
+        Some(508) => StatusCode::LOOP_DETECTED,
+        None if error.reason().ends_with("timeout") => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::BAD_GATEWAY,
+    }
 }
 
 /// What is asked for, and about which target.

@@ -13,8 +13,9 @@ use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 
 use crate::sockets::reset_on_close;
+use crate::tunnel;
 
-/// One end of a tunnel.
+/// The client's end of a tunnel.
 pub(super) trait End: AsyncRead + AsyncWrite + Send + Unpin {
     /// Ends it so that the peer sees an error and not the end of the data.
     fn abort(&mut self);
@@ -22,39 +23,18 @@ pub(super) trait End: AsyncRead + AsyncWrite + Send + Unpin {
 
 /// The way to a target.
 #[derive(Debug)]
-pub(super) struct Upstream(pub(super) TcpStream);
-
-impl End for Upstream {
-    fn abort(&mut self) {
-        reset_on_close(&self.0);
-    }
+pub(super) struct Upstream {
+    pub(super) stream: tunnel::Stream,
+    /// What the target said before anything that `stream` has still to give.
+    pub(super) early: Bytes,
 }
 
-impl AsyncRead for Upstream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Upstream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+impl From<TcpStream> for Upstream {
+    fn from(stream: TcpStream) -> Self {
+        Self {
+            stream: stream.into(),
+            early: Bytes::new(),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A whole gateway on loopback, asked by raw TCP clients.
 
+mod chain;
 mod forwarding;
 mod http2;
 mod logs;
@@ -117,6 +118,7 @@ impl Default for Table {
             ("mapped.example", vec!["::ffff:127.0.0.1"]),
             ("translated.example", vec!["64:ff9b::169.254.169.254"]),
             ("private.example", vec!["10.0.0.1", "192.168.0.1"]),
+            ("mixed.example", vec!["203.0.113.7", "10.0.0.1"]),
             ("denied.example", vec!["203.0.113.7"]),
             ("to-denied.example", vec!["203.0.113.66"]),
             ("empty.example", vec![]),

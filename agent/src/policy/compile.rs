@@ -6,11 +6,12 @@ mod proxies;
 mod redirects;
 mod rules;
 mod services;
+mod shadowed;
 mod tls;
+mod traffic;
 mod warnings;
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -20,6 +21,7 @@ use super::document::Documents;
 use super::external::{Side, Sides};
 use super::failure_mode::FailureMode;
 use super::hosts::HostTable;
+use super::named_files::NamedFiles;
 use super::no_proxy::HostList;
 use super::ports::PortSet;
 use super::prefix::PrefixTable;
@@ -44,8 +46,8 @@ pub struct Options {
 /// What documents only refer to.
 #[derive(Clone, Debug)]
 pub struct Materials {
-    /// The files that documents name, or why they cannot be read.
-    pub files: BTreeMap<PathBuf, Result<Vec<u8>, String>>,
+    /// The files that documents name.
+    pub files: NamedFiles,
     /// Whom this system trusts.
     pub roots: SystemRoots,
 }
@@ -54,7 +56,7 @@ impl Materials {
     /// Nothing at all.
     pub fn none() -> Self {
         Self {
-            files: BTreeMap::new(),
+            files: NamedFiles::default(),
             roots: SystemRoots::none(),
         }
     }
@@ -146,12 +148,14 @@ impl Policy {
             return Err(sorted(problems));
         }
         let mut report = Report::default();
+        services::check(documents, &mut report);
         let mut configs = TlsConfigs::new(documents, materials);
         let settings = configs.of_rules(&mut report);
         let by_host = tls::by_host(&settings);
         let mut proxies = Proxies::new(documents, configs, &settings, &by_host);
         let mut ranked = rules::compile(documents, &mut proxies, &mut report);
         ranked.extend(redirects::compile(documents, &mut proxies, &mut report));
+        shadowed::warn(&ranked, documents, &mut report);
         let mut services = Services::new(documents);
         let rules = services.settle(ranked);
         if !report.problems.is_empty() {

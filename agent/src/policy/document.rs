@@ -93,20 +93,37 @@ impl Documents {
     }
 
     /// Puts the last good version of each bad document in its place, and of a file that cannot be
-    /// read all that it had. What is bad is forgotten: the caller has it as `problems`. Tells
-    /// whether any document is left that is not one of the last.
-    pub(super) fn keep_last_good(&mut self, problems: &[Problem], last: &Self) -> bool {
+    /// read all that it had. What is bad is forgotten: the caller has it as `problems`.
+    pub(super) fn keep_last_good(&mut self, problems: &[Problem], last: &Self) {
         let bad = Bad::new(problems);
         self.problems.clear();
-        let new = [
-            bad.keep(&mut self.destination_rules, &last.destination_rules),
-            bad.keep(&mut self.secrets, &last.secrets),
-            bad.keep(&mut self.service_entries, &last.service_entries),
-            bad.keep(&mut self.services, &last.services),
-            bad.keep(&mut self.tunnels, &last.tunnels),
-            bad.keep(&mut self.virtual_services, &last.virtual_services),
-        ];
-        new.contains(&true)
+        bad.keep(&mut self.destination_rules, &last.destination_rules);
+        bad.keep(&mut self.secrets, &last.secrets);
+        bad.keep(&mut self.service_entries, &last.service_entries);
+        bad.keep(&mut self.services, &last.services);
+        bad.keep(&mut self.tunnels, &last.tunnels);
+        bad.keep(&mut self.virtual_services, &last.virtual_services);
+    }
+
+    /// Has what others refer to by name be as it was: Secrets, and descriptions of proxies that are
+    /// gone. Those that have changed say what other documents of now may count on.
+    pub(super) fn hold(&mut self, last: &Self) {
+        let old: HashSet<_> = last.secrets.iter().map(|document| document.id()).collect();
+        self.secrets
+            .retain(|document| !old.contains(&document.id()));
+        bring_back(&mut self.secrets, &last.secrets);
+        bring_back(&mut self.service_entries, &last.service_entries);
+        bring_back(&mut self.services, &last.services);
+    }
+
+    /// Whether any document is not one of the last.
+    pub(super) fn has_news(&self, last: &Self) -> bool {
+        any_new(&self.destination_rules, &last.destination_rules)
+            || any_new(&self.secrets, &last.secrets)
+            || any_new(&self.service_entries, &last.service_entries)
+            || any_new(&self.services, &last.services)
+            || any_new(&self.tunnels, &last.tunnels)
+            || any_new(&self.virtual_services, &last.virtual_services)
     }
 
     /// The files that documents name: certificates and keys.
@@ -289,10 +306,8 @@ impl<'a> Bad<'a> {
         bad
     }
 
-    /// Tells whether any of `now` is left.
-    fn keep<T: Object>(&self, now: &mut Vec<Arc<Document<T>>>, last: &[Arc<Document<T>>]) -> bool {
+    fn keep<T: Object>(&self, now: &mut Vec<Arc<Document<T>>>, last: &[Arc<Document<T>>]) {
         now.retain(|document| !self.objects.contains(&document.subject));
-        let any_new = !now.is_empty();
         let mut there: HashSet<String> = now.iter().map(|document| document.id()).collect();
         for document in last {
             let was_bad = self.objects.contains(&document.subject)
@@ -301,8 +316,21 @@ impl<'a> Bad<'a> {
                 now.push(Arc::clone(document));
             }
         }
-        any_new
     }
+}
+
+fn bring_back<T: Object>(now: &mut Vec<Arc<Document<T>>>, last: &[Arc<Document<T>>]) {
+    let there: HashSet<String> = now.iter().map(|document| document.id()).collect();
+    let gone = last
+        .iter()
+        .filter(|document| !there.contains(&document.id()));
+    now.extend(gone.cloned());
+}
+
+fn any_new<T>(now: &[Arc<Document<T>>], last: &[Arc<Document<T>>]) -> bool {
+    let last: HashSet<_> = last.iter().map(Arc::as_ptr).collect();
+    now.iter()
+        .any(|document| !last.contains(&Arc::as_ptr(document)))
 }
 
 /// Where a document comes from, and what it is called.

@@ -160,6 +160,7 @@ mod tests {
     use serde_json::json;
 
     use crate::policy::{Documents, HostList, Materials, Options, Policy, Proxy};
+    use crate::tls::SystemRoots;
 
     #[test]
     fn the_dump_has_the_policy() {
@@ -204,7 +205,8 @@ mod tests {
 
     #[test]
     fn no_secret_is_shown() {
-        let proxy = Proxy::from_url("http://user:hunter2@proxy.example").unwrap();
+        let proxy =
+            Proxy::from_url("http://user:hunter2@proxy.example", SystemRoots::none).unwrap();
         let secret = proxy.credentials.clone().unwrap();
         let encoded = secret.header().trim_start_matches("Basic ");
         let policy = Policy::for_proxy(proxy, HostList::default(), &Options::default());

@@ -5,12 +5,15 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::compile::Policy;
 use super::decision::Verdict;
+use super::external::Side;
 use super::lookup::{Facts, Picked, spoken_name};
-use super::rule::{Rule, Scope, Service};
+use super::ports::PortSet;
+use super::rule::{Ports, Rule, Scope, Service};
 use super::workloads::includes;
 use crate::name::{HostName, OriginalDst};
 use crate::workload::Workload;
@@ -18,6 +21,8 @@ use crate::workload::Workload;
 /// A decision and how it came to be.
 #[derive(Clone, Debug)]
 pub struct Explanation {
+    /// Whether it comes to the agent at all; what does not, goes its own way.
+    pub captured: bool,
     /// The ServiceEntry that the connection is to, if any.
     pub service: Option<Arc<str>>,
     /// Every rule, in the order of precedence.
@@ -80,6 +85,7 @@ impl Policy {
             super::Decision::Direct(super::DirectRule::Internal(_))
         );
         Explanation {
+            captured: self.captures(dst),
             service: chosen.service.map(|service| Arc::clone(&service.id)),
             considered: if internal {
                 Vec::new()
@@ -88,6 +94,16 @@ impl Policy {
             },
             verdict,
         }
+    }
+
+    /// Whether the kernel side sends connections to `dst` to the agent.
+    fn captures(&self, dst: OriginalDst) -> bool {
+        let ip = dst.ip().to_canonical();
+        let side = self.captured.of(ip).map(|(_, side)| side);
+        let is_exempt = |(net, port): &(IpNet, u16)| *port == dst.port() && net.contains(&ip);
+        self.ports.contains(dst.port())
+            && side != Some(Side::Internal)
+            && !self.exceptions.iter().any(is_exempt)
     }
 
     /// The rule and service by name, and those by address alone, found by looking at each.
@@ -194,7 +210,7 @@ impl Policy {
                 return Some("it is about external services, and this one is internal".to_owned());
             }
             Scope::All => {}
-            Scope::Host { pattern, .. } => {
+            Scope::Host { pattern, ports } => {
                 let host = name.or_else(|| service?.target.as_ref());
                 match host {
                     Some(host) if pattern.matches(host) => {}
@@ -203,8 +219,13 @@ impl Policy {
                         return Some(format!("it is about `{pattern}`, and no name is known"));
                     }
                 }
-                if !rule.is_on(dst.port()) {
-                    return Some(format!("it is about `{pattern}` on other ports"));
+                if let Ports::Some(declared) = ports
+                    && !declared.contains(&dst.port())
+                {
+                    let declared: PortSet = declared.iter().copied().collect();
+                    return Some(format!(
+                        "it is about `{pattern}` on port {declared} only, as declared"
+                    ));
                 }
             }
             Scope::Labels(wanted) => match service {
@@ -221,10 +242,11 @@ impl Policy {
                     ));
                 }
                 None => {
-                    return Some(
-                        "it selects services, and no ServiceEntry is about this connection"
-                            .to_owned(),
-                    );
+                    return Some(format!(
+                        "it selects services, and no ServiceEntry has this name or address on \
+                         port {}",
+                        dst.port()
+                    ));
                 }
             },
         }

@@ -58,6 +58,14 @@ impl Sides {
     }
 }
 
+/// Whether a range is one that stays on the node or its link, or names no host: whatever documents
+/// say, connections to it are not captured.
+pub(super) fn is_never_external(net: IpNet) -> bool {
+    let v4 = NEVER_V4.map(IpNet::V4);
+    let v6 = NEVER_V6.map(IpNet::V6);
+    v4.iter().chain(&v6).any(|never| never.contains(&net))
+}
+
 const EVERYTHING: [IpNet; 2] = [
     IpNet::V4(v4([0, 0, 0, 0], 0)),
     IpNet::V6(v6([0, 0, 0, 0, 0, 0, 0, 0], 0)),
@@ -91,6 +99,21 @@ const INTERNAL_V6: [Ipv6Net; 5] = [
     // Link-local.
     v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
     // Multicast.
+    v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
+];
+
+const NEVER_V4: [Ipv4Net; 5] = [
+    v4([0, 0, 0, 0], 8),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([224, 0, 0, 0], 4),
+    v4([255, 255, 255, 255], 32),
+];
+
+const NEVER_V6: [Ipv6Net; 4] = [
+    v6([0, 0, 0, 0, 0, 0, 0, 0], 128),
+    v6([0, 0, 0, 0, 0, 0, 0, 1], 128),
+    v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
     v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
 ];
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::api::value::HostPattern;
+use super::hash::Seed;
 use crate::name::HostName;
 
 /// A table from patterns of names to values, found by name in time that grows only with the number
@@ -10,7 +11,7 @@ use crate::name::HostName;
 #[derive(Clone, Debug)]
 pub(super) struct HostTable<T> {
     any: Vec<T>,
-    names: HashMap<Box<str>, Values<T>>,
+    names: HashMap<Box<str>, Values<T>, Seed>,
 }
 
 #[derive(Clone, Debug)]
@@ -23,7 +24,7 @@ impl<T> Default for HostTable<T> {
     fn default() -> Self {
         Self {
             any: Vec::new(),
-            names: HashMap::new(),
+            names: HashMap::default(),
         }
     }
 }

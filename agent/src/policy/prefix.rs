@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use super::hash::Seed;
+
 /// A table from prefixes to values, found by address in time that grows only with the number of
 /// different prefix lengths.
 #[derive(Clone, Debug)]
@@ -17,7 +19,7 @@ pub(super) struct PrefixTable<T> {
 #[derive(Clone, Debug)]
 struct Level<T> {
     length: u8,
-    prefixes: HashMap<u128, (IpNet, T)>,
+    prefixes: HashMap<u128, (IpNet, T), Seed>,
 }
 
 impl<T> Default for PrefixTable<T> {
@@ -68,7 +70,7 @@ impl<T> PrefixTable<T> {
         let at = match levels.binary_search_by(|level| length.cmp(&level.length)) {
             Ok(at) => at,
             Err(at) => {
-                let prefixes = HashMap::new();
+                let prefixes = HashMap::default();
                 levels.insert(at, Level { length, prefixes });
                 at
             }

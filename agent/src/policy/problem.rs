@@ -1,5 +1,6 @@
 //! What is wrong with a policy, and where.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -137,6 +138,25 @@ pub(super) fn quotable(text: &str) -> String {
     shown
 }
 
+/// Some of many things, as a message may list them.
+pub(super) fn some(things: impl IntoIterator<Item = impl fmt::Display>) -> String {
+    const LIMIT: usize = 8;
+    let mut things = things.into_iter();
+    let mut shown: Vec<_> = things.by_ref().take(LIMIT).map(|t| t.to_string()).collect();
+    if things.next().is_some() {
+        shown.push("...".to_owned());
+    }
+    shown.join(", ")
+}
+
+/// Labels as a message may show them: `a=b, c=d`.
+pub(super) fn labels(labels: &BTreeMap<String, String>) -> String {
+    some(labels.iter().map(|(key, value)| {
+        let (key, value) = (quotable(key), quotable(value));
+        format!("{key}={value}")
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,5 +187,10 @@ mod tests {
     fn quoted_text_stays_on_one_short_line() {
         assert_eq!(quotable("a\nb\u{1b}[0m é"), "a\\nb\\u{1b}[0m é");
         assert_eq!(quotable(&"x".repeat(81)), format!("{}...", "x".repeat(80)));
+        assert_eq!(some(1..=8), "1, 2, 3, 4, 5, 6, 7, 8");
+        assert_eq!(some(1..=9), "1, 2, 3, 4, 5, 6, 7, 8, ...");
+        let both = [("a", "b"), ("c\n", "d\u{1b}")];
+        let both = both.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(labels(&both.into()), "a=b, c\\n=d\\u{1b}");
     }
 }

@@ -1,5 +1,7 @@
 //! A forward proxy as policy describes it.
 
+mod settings;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,6 +13,8 @@ use serde::Serialize;
 use super::header::HeaderTemplate;
 use crate::name::Host;
 use crate::tls::ClientTls;
+
+pub use settings::{Balance, Ejection, ProxySettings};
 
 /// A forward proxy and how to speak to it.
 #[derive(Clone, Debug)]
@@ -29,6 +33,8 @@ pub struct Proxy {
     pub credentials: Option<Credentials>,
     /// Fields that the request for a tunnel carries besides.
     pub headers: Vec<HeaderTemplate>,
+    /// How connections to it are made and spread.
+    pub settings: ProxySettings,
 }
 
 impl Proxy {
@@ -46,6 +52,7 @@ impl Proxy {
             tls: None,
             credentials: None,
             headers: Vec::new(),
+            settings: ProxySettings::default(),
         }
     }
 }

@@ -1,31 +1,41 @@
 //! A proxy from a URL, as `--proxy` and `HTTPS_PROXY` give it.
 
+use std::sync::Arc;
+
 use secrecy::SecretString;
 use url::Url;
 
 use super::problem::quotable;
 use super::proxy::{Credentials, InvalidCredentials, Proxy};
+use crate::tls::{ClientTls, SystemRoots, TlsSettings};
 
-/// The port of a proxy whose URL has none: where Squid and most others listen.
+/// The port of a proxy whose URL has none: where Squid and most others listen, ...
 const DEFAULT_PORT: u16 = 3128;
 
+/// ... and where those with TLS do, as curl and other programs have it.
+const DEFAULT_TLS_PORT: u16 = 443;
+
 impl Proxy {
-    /// Reads `http://[USER[:PASSWORD]@]HOST[:PORT]`. Without a port it is 3128. User name and
-    /// password are percent-encoded (RFC 3986 section 3.2.1).
+    /// Reads `http://[USER[:PASSWORD]@]HOST[:PORT]`, or the same with `https`, which is TLS to the
+    /// proxy, verified by `roots`. Without a port it is 3128, or 443 with TLS. User name and password
+    /// are percent-encoded (RFC 3986 section 3.2.1).
     ///
     /// # Errors
     /// Anything else. The error never shows the user name, the password, or a part that could be
     /// one of them.
-    pub fn from_url(text: &str) -> Result<Self, ProxyUrlError> {
+    pub fn from_url(
+        text: &str,
+        roots: impl FnOnce() -> SystemRoots,
+    ) -> Result<Self, ProxyUrlError> {
         let (scheme, rest) = text.split_once("://").ok_or(ProxyUrlError::NoScheme)?;
-        match scheme.to_ascii_lowercase().as_str() {
-            "http" => {}
-            "https" => return Err(ProxyUrlError::Tls),
+        let wants_tls = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" => true,
             "socks" | "socks4" | "socks4a" | "socks5" | "socks5h" => {
                 return Err(ProxyUrlError::Socks);
             }
             _ => return Err(ProxyUrlError::unknown_scheme(scheme)),
-        }
+        };
         // Under `http` the parser would drop an explicit port 80 and rewrite hosts such as 0x7f.1,
         // so it gets a scheme that has no rules of its own.
         let url = Url::parse(&format!("proxy://{rest}"))?;
@@ -35,12 +45,18 @@ impl Proxy {
         let host = url.host_str().unwrap_or_default();
         let host = host.parse().map_err(|_| ProxyUrlError::Host)?;
         let port = match url.port() {
+            None if wants_tls => DEFAULT_TLS_PORT,
             None => DEFAULT_PORT,
             Some(0) => return Err(ProxyUrlError::Port),
             Some(port) => port,
         };
         let mut proxy = Self::plain(host, port);
         proxy.credentials = credentials(&url)?;
+        if wants_tls {
+            let tls = ClientTls::new(&TlsSettings::default(), &roots());
+            let tls = tls.map_err(|error| ProxyUrlError::Tls(error.to_string()))?;
+            proxy.tls = Some(Arc::new(tls));
+        }
         Ok(proxy)
     }
 }
@@ -59,7 +75,9 @@ pub enum ProxyUrlError {
     #[error("the proxy URL has no valid host; expected a name, an IPv4 address, or [IPv6]")]
     Host,
     /// There is no scheme.
-    #[error("the proxy URL has no scheme; write http://HOST:PORT")]
+    #[error(
+        "the proxy URL has no scheme; write http://HOST:PORT, or https:// for TLS to the proxy"
+    )]
     NoScheme,
     /// There is more than an authority.
     #[error(
@@ -74,13 +92,18 @@ pub enum ProxyUrlError {
     )]
     Port,
     /// A SOCKS proxy.
-    #[error("SOCKS proxies are not supported; a proxy that takes HTTP CONNECT is needed (http://)")]
+    #[error(
+        "SOCKS proxies are not supported; a proxy that takes HTTP CONNECT is needed (http:// or \
+         https://)"
+    )]
     Socks,
-    /// An HTTP proxy behind TLS.
-    #[error("TLS to the proxy (https://) is not supported by this version")]
-    Tls,
+    /// There can be no TLS.
+    #[error("no TLS to the proxy (https://) is possible: {0}")]
+    Tls(String),
     /// Any other scheme.
-    #[error("`{0}` is not a scheme for proxies; write http://HOST:PORT")]
+    #[error(
+        "`{0}` is not a scheme for proxies; write http://HOST:PORT, or https:// for TLS to the proxy"
+    )]
     UnknownScheme(String),
 }
 
@@ -134,7 +157,12 @@ fn percent_decoded(text: &str) -> Result<String, ProxyUrlError> {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    use rustls_native_certs::CertificateResult;
+
     use super::*;
+    use crate::tls::testing::Authority;
 
     fn header(proxy: &Proxy) -> Option<&str> {
         proxy.credentials.as_ref().map(Credentials::header)
@@ -167,10 +195,47 @@ mod tests {
             ),
             ("http://user@proxy", "proxy:3128", Some("Basic dXNlcjo=")),
         ] {
-            let proxy = Proxy::from_url(text).unwrap();
+            let proxy = Proxy::from_url(text, SystemRoots::none).unwrap();
             assert_eq!(proxy.to_string(), shown, "{text}");
             assert_eq!(header(&proxy), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn https_is_tls_to_the_proxy() {
+        let roots = || {
+            let mut found = CertificateResult::default();
+            let pem = Authority::new("a root").pem();
+            let root = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+            found.certs.push(root);
+            SystemRoots::from(found)
+        };
+        for (text, shown) in [
+            ("https://proxy.example", "proxy.example:443"),
+            (
+                "HTTPS://user:hunter2@proxy.example:3129",
+                "proxy.example:3129",
+            ),
+            ("https://[2001:db8::1]:8443/", "[2001:db8::1]:8443"),
+        ] {
+            let proxy = Proxy::from_url(text, roots).unwrap();
+            assert_eq!(proxy.to_string(), shown);
+            assert_eq!(header(&proxy).is_some(), text.contains('@'));
+            let tls = proxy.tls.unwrap();
+            assert_eq!(*tls.settings(), TlsSettings::default());
+        }
+        // Nobody to trust.
+        let err = Proxy::from_url("https://user:hunter2@proxy", SystemRoots::none).unwrap_err();
+        assert!(err.to_string().contains("SSL_CERT_FILE"), "{err}");
+        assert!(!format!("{err} {err:?}").contains("hunter2"));
+        // In the clear nobody looks.
+        let unread = || panic!("no roots are needed");
+        assert!(
+            Proxy::from_url("http://proxy", unread)
+                .unwrap()
+                .tls
+                .is_none()
+        );
     }
 
     #[test]
@@ -181,7 +246,7 @@ mod tests {
             ("proxy:3128", E::NoScheme),
             ("user:hunter2@proxy:3128", E::NoScheme),
             ("user:hunter2://proxy", E::NoScheme),
-            ("https://user:hunter2@proxy", E::Tls),
+            ("https://user:hunter2@pro xy", E::Host),
             ("socks5h://user:hunter2@proxy", E::Socks),
             ("ftp://user:hunter2@proxy", E::UnknownScheme("ftp".into())),
             ("http://", E::Host),
@@ -201,13 +266,14 @@ mod tests {
             ("http://user:hunter2@proxy#fragment", E::Path),
             ("http://user:hunter2%ff@proxy", E::Encoding),
         ] {
-            let err = Proxy::from_url(text).unwrap_err();
+            let err = Proxy::from_url(text, SystemRoots::none).unwrap_err();
             assert_eq!(err, expected, "{text}");
             assert!(!format!("{err} {err:?}").contains("hunter2"), "{text}");
         }
-        let err = Proxy::from_url("http://us%3Aer:hunter2@proxy").unwrap_err();
+        let err = Proxy::from_url("http://us%3Aer:hunter2@proxy", SystemRoots::none).unwrap_err();
         assert!(matches!(err, E::Credentials(_)));
-        let err = Proxy::from_url("http://user:hunter2%0d%0aX@proxy").unwrap_err();
+        let err =
+            Proxy::from_url("http://user:hunter2%0d%0aX@proxy", SystemRoots::none).unwrap_err();
         assert!(matches!(err, E::Credentials(_)));
         assert!(!err.to_string().contains("hunter2"));
     }

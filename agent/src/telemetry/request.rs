@@ -34,6 +34,22 @@ pub struct Captured {
     pub cgroup: u64,
 }
 
+/// A tunnel that may serve several requests; it counts as active as long as this lives.
+#[derive(Debug)]
+pub struct OpenTunnel {
+    proxy: Label,
+    endpoint: Label,
+    protocol: TunnelProtocol,
+    _active: ActiveGuard,
+}
+
+impl OpenTunnel {
+    /// The proxy through which it goes.
+    pub fn proxy(&self) -> &Label {
+        &self.proxy
+    }
+}
+
 /// One request, from its head to the end of its answer.
 ///
 /// It is filled on the way. When it is dropped, in whatever way the request ended, it writes one
@@ -139,20 +155,20 @@ impl RequestRecord {
     }
 
     /// It uses a tunnel that is there already.
-    pub fn reuses(&mut self, proxy: Label, protocol: Option<TunnelProtocol>) {
-        self.endpoint = Some(proxy.clone());
-        self.proxy = Some(proxy);
-        self.protocol = protocol;
+    pub fn reuses(&mut self, tunnel: &OpenTunnel) {
+        self.proxy = Some(tunnel.proxy.clone());
+        self.endpoint = Some(tunnel.endpoint.clone());
+        self.protocol = Some(tunnel.protocol);
     }
 
-    /// The tunnel that was opened for it, counted as long as what is returned lives.
-    pub fn take_tunnel(&mut self) -> Option<ActiveGuard> {
-        self.tunnel.take()
-    }
-
-    /// How the last tunnel was asked for.
-    pub fn protocol(&self) -> Option<TunnelProtocol> {
-        self.protocol
+    /// The tunnel that was opened for it.
+    pub fn take_tunnel(&mut self) -> Option<OpenTunnel> {
+        Some(OpenTunnel {
+            _active: self.tunnel.take()?,
+            proxy: self.proxy.clone().unwrap_or_default(),
+            endpoint: self.endpoint.clone().unwrap_or_default(),
+            protocol: self.protocol?,
+        })
     }
 
     /// It was served and ended in order.

@@ -143,7 +143,7 @@ pub enum TlsConfigError {
     #[error("`{0}` cannot be a server name (SNI)")]
     BadSni(String),
     /// The PEM of the client certificate is broken.
-    #[error("the client certificate is not good PEM: {0}")]
+    #[error("the client certificate is not good PEM: {}", in_words(.0))]
     ChainPem(pem::Error),
     /// The key wants a password.
     #[error("the private key is encrypted; only keys without a password can be used")]
@@ -152,7 +152,7 @@ pub enum TlsConfigError {
     #[error("the private key does not belong to the client certificate, the first of its chain")]
     KeyMismatch,
     /// The PEM of the key is broken.
-    #[error("the private key is not good PEM: {0}")]
+    #[error("the private key is not good PEM: {}", in_words(.0))]
     KeyPem(pem::Error),
     /// No certificate to go with the key.
     #[error("the client certificate has no certificate in PEM form")]
@@ -173,9 +173,51 @@ pub enum TlsConfigError {
         why: String,
     },
     /// The PEM of the CA certificates is broken.
-    #[error("the CA certificates are not good PEM: {0}")]
+    #[error("the CA certificates are not good PEM: {}", in_words(.0))]
     RootsPem(pem::Error),
     /// The TLS library does not take them.
     #[error("the settings cannot be used: {0}")]
     Unusable(rustls::Error),
+}
+
+/// Which of the things that settings are made of something is about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Material {
+    /// The certificates of CAs.
+    Roots,
+    /// Our own certificate.
+    Certificate,
+    /// Its key.
+    Key,
+}
+
+impl TlsConfigError {
+    /// What it is that cannot be used, if it is one of these.
+    pub fn material(&self) -> Option<Material> {
+        match self {
+            Self::BadRoot { .. } | Self::NoRoots | Self::RootsPem(_) => Some(Material::Roots),
+            Self::BadCertificate(_) | Self::ChainPem(_) | Self::NoCertificate => {
+                Some(Material::Certificate)
+            }
+            Self::BadKey(_)
+            | Self::EncryptedKey
+            | Self::KeyMismatch
+            | Self::KeyPem(_)
+            | Self::NoKey => Some(Material::Key),
+            Self::BadSni(_) | Self::NoSystemRoots { .. } | Self::Unusable(_) => None,
+        }
+    }
+}
+
+/// What is wrong with PEM, without any of its bytes.
+fn in_words(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            "a section has no END line; the file may be cut off"
+        }
+        pem::Error::IllegalSectionStart { .. } => "a BEGIN line is malformed",
+        pem::Error::Base64Decode(_) => "the text of a section is not base64",
+        pem::Error::NoItemsFound => "there is no section of the kind that is wanted",
+        _ => "it cannot be parsed",
+    }
 }

@@ -158,7 +158,7 @@ fn parse_head(head: &[u8]) -> Result<Answer, BadAnswer> {
 
 /// Adds the schemes of one `Proxy-Authenticate` field, which may list several challenges with
 /// parameters, all set apart by commas (RFC 9110 section 11.6.1).
-fn add_schemes(schemes: &mut Vec<String>, value: &[u8]) {
+pub(super) fn add_schemes(schemes: &mut Vec<String>, value: &[u8]) {
     for element in outside_quotes(value) {
         let element = element.trim_ascii();
         let is_token =

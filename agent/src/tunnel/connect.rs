@@ -19,11 +19,11 @@ use crate::policy::Credentials;
 const FIRST_READ: usize = 1024;
 
 /// Interim answers (100 to 199) that are passed over.
-const MAX_INTERIM: usize = 16;
+pub(super) const MAX_INTERIM: usize = 16;
 
 /// How much of the body of a refusal is read, and for how long.
 const MAX_BODY: usize = 16 * 1024;
-const BODY_TIME: Duration = Duration::from_secs(1);
+pub(super) const BODY_TIME: Duration = Duration::from_secs(1);
 
 /// How much is kept of what the body says.
 const MAX_TEXT: usize = 1024;
@@ -159,7 +159,7 @@ async fn final_answer<S: AsyncRead + Unpin>(
 
 /// What the body of a refusal says, as one printable line. Whatever keeps it from being read
 /// takes nothing from the refusal.
-async fn body_text<S: AsyncRead + Unpin>(
+pub(super) async fn body_text<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut raw: BytesMut,
     length: BodyLength,
@@ -254,6 +254,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// Whether it is about credentials. Some proxies say 401 to a wrong password, as servers do.
+    pub fn wants_credentials(&self) -> bool {
+        matches!(self.code, 401 | 407)
+    }
+
     /// Code and reason phrase.
     pub fn status(&self) -> String {
         let mut status = self.code.to_string();
@@ -296,6 +301,16 @@ pub enum ExchangeError {
     /// The connection broke while the request was sent.
     #[error("the connection broke while CONNECT was sent: {0}")]
     Write(io::Error),
+}
+
+impl ExchangeError {
+    /// Whether the connection ended without an answer, as one does that was idle for too long.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(
+            self,
+            Self::ClosedEarly { received: 0 } | Self::Read(_) | Self::Write(_)
+        )
+    }
 }
 
 #[cfg(test)]

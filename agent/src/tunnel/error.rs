@@ -3,13 +3,15 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::connect::{ExchangeError, Refusal};
 use super::dial::{DialError, DialErrorKind};
-use super::{Attempt, Timings};
+use super::http2::{NoConnection, PoolError};
+use super::{Attempt, NotMade, Request, Timings};
 use crate::dns::DnsError;
 use crate::name::Target;
-use crate::policy::Proxy;
+use crate::policy::TunnelProtocol;
 use crate::tls::TlsError;
 
 /// How much of what the proxy wrote a message quotes.
@@ -34,18 +36,33 @@ pub enum Cause {
     /// The proxy was there, and no tunnel came of it.
     #[error(transparent)]
     Connect(ExchangeError),
+    /// No stream of an HTTP/2 connection.
+    #[error(transparent)]
+    Http2(Box<PoolError<NotMade>>),
     /// The proxy's name has no address.
     #[error(transparent)]
     Dns(#[from] DnsError),
     /// The deadline passed while the proxy's name was looked up.
     #[error("its name was not resolved in time")]
     DnsTimeout,
+    /// Nothing is left to try; it is not the first error then.
+    #[error("it has no endpoint")]
+    NoEndpoint,
     /// No connection to the proxy.
     #[error("cannot connect: {0}")]
     Tcp(#[from] DialError),
     /// No TLS with the proxy, or it ended TLS when the handshake was over.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// As many connections as policy allows are there.
+    #[error(
+        "there are as many connections to it as its DestinationRule allows \
+         (connectionPool.tcp.maxConnections)"
+    )]
+    TooManyConnections,
+    /// The proxy chose HTTP/2, which was not offered.
+    #[error("it chose HTTP/2 (ALPN), which was not offered")]
+    UnwantedHttp2,
 }
 
 impl From<ExchangeError> for Cause {
@@ -85,11 +102,11 @@ impl Side {
 }
 
 impl TunnelError {
-    pub(super) fn new(proxy: &Proxy, target: &Target, attempt: Attempt, cause: Cause) -> Self {
+    pub(super) fn new(request: &Request<'_>, attempt: Attempt, cause: Cause) -> Self {
         Self(Box::new(Failed {
-            proxy: proxy.to_string(),
-            target: target.clone(),
-            authenticated: proxy.credentials.is_some(),
+            proxy: request.proxy.to_string(),
+            target: request.target.clone(),
+            authenticated: request.proxy.credentials.is_some(),
             attempt,
             cause,
         }))
@@ -101,8 +118,18 @@ impl TunnelError {
     }
 
     /// The address of the proxy, if a connection to it was made.
-    pub fn endpoint(&self) -> Option<SocketAddr> {
-        self.0.attempt.endpoint
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.0.attempt.address
+    }
+
+    /// The endpoint that was tried last, as policy has it.
+    pub fn endpoint(&self) -> Option<&Arc<str>> {
+        self.0.attempt.endpoint.as_ref()
+    }
+
+    /// How the tunnel was asked for.
+    pub fn protocol(&self) -> TunnelProtocol {
+        self.0.attempt.protocol
     }
 
     /// How long each phase took, up to the one that failed.
@@ -112,10 +139,7 @@ impl TunnelError {
 
     /// The proxy's refusal, if it said no.
     pub fn refusal(&self) -> Option<&Refusal> {
-        match &self.0.cause {
-            Cause::Connect(ExchangeError::Refused(refusal)) => Some(refusal),
-            _ => None,
-        }
+        self.0.cause.refusal()
     }
 
     /// The proxy's status code, if it said no.
@@ -125,8 +149,8 @@ impl TunnelError {
 
     /// Where to look.
     pub fn side(&self) -> Side {
-        match &self.0.cause {
-            Cause::Dns(DnsError::NoServers { .. }) => Side::Agent,
+        match self.0.cause.innermost() {
+            Cause::Dns(DnsError::NoServers { .. }) | Cause::TooManyConnections => Side::Agent,
             Cause::Tcp(error) => match error.kind() {
                 DialErrorKind::NoSocket | DialErrorKind::Denied => Side::Agent,
                 _ => Side::Proxy,
@@ -136,11 +160,47 @@ impl TunnelError {
         }
     }
 
+    /// [`Cause::reason`] of it.
+    pub fn reason(&self) -> &'static str {
+        self.0.cause.reason()
+    }
+
+    /// Whether another endpoint of the proxy may do better.
+    pub fn retryable(&self) -> bool {
+        self.0.cause.retryable()
+    }
+}
+
+impl Cause {
+    /// The proxy's refusal, if it said no.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Connect(ExchangeError::Refused(refusal)) => Some(refusal),
+            Self::Http2(error) => match &**error {
+                PoolError::Open(error) => error.refusal(),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// What kept the connection from being there on which HTTP/2 would have been spoken; else
+    /// itself.
+    fn innermost(&self) -> &Self {
+        if let Self::Http2(error) = self
+            && let PoolError::Connect(NoConnection::Dial(not_made)) = &**error
+            && let Some(cause) = &not_made.cause
+        {
+            return cause;
+        }
+        self
+    }
+
     /// The failure as a metric label: one word out of a fixed list.
     pub fn reason(&self) -> &'static str {
-        match &self.0.cause {
-            Cause::Dns(_) | Cause::DnsTimeout => "dns",
-            Cause::Tcp(error) => match error.kind() {
+        match self.innermost() {
+            Self::Dns(_) | Self::DnsTimeout => "dns",
+            Self::Tcp(error) => match error.kind() {
                 DialErrorKind::NoSocket => "no_socket",
                 DialErrorKind::Refused => "tcp_refused",
                 DialErrorKind::Reset => "tcp_reset",
@@ -149,28 +209,51 @@ impl TunnelError {
                 DialErrorKind::Failed => "tcp_failed",
                 DialErrorKind::Unreachable => "tcp_unreachable",
             },
-            Cause::Connect(error) => match error {
+            Self::Connect(error) => match error {
                 ExchangeError::BadAnswer(_) | ExchangeError::TooManyInterim => "malformed",
                 ExchangeError::ClosedEarly { .. } => "closed_early",
                 ExchangeError::Read(error) | ExchangeError::Write(error) => match error.kind() {
                     io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "reset",
                     _ => "broken",
                 },
-                ExchangeError::Refused(refusal) if refusal.code == 407 => "auth_required",
+                ExchangeError::Refused(refusal) if refusal.wants_credentials() => "auth_required",
                 ExchangeError::Refused(_) => "refused",
                 ExchangeError::Timeout { .. } => "connect_timeout",
             },
-            Cause::Tls(error) => error.reason(),
+            Self::Http2(error) => match &**error {
+                PoolError::Connect(NoConnection::Dial(_)) => "no_http2",
+                error => error.reason(),
+            },
+            Self::NoEndpoint => "no_endpoint",
+            Self::Tls(error) => error.reason(),
+            Self::TooManyConnections => "too_many_connections",
+            Self::UnwantedHttp2 => "malformed",
         }
     }
 
     /// Whether another endpoint of the proxy may do better.
     pub fn retryable(&self) -> bool {
-        match &self.0.cause {
-            Cause::Dns(_) | Cause::DnsTimeout => false,
-            Cause::Tcp(error) => error.kind() != DialErrorKind::NoSocket,
-            Cause::Connect(ExchangeError::Refused(refusal)) => is_about_the_target(refusal.code),
-            Cause::Connect(_) | Cause::Tls(_) => true,
+        match self.innermost() {
+            Self::Dns(_) | Self::DnsTimeout => true,
+            Self::Tcp(error) => error.kind() != DialErrorKind::NoSocket,
+            Self::Connect(ExchangeError::Refused(refusal)) => is_about_the_target(refusal.code),
+            Self::Http2(error) => error.retryable(),
+            Self::NoEndpoint | Self::TooManyConnections => false,
+            Self::Connect(_) | Self::Tls(_) | Self::UnwantedHttp2 => true,
+        }
+    }
+
+    /// Whether it says nothing of the endpoint that was tried.
+    pub(super) fn is_our_own(&self) -> bool {
+        match self.innermost() {
+            Self::Dns(DnsError::NoServers { .. }) | Self::NoEndpoint | Self::TooManyConnections => {
+                true
+            }
+            Self::Tcp(error) => error.kind() == DialErrorKind::NoSocket,
+            Self::Http2(error) => {
+                matches!(**error, PoolError::Request(_) | PoolError::Busy { .. })
+            }
+            _ => false,
         }
     }
 }
@@ -190,8 +273,8 @@ impl fmt::Display for TunnelError {
         } = &*self.0;
         write!(f, "no tunnel to {target} through proxy {proxy}")?;
         // The address says more than the name, unless the proxy was given by address.
-        if let Some(endpoint) = self.endpoint().filter(|at| at.to_string() != *proxy) {
-            write!(f, " ({endpoint})")?;
+        if let Some(address) = self.address().filter(|at| at.to_string() != *proxy) {
+            write!(f, " ({address})")?;
         }
         write!(f, ": {cause}")?;
         if let Some(refusal) = self.refusal() {
@@ -205,7 +288,7 @@ impl TunnelError {
     fn explain(&self, refusal: &Refusal, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match refusal.code {
             403 => write!(f, ": its access rules do not allow {}", self.0.target)?,
-            407 => self.explain_authentication(&refusal.schemes, f)?,
+            401 | 407 => self.explain_authentication(&refusal.schemes, f)?,
             _ => {}
         }
         if !refusal.body.is_empty() {
@@ -220,6 +303,10 @@ impl TunnelError {
         schemes: &[String],
         f: &mut fmt::Formatter<'_>,
     ) -> fmt::Result {
+        let has = |name: &str| {
+            let mut schemes = schemes.iter();
+            schemes.any(|scheme| scheme.eq_ignore_ascii_case(name))
+        };
         if self.0.authenticated {
             f.write_str(": it does not accept the credentials configured for it")?;
         } else {
@@ -228,11 +315,15 @@ impl TunnelError {
         if schemes.is_empty() {
             return f.write_str(" (it names no scheme)");
         }
-        let is_basic = |scheme: &String| scheme.eq_ignore_ascii_case("basic");
-        let hint = if schemes.iter().any(is_basic) {
+        let hint = if has("basic") || has("bearer") {
             ""
+        } else if has("negotiate") || has("ntlm") {
+            // They prove a connection and not a request, and take several rounds.
+            ", none of which is supported: let it offer Basic or Bearer to this client, know it by \
+             a client certificate, or run an agent for these schemes (such as cntlm) and name that \
+             as the proxy"
         } else {
-            ", none of which is supported: let it offer Basic"
+            ", none of which is supported: let it offer Basic or Bearer"
         };
         write!(f, " (it offers {}{hint})", schemes.join(", "))
     }

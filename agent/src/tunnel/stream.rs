@@ -1,6 +1,7 @@
 //! What carries a tunnel, whatever lies between us and the proxy.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -9,16 +10,26 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::http2::TunnelStream;
+use super::upstream::{Active, Connection};
 use crate::name::Host;
 use crate::sockets::Carrier;
 use crate::tls::{ClientTls, TlsError, TlsStream};
 
-/// A byte stream to the far side. Which kind it is is decided once; no read or write allocates.
+/// A byte stream to the far side. Which kind it is is decided once; over HTTP/1.1 no read or write
+/// allocates.
 #[derive(Debug)]
-pub struct Stream(Kind);
+pub struct Stream {
+    // First, so that it is closed before it is told to be.
+    kind: Kind,
+    connection: Option<Connection>,
+    active: Option<Active>,
+}
 
 #[derive(Debug)]
 enum Kind {
+    /// A stream of an HTTP/2 connection to the proxy.
+    Http2(Box<Http2>),
     /// TLS with the target, inside a tunnel.
     Originated(Box<TlsStream<Early>>),
     Plain(TcpStream),
@@ -27,18 +38,37 @@ enum Kind {
 }
 
 impl Stream {
+    /// `stream`, which is all of `connection`.
+    pub(super) fn of_connection(stream: Self, connection: Connection) -> Self {
+        Self {
+            connection: Some(connection),
+            ..stream
+        }
+    }
+
+    /// Counts as a tunnel for as long as it lives.
+    pub(super) fn hold(&mut self, active: Active) {
+        self.active = Some(active);
+    }
+
+    /// The address at the other end of the connection that is its own.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.connection.as_ref().map(Connection::addr)
+    }
+
     /// The protocol agreed upon by the innermost TLS (ALPN).
     pub fn alpn(&self) -> Option<&[u8]> {
-        match &self.0 {
+        match &self.kind {
             Kind::Originated(stream) => stream.alpn(),
-            Kind::Plain(_) => None,
+            Kind::Http2(_) | Kind::Plain(_) => None,
             Kind::Tls(stream) => stream.alpn(),
         }
     }
 
     #[cfg(test)]
     pub(super) fn tcp(&self) -> &TcpStream {
-        match &self.0 {
+        match &self.kind {
+            Kind::Http2(_) => panic!("it is one stream of many"),
             Kind::Originated(stream) => stream.get_ref().stream.tcp(),
             Kind::Plain(stream) => stream,
             Kind::Tls(stream) => stream.get_ref(),
@@ -46,15 +76,32 @@ impl Stream {
     }
 }
 
+impl From<Kind> for Stream {
+    fn from(kind: Kind) -> Self {
+        Self {
+            kind,
+            connection: None,
+            active: None,
+        }
+    }
+}
+
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        Self(Kind::Plain(stream))
+        Kind::Plain(stream).into()
+    }
+}
+
+impl From<TunnelStream> for Stream {
+    fn from(stream: TunnelStream) -> Self {
+        let aborts = false;
+        Kind::Http2(Box::new(Http2 { stream, aborts })).into()
     }
 }
 
 impl From<TlsStream<TcpStream>> for Stream {
     fn from(stream: TlsStream<TcpStream>) -> Self {
-        Self(Kind::Tls(Box::new(stream)))
+        Kind::Tls(Box::new(stream)).into()
     }
 }
 
@@ -71,13 +118,17 @@ pub async fn originate(
     deadline: Instant,
 ) -> Result<Stream, TlsError> {
     let inner = tls.connect(Early { early, stream }, target, deadline);
-    Ok(Stream(Kind::Originated(Box::new(inner.await?))))
+    Ok(Kind::Originated(Box::new(inner.await?)).into())
 }
 
 /// Runs `$call` on whichever stream it is, as `$stream`.
 macro_rules! whichever {
     ($this:expr, $stream:ident => $call:expr) => {
-        match &mut $this.get_mut().0 {
+        match &mut $this.get_mut().kind {
+            Kind::Http2($stream) => {
+                let $stream = &mut $stream.stream;
+                $call
+            }
             Kind::Originated($stream) => $call,
             Kind::Plain($stream) => $call,
             Kind::Tls($stream) => $call,
@@ -113,7 +164,7 @@ impl AsyncWrite for Stream {
     }
 
     fn is_write_vectored(&self) -> bool {
-        // TLS writes its records so; sockets take it.
+        // TLS writes its records so; sockets take it, and what does not takes the first part.
         true
     }
 
@@ -128,7 +179,8 @@ impl AsyncWrite for Stream {
 
 impl Carrier for Stream {
     fn abort_on_drop(&mut self) {
-        match &mut self.0 {
+        match &mut self.kind {
+            Kind::Http2(stream) => stream.aborts = true,
             Kind::Originated(stream) => stream.abort_on_drop(),
             Kind::Plain(stream) => stream.abort_on_drop(),
             Kind::Tls(stream) => stream.abort_on_drop(),
@@ -136,10 +188,27 @@ impl Carrier for Stream {
     }
 
     fn finish_on_drop(&mut self) {
-        match &mut self.0 {
+        match &mut self.kind {
+            Kind::Http2(stream) => stream.aborts = false,
             Kind::Originated(stream) => stream.finish_on_drop(),
             Kind::Plain(stream) => stream.finish_on_drop(),
             Kind::Tls(stream) => stream.finish_on_drop(),
+        }
+    }
+}
+
+/// A stream of HTTP/2. Dropped, it is reset unless both directions have ended; what it still has to
+/// send then is sent, unless it `aborts`.
+#[derive(Debug)]
+struct Http2 {
+    stream: TunnelStream,
+    aborts: bool,
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        if self.aborts {
+            self.stream.abort();
         }
     }
 }

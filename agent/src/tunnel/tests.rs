@@ -30,13 +30,39 @@ impl World {
         let resolver =
             Resolver::from_files(Arc::clone(&sockets), &path("resolv.conf"), &path("hosts"));
         Self {
-            tunneler: Tunneler::new(sockets, resolver, TunnelConfig { deadline }),
+            tunneler: Tunneler::new(
+                sockets,
+                resolver,
+                TunnelConfig { deadline },
+                Arc::new(NoObserver),
+            ),
             _files: files,
         }
     }
 
     async fn open(&self, proxy: &Proxy) -> Result<Tunnel, TunnelError> {
-        self.tunneler.open(proxy, &target(), &[]).await
+        open(&self.tunneler, proxy, &[]).await
+    }
+}
+
+async fn open(
+    tunneler: &Tunneler,
+    proxy: &Proxy,
+    headers: &[(HeaderName, HeaderValue)],
+) -> Result<Tunnel, TunnelError> {
+    let request = Request {
+        proxy: &Arc::new(proxy.clone()),
+        target: &target(),
+        headers,
+    };
+    tunneler.open(&request, alone(tunneler)).await
+}
+
+/// All the time there is.
+fn alone(tunneler: &Tunneler) -> Time {
+    Time {
+        deadline: tunneler.deadline(),
+        has_others: false,
     }
 }
 
@@ -106,11 +132,12 @@ async fn a_tunnel_carries_bytes_both_ways() {
         mut stream,
         early,
         code,
-        endpoint,
+        address,
         timings,
+        ..
     } = patient().open(&proxy).await.unwrap();
     assert_eq!((code, &early[..]), (200, &b"220 hello\r\n"[..]));
-    assert_eq!(endpoint.to_string(), proxy.to_string());
+    assert_eq!(address.unwrap().to_string(), proxy.to_string());
     assert!(timings.dns.is_none() && timings.tcp.is_some() && timings.connect.is_some());
     assert!(stream.tcp().nodelay().unwrap() && SockRef::from(stream.tcp()).keepalive().unwrap());
 
@@ -131,7 +158,10 @@ async fn a_proxy_is_found_by_name_at_the_address_that_answers() {
     let world = World::new(hosts, TunnelConfig::default().deadline);
     let start = Instant::now();
     let tunnel = world.open(&proxy("proxy.test", found.port)).await.unwrap();
-    assert_eq!(tunnel.endpoint.ip(), "127.0.0.1".parse::<IpAddr>().unwrap());
+    assert_eq!(
+        tunnel.address.unwrap().ip(),
+        "127.0.0.1".parse::<IpAddr>().unwrap()
+    );
     assert!(tunnel.timings.dns.is_some());
     let took = start.elapsed();
     assert!(
@@ -154,7 +184,7 @@ async fn an_unreachable_proxy_is_told_by_kind() {
         )
     );
     assert_eq!((error.reason(), error.side()), ("tcp_refused", Side::Proxy));
-    assert!(error.retryable() && error.endpoint().is_none() && error.code().is_none());
+    assert!(error.retryable() && error.address().is_none() && error.code().is_none());
     assert!(error.timings().tcp.is_some() && error.timings().connect.is_none());
 
     let (hole, _full) = black_hole("127.0.0.1:0".parse().unwrap());
@@ -213,7 +243,7 @@ async fn a_407_says_what_to_do() {
     let only = b"HTTP/1.1 407 X\r\nContent-Length: 0\r\nProxy-Authenticate: NTLM\r\n\r\n";
     let text = refused_with(only, None).await.to_string();
     assert!(
-        text.ends_with("(it offers NTLM, none of which is supported: let it offer Basic)"),
+        text.ends_with("(it offers NTLM, none of which is supported: let it offer Basic or Bearer to this client, know it by a client certificate, or run an agent for these schemes (such as cntlm) and name that as the proxy)"),
         "{text}"
     );
     let none = b"HTTP/1.1 407 X\r\nContent-Length: 0\r\n\r\n";
@@ -270,7 +300,7 @@ async fn a_proxy_that_breaks_off_or_talks_nonsense_is_told_by_kind() {
         });
         let error = patient().open(&proxy("127.0.0.1", port)).await.unwrap_err();
         assert_eq!(error.reason(), reason, "{error}");
-        assert!(error.retryable() && error.endpoint().is_some());
+        assert!(error.retryable() && error.address().is_some());
         closing.await.unwrap();
     }
 }
@@ -295,7 +325,12 @@ async fn a_silent_proxy_is_given_up_at_the_deadline_and_let_go() {
 #[test]
 fn an_attempt_in_flight_is_small() {
     let world = patient();
-    let (proxy, target) = (proxy("127.0.0.1", 3128), target());
-    let size = size_of_val(&world.tunneler.open(&proxy, &target, &[]));
-    assert!(size < 6 * 1024, "{size} bytes");
+    let (proxy, target) = (Arc::new(proxy("127.0.0.1", 3128)), target());
+    let request = Request {
+        proxy: &proxy,
+        target: &target,
+        headers: &[],
+    };
+    let size = size_of_val(&world.tunneler.open(&request, alone(&world.tunneler)));
+    assert!(size < 1024, "{size} bytes");
 }

@@ -331,19 +331,11 @@ faults! {
         proxy: "nowhere.example",
     }
     resolver_is_down {
-        fault: "the name server is down, and the proxy's name may not be kept",
-        workload: "reset",
-        within: 7,
-        log: logged("UF", "", &["name server"]),
-        counted: Some((FAILURES, &[("reason", "dns")])),
+        fault: "the name server is down, and the proxy's name may not be kept: its last addresses go on",
         play: proxy::resolver_is_down,
     }
     resolver_is_silent {
-        fault: "the name server does not answer, and the proxy's name may not be kept",
-        workload: "reset",
-        within: 7,
-        log: logged("UF", "", &["no name server answered"]),
-        counted: Some((FAILURES, &[("reason", "dns")])),
+        fault: "the name server does not answer, and the proxy's name may not be kept: its last addresses go on",
         play: proxy::resolver_is_silent,
     }
     resolver_is_down_and_the_name_is_known {

@@ -123,3 +123,54 @@ fn a_client_keeps_its_connection_and_its_credentials_go_no_further() {
     let paths: Vec<&str> = requests.iter().map(|request| &*request.path).collect();
     assert_eq!(paths, ["/one", "/two"]);
 }
+
+#[test]
+fn no_url_that_curl_takes_leads_inside() {
+    let scene = Scene::new("gateway-ssrf");
+    let inet = scene.world.inet();
+    // Somebody to find: only a rule keeps clients from it.
+    let _own = Server::echo(inet, SocketAddr::from(([127, 0, 0, 1], 80)));
+    let hosts = File::options().append(true).open(inet.dir().join("hosts"));
+    let mut hosts = hosts.must("open hosts");
+    let names = "127.0.0.1 own.example\n169.254.169.254 data.example\n::1 own6.example";
+    writeln!(hosts, "\n{names}").must("add names");
+    let _gateway = start(&scene, &["--allow", "*:*", "--allow", "0.0.0.0/0:*"]);
+    for host in [
+        "127.0.0.1",
+        // Some of these curl writes as it should; then they are the address that they are.
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.0.0.1",
+        "0177.0.0.1",
+        "0",
+        "localhost",
+        "own.example",
+        "own.example.",
+        "OWN.example",
+        "own6.example",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[fe80::1]",
+        "169.254.169.254",
+        "2852039166",
+        "data.example",
+        "internal.example",
+        "10.9.0.10",
+        "[::ffff:10.9.0.10]",
+        "site.example@127.0.0.1",
+        "site.example:80@own.example",
+    ] {
+        let url = format!("http://{host}/");
+        let refused = |status: u64| matches!(status, 400 | 403);
+        let seen = curl(&scene, &get(&scene, &url));
+        assert!(refused(seen.status), "{url}: {seen:?}");
+        let seen = curl(&scene, &get(&scene, &url).args(["--proxytunnel"]));
+        let (status, code) = (seen.status, seen.connect_status);
+        assert!(status == 0 && refused(code), "{url}: {seen:?}");
+    }
+    // It is not that it goes nowhere.
+    curl(&scene, &get(&scene, "http://site.example/")).expect_ok();
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use underpass_tests::agent::tunnel_policy;
 use underpass_tests::http;
 
 use super::*;
@@ -12,7 +13,17 @@ fn its_metrics_are_those_of_its_document() {
     let metrics = SocketAddr::from(([192, 0, 2, 20], 9901));
     let file = secret_file(&scene, "tokens", "ci:token\n");
     let path = file.display().to_string();
-    let options = ["--metrics-addr", "192.0.2.20:9901", "--tokens", &path];
+    // Nobody is there, and it goes on without.
+    let policy = scene.world.dir().join("policy.yaml");
+    let open = tunnel_policy(&["failureMode: open"]).replace("port: 3128", "port: 1");
+    fs::write(&policy, open).must("write a policy");
+    let policy = policy.display().to_string();
+    let options = [
+        ["--metrics-addr", "192.0.2.20:9901"],
+        ["--tokens", &path],
+        ["--policy", &policy],
+    ]
+    .concat();
     let mut gateway = start(&scene, &options);
     assert_eq!(status(&scene, "site.example:443"), "407");
     let request = "CONNECT site.example:443 HTTP/1.1\r\nProxy-Authorization: Bearer token";
@@ -23,7 +34,9 @@ fn its_metrics_are_those_of_its_document() {
         answer.body
     };
     let active = "underpass_gateway_tunnels_active{protocol=\"http1\"} ";
-    assert!(scrape().contains(&format!("{active}1")), "{}", scrape());
+    gateway.wait_for("the tunnel is counted", SECONDS, || {
+        scrape().contains(&format!("{active}1"))
+    });
     gateway.signal(Signal::SIGHUP);
     gateway.wait_for("the reload is counted", SECONDS, || {
         scrape().contains("{result=\"success\",what=\"tokens\"} 1")
@@ -36,6 +49,8 @@ fn its_metrics_are_those_of_its_document() {
     for sample in [
         "underpass_gateway_denied_total{reason=\"credentials\"} 1",
         "{code=\"407\",method=\"connect\",protocol=\"http1\"} 1",
+        "underpass_gateway_proxy_answers_total{code=\"none\",proxy=\"proxy.example:1\"} 1",
+        "underpass_gateway_routes_total{route=\"direct\"} 1",
     ] {
         assert!(scrape.contains(sample), "{scrape}");
     }

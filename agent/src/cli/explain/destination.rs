@@ -51,6 +51,11 @@ pub(super) struct Assumed {
 }
 
 impl Destination {
+    /// Whether it is a name, whose address is another matter.
+    pub(super) fn is_name(&self) -> bool {
+        matches!(self.0.host, Host::Name(_))
+    }
+
     /// What a connection there is like, as far as it is not said.
     pub(super) fn assume(
         &self,

@@ -31,6 +31,7 @@ impl Report<'_> {
                 "verified": facts.claimed_is_verified,
             })),
             "assumed": self.assumed.notes,
+            "captured": self.explanation.captured,
             "service": self.explanation.service.as_deref(),
             "note": verdict.note.as_ref().map(ToString::to_string),
             "considered": self.explanation.considered,
@@ -75,6 +76,11 @@ impl Report<'_> {
         claimed.is_some_and(|claim| claim.source == NameSource::Sni)
     }
 
+    fn speaks_http(&self) -> bool {
+        let claimed = self.assumed.facts.claimed.as_ref();
+        claimed.is_some_and(|claim| claim.source == NameSource::HttpHost)
+    }
+
     fn tunnel(&self, tunnel: &TunnelDecision, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -98,11 +104,11 @@ impl Report<'_> {
             writeln!(f)?;
             let elsewhere = proxy.endpoints.iter();
             for endpoint in elsewhere.filter(|at| at.host != proxy.host || at.port != proxy.port) {
-                writeln!(
-                    f,
-                    "    endpoint:     {endpoint}, weight {}",
-                    endpoint.weight
-                )?;
+                write!(f, "    endpoint:     {endpoint}")?;
+                if proxy.endpoints.len() > 1 {
+                    write!(f, ", weight {}", endpoint.weight)?;
+                }
+                writeln!(f)?;
             }
             match &proxy.tls {
                 None => writeln!(f, "  TLS to proxy:   none")?,
@@ -125,7 +131,8 @@ impl Report<'_> {
             (None, None) if self.speaks_tls() => {
                 writeln!(f, "  TLS to target:  the program's own, passed through")
             }
-            (None, None) => writeln!(f, "  TLS to target:  none"),
+            (None, None) if self.speaks_http() => writeln!(f, "  TLS to target:  none"),
+            (None, None) => writeln!(f, "  TLS to target:  none but the program's own, if any"),
         }?;
         writeln!(
             f,
@@ -145,12 +152,23 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let facts = &self.assumed.facts;
         let verdict = &self.explanation.verdict;
-        writeln!(f, "{} (at {})", self.destination, facts.original_dst.ip())?;
+        write!(f, "{}", self.destination)?;
+        if self.destination.is_name() {
+            write!(f, " (at {})", facts.original_dst.ip())?;
+        }
+        writeln!(f)?;
         for note in &self.assumed.notes {
             writeln!(f, "  assumed:        {note}")?;
         }
         if let Some(service) = &self.explanation.service {
             writeln!(f, "  service:        {service}")?;
+        }
+        if !self.explanation.captured {
+            writeln!(
+                f,
+                "  captured:       no, no rule can be about this address and port: it never comes \
+                 to the agent"
+            )?;
         }
         match &verdict.decision {
             Decision::Deny { policy, reason } => {

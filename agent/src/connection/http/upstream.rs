@@ -17,8 +17,8 @@ use super::refused::Refused;
 use super::{ALPN, Route};
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
-use crate::telemetry::metrics::ActiveGuard;
-use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelProtocol};
+use crate::telemetry::request::OpenTunnel;
+use crate::telemetry::{self, Label, RequestRecord, ResponseFlag};
 use crate::tls::ClientTls;
 use crate::tunnel::{Stream, Tunnel, originate};
 
@@ -36,15 +36,7 @@ pub(super) struct Upstream {
     pub(super) early: Bytes,
     /// Whether it may serve other requests for which policy says the same.
     keep: bool,
-    through: Option<Through>,
-}
-
-/// The tunnel that carries it.
-#[derive(Debug)]
-struct Through {
-    proxy: Label,
-    protocol: Option<TunnelProtocol>,
-    _active: [Option<ActiveGuard>; 2],
+    through: Option<OpenTunnel>,
 }
 
 impl Upstream {
@@ -60,13 +52,13 @@ impl Upstream {
     /// Writes down that a request uses it again.
     pub(super) fn reused(&self, record: &mut RequestRecord) {
         if let Some(through) = &self.through {
-            record.reuses(through.proxy.clone(), through.protocol);
+            record.reuses(through);
         }
     }
 
     /// The proxy through which it goes.
     pub(super) fn proxy(&self) -> Option<&Label> {
-        self.through.as_ref().map(|through| &through.proxy)
+        self.through.as_ref().map(OpenTunnel::proxy)
     }
 }
 
@@ -114,7 +106,7 @@ impl Way {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Refused::new(failure.flag, status, &failure.error)
         })?;
-        let (tunnel, proxy) = match self.open(arrived, decision, record).await {
+        let tunnel = match self.open(arrived, decision, record).await {
             Ok(opened) => opened,
             Err(error) => {
                 drop(pending);
@@ -129,12 +121,7 @@ impl Way {
                 return self.reach_directly(arrived, false).await;
             }
         };
-        let connected = self.metrics.proxy.connected(&proxy, &proxy);
-        let through = Through {
-            protocol: record.protocol(),
-            proxy,
-            _active: [Some(connected), record.take_tunnel()],
-        };
+        let through = record.take_tunnel();
         let Tunnel {
             mut stream,
             mut early,
@@ -159,7 +146,7 @@ impl Way {
             stream,
             early,
             keep: true,
-            through: Some(through),
+            through,
         })
     }
 }

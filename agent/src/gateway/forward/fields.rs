@@ -3,6 +3,7 @@
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Version};
 
+use crate::gateway::via::protocol;
 use crate::name::Target;
 
 /// Makes the fields of a request, received as `version`, those of one to `target`.
@@ -68,12 +69,9 @@ fn host(target: &Target) -> HeaderValue {
 
 /// RFC 9110 section 7.6.3.
 fn add_via(fields: &mut HeaderMap, version: Version) {
-    let value = match version {
-        Version::HTTP_10 => "1.0 underpass",
-        Version::HTTP_2 => "2 underpass",
-        _ => "1.1 underpass",
-    };
-    fields.append(header::VIA, HeaderValue::from_static(value));
+    if let Ok(value) = HeaderValue::try_from(format!("{} underpass", protocol(version))) {
+        fields.append(header::VIA, value);
+    }
 }
 
 const HOP_BY_HOP: [HeaderName; 5] = [

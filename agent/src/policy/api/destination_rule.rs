@@ -4,47 +4,39 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
-use super::metadata::Metadata;
 use super::service_entry::ExportTo;
 use super::tls::TlsFields;
+use super::traffic::{ConnectionPool, LoadBalancer, OutlierDetection};
 use super::tunnel::CredentialRef;
 use super::value::{HostField, HostPattern, Port, TargetHost};
 use super::words::words;
-use super::{ISTIO_VERSIONS, Object};
+use super::{ISTIO_VERSIONS, Resource, Spec};
 use crate::policy::yaml::FieldNotes;
 
 /// Says how connections to a host are made: to a target, inside its tunnel; to a proxy, the
 /// connection to it.
-#[derive(Debug, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    deny_unknown_fields,
-    expecting = "a mapping with apiVersion, kind, metadata and spec"
-)]
-pub(in crate::policy) struct DestinationRule {
-    #[serde(rename = "apiVersion")]
-    _api_version: Option<IgnoredAny>,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    /// Name and age.
-    pub(in crate::policy) metadata: Metadata,
-    /// What it says.
-    pub(in crate::policy) spec: DestinationRuleSpec,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+pub(in crate::policy) type DestinationRule = Resource<DestinationRuleSpec>;
 
-impl Object for DestinationRule {
+impl Spec for DestinationRuleSpec {
     const KIND: &'static str = "DestinationRule";
     const API_VERSIONS: &'static [&'static str] = ISTIO_VERSIONS;
     const NOTES: FieldNotes = FieldNotes {
         ignored: &[
             "spec.subsets",
-            "spec.trafficPolicy.connectionPool",
-            "spec.trafficPolicy.loadBalancer",
-            "spec.trafficPolicy.outlierDetection",
+            "spec.trafficPolicy.connectionPool.http",
+            "spec.trafficPolicy.connectionPool.tcp.idleTimeout",
+            "spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration",
+            "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive",
+            "spec.trafficPolicy.loadBalancer.consistentHash",
+            "spec.trafficPolicy.loadBalancer.localityLbSetting",
+            "spec.trafficPolicy.loadBalancer.warmup",
+            "spec.trafficPolicy.loadBalancer.warmupDurationSecs",
+            "spec.trafficPolicy.outlierDetection.consecutiveErrors",
+            "spec.trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
+            "spec.trafficPolicy.outlierDetection.interval",
+            "spec.trafficPolicy.outlierDetection.minHealthPercent",
+            "spec.trafficPolicy.outlierDetection.splitExternalLocalOriginErrors",
             "spec.trafficPolicy.proxyProtocol",
             "spec.trafficPolicy.retryBudget",
             "spec.trafficPolicy.portLevelSettings[].connectionPool",
@@ -54,10 +46,6 @@ impl Object for DestinationRule {
         ],
         required: &[],
     };
-
-    fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
 }
 
 /// What a [`DestinationRule`] says.
@@ -108,7 +96,13 @@ pub(in crate::policy) struct TrafficPolicy {
     pub(in crate::policy) proxy: Option<TunnelProxy>,
     /// TLS to the host.
     pub(in crate::policy) tls: Option<TlsFields>,
-    /// The same for one port.
+    /// Limits on connections, to a proxy.
+    pub(in crate::policy) connection_pool: Option<ConnectionPool>,
+    /// Which endpoint of a proxy connections go to.
+    pub(in crate::policy) load_balancer: Option<LoadBalancer>,
+    /// When an endpoint of a proxy is passed over.
+    pub(in crate::policy) outlier_detection: Option<OutlierDetection>,
+    /// TLS for one port.
     pub(in crate::policy) port_level_settings: Vec<PortPolicy>,
 }
 

@@ -6,38 +6,19 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
-use super::metadata::Metadata;
 use super::tunnel::Weight;
 use super::value::{HostField, HostPattern, Port};
 use super::words::words;
-use super::{ISTIO_VERSIONS, Object};
+use super::{ISTIO_VERSIONS, Resource, Spec};
 use crate::policy::prefix;
 use crate::policy::problem::quotable;
 use crate::policy::yaml::FieldNotes;
 
 /// Describes an external service, or a forward proxy.
-#[derive(Debug, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    deny_unknown_fields,
-    expecting = "a mapping with apiVersion, kind, metadata and spec"
-)]
-pub(in crate::policy) struct ServiceEntry {
-    #[serde(rename = "apiVersion")]
-    _api_version: Option<IgnoredAny>,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    /// Name, labels and age.
-    pub(in crate::policy) metadata: Metadata,
-    /// What it describes.
-    pub(in crate::policy) spec: ServiceEntrySpec,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+pub(in crate::policy) type ServiceEntry = Resource<ServiceEntrySpec>;
 
-impl Object for ServiceEntry {
+impl Spec for ServiceEntrySpec {
     const KIND: &'static str = "ServiceEntry";
     const API_VERSIONS: &'static [&'static str] = ISTIO_VERSIONS;
     const NOTES: FieldNotes = FieldNotes {
@@ -50,10 +31,6 @@ impl Object for ServiceEntry {
         ],
         required: &[],
     };
-
-    fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
 }
 
 /// What a [`ServiceEntry`] describes.

@@ -4,55 +4,25 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
-use super::Object;
-use super::metadata::Metadata;
 use super::tls::TlsFields;
 use super::value::{HostField, Port, TargetHost};
 use super::words::words;
 use super::workload_selector::WorkloadSelector;
+use super::{Resource, Spec};
 use crate::policy::failure_mode::FailureMode;
 use crate::policy::no_proxy::HostEntry;
-use crate::policy::yaml::FieldNotes;
 
 /// Says what becomes of connections: through a forward proxy, direct, or refused.
-#[derive(Debug, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    deny_unknown_fields,
-    expecting = "a mapping with apiVersion, kind, metadata and spec"
-)]
-pub(in crate::policy) struct Tunnel {
-    // Both are checked before, because they say that this type is the one to use.
-    #[serde(rename = "apiVersion")]
-    _api_version: Option<IgnoredAny>,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    /// Name and age.
-    pub(in crate::policy) metadata: Metadata,
-    /// What it does.
-    pub(in crate::policy) spec: TunnelSpec,
-    // What an API server adds.
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+pub(in crate::policy) type Tunnel = Resource<TunnelSpec>;
 
-impl Object for Tunnel {
+impl Spec for TunnelSpec {
     const KIND: &'static str = "Tunnel";
     const API_VERSIONS: &'static [&'static str] = &[
         "underpass.dev/v1alpha1",
         "networking.istio.io/v1alpha1",
         "networking.istio.io/v1beta1",
     ];
-    const NOTES: FieldNotes = FieldNotes {
-        ignored: &[],
-        required: &[],
-    };
-
-    fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
 }
 
 /// What a [`Tunnel`] does.
@@ -139,6 +109,10 @@ pub(in crate::policy) struct ProxyRef {
     pub(in crate::policy) priority: u16,
     /// Of several proxies its share among those of its priority; unset: 1.
     pub(in crate::policy) weight: Option<Weight>,
+    /// Whether connections to it are made ahead of demand while there is demand, over HTTP/1.1;
+    /// some proxies log those that come to no use.
+    #[serde(default)]
+    pub(in crate::policy) warm_connections: bool,
 }
 
 /// A share, from 1 to 65535.

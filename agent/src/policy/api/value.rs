@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
 use crate::name::{Host, HostName};
+use crate::policy::problem::quotable;
 
 /// A TCP port.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -134,6 +135,13 @@ impl<'de> Deserialize<'de> for HostPattern {
             Some(domain) => (domain, true),
             None => (&*text, false),
         };
+        if rest.contains('*') {
+            return Err(de::Error::custom(format!(
+                "`{}` is no pattern: a `*` stands alone, or for the whole first part, as in \
+                 `*.example.com`",
+                quotable(&text)
+            )));
+        }
         match host(rest).map_err(de::Error::custom)? {
             Host::Name(name) if below => Ok(Self::Below(name)),
             Host::Name(name) => Ok(Self::Exact(name)),
@@ -185,7 +193,17 @@ fn host(text: &str) -> Result<Host, String> {
                 .to_owned(),
         );
     }
-    text.parse::<Host>().map_err(|err| err.to_string())
+    text.parse::<Host>().map_err(|err| {
+        let alone = text.rsplit_once(':').filter(|(host, port)| {
+            port.bytes().all(|b| b.is_ascii_digit()) && host.parse::<Host>().is_ok()
+        });
+        match alone {
+            Some((host, _)) => {
+                format!("a port does not belong here: give the host alone, `{host}`")
+            }
+            None => err.to_string(),
+        }
+    })
 }
 
 #[cfg(test)]

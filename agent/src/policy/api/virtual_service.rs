@@ -2,35 +2,16 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
-use super::Object;
-use super::metadata::Metadata;
 use super::service_entry::ExportTo;
 use super::value::{HostField, HostPattern, Port};
+use super::{Resource, Spec};
 use crate::policy::yaml::FieldNotes;
 
 /// Sends connections to a host elsewhere: to a forward proxy.
-#[derive(Debug, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    deny_unknown_fields,
-    expecting = "a mapping with apiVersion, kind, metadata and spec"
-)]
-pub(in crate::policy) struct VirtualService {
-    #[serde(rename = "apiVersion")]
-    _api_version: Option<IgnoredAny>,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    /// Name and age.
-    pub(in crate::policy) metadata: Metadata,
-    /// What it says.
-    pub(in crate::policy) spec: VirtualServiceSpec,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+pub(in crate::policy) type VirtualService = Resource<VirtualServiceSpec>;
 
-impl Object for VirtualService {
+impl Spec for VirtualServiceSpec {
     const KIND: &'static str = "VirtualService";
     const API_VERSIONS: &'static [&'static str] = &[
         "networking.istio.io/v1",
@@ -54,10 +35,6 @@ impl Object for VirtualService {
         ],
         required: &[],
     };
-
-    fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
 }
 
 /// What a [`VirtualService`] says.

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use crate::policy::api::metadata::Namespace;
 use crate::policy::api::secret::Secret;
 use crate::policy::document::{Document, Documents};
-use crate::policy::problem::quotable;
+use crate::policy::problem::{quotable, some};
 use crate::policy::proxy::Credentials;
 
 /// The Secrets, by namespace and name.
@@ -45,7 +45,12 @@ impl<'a> Secrets<'a> {
                 }
                 _ => String::new(),
             };
-            format!("there is no Secret `{}`{place}", quotable(reference))
+            let elsewhere = self.0.keys().filter(|(_, name)| *name == reference);
+            let hint = match elsewhere.filter_map(|(namespace, _)| *namespace).min() {
+                Some(other) => format!("; that in namespace `{other}` is `{other}/{reference}`"),
+                None => String::new(),
+            };
+            format!("there is no Secret `{}`{place}{hint}", quotable(reference))
         })
     }
 }
@@ -74,10 +79,10 @@ pub(super) fn credentials(document: &Document<Secret>) -> Result<Credentials, St
         (None, None, Some(token), None) => Credentials::bearer(&token),
         (None, None, None, Some(header)) => Credentials::verbatim(&header),
         (None, None, None, None) | (None, Some(_), None, None) => {
-            let keys: Vec<_> = secret.keys().map(quotable).collect();
-            let has = match keys.as_slice() {
-                [] => "nothing".to_owned(),
-                keys => format!("only `{}`", keys.join("`, `")),
+            let keys = some(secret.keys().map(|key| format!("`{}`", quotable(key))));
+            let has = match &*keys {
+                "" => "nothing".to_owned(),
+                keys => format!("only {keys}"),
             };
             return Err(format!(
                 "{id} has no credentials for a proxy: expected `username` and `password`, \

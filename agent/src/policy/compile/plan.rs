@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::Options;
-use crate::policy::external::{Side, Sides};
+use crate::policy::external::{Side, Sides, is_never_external};
 use crate::policy::ports::PortSet;
 use crate::policy::prefix::PrefixTable;
 use crate::policy::rule::{Action, Ports, Route, Rule, Scope, Service};
@@ -44,7 +44,7 @@ pub(super) fn make(
         *here.entry(net) = Here::new(at, rules);
     }
     for (net, Here { external, .. }) in here.iter() {
-        let (side, capture) = if *external {
+        let (side, capture) = if *external && !is_never_external(net) {
             (Side::External, everywhere.at(net, &here).side())
         } else {
             (Side::Internal, Side::Internal)

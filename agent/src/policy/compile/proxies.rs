@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::credentials::credentials;
 use super::tls::TlsConfigs;
+use super::traffic::Traffic;
 use super::{Report, TlsSetting};
 use crate::name::{Host, HostName};
 use crate::policy::api::Object;
@@ -18,7 +19,8 @@ use crate::policy::api::value::Port;
 use crate::policy::document::{Document, Documents};
 use crate::policy::header::HeaderTemplate;
 use crate::policy::hosts::HostTable;
-use crate::policy::proxy::{Credentials, Endpoint, Proxy, TunnelProtocol};
+use crate::policy::problem::{quotable, some};
+use crate::policy::proxy::{Credentials, Endpoint, Proxy, ProxySettings, TunnelProtocol};
 use crate::policy::workloads::Visibility;
 use crate::tls::ClientTls;
 
@@ -31,6 +33,7 @@ pub(super) struct Proxies<'a> {
     /// Those of DestinationRules.
     settings: &'a [TlsSetting],
     settings_by_host: &'a HostTable<usize>,
+    traffic: Traffic<'a>,
     described: HashMap<String, Described<'a>>,
     made: Vec<Arc<Proxy>>,
     /// Hosts that turned out to be proxies.
@@ -50,6 +53,7 @@ pub(super) struct Wanted<'a> {
     pub(super) credential: Option<(String, &'a CredentialRef)>,
     pub(super) tls: Option<&'a TlsFields>,
     pub(super) headers: Option<&'a BTreeMap<String, String>>,
+    pub(super) warm: bool,
 }
 
 /// The document that describes a proxy.
@@ -94,6 +98,7 @@ impl<'a> Proxies<'a> {
             tls,
             settings,
             settings_by_host,
+            traffic: Traffic::new(documents),
             described,
             made: Vec::new(),
             hosts: HashSet::new(),
@@ -142,10 +147,19 @@ impl<'a> Proxies<'a> {
             Some(fields) => self.tls.client(document, &at("tls"), fields, &[], report)?,
             None => self.tls_of(&names, port),
         };
+        let tls = match tls {
+            Some(tls) => Some(
+                self.tls
+                    .with_alpn(&tls, alpn(protocol))
+                    .map_err(|error| (at("tls"), error.to_string()))?,
+            ),
+            None => None,
+        };
         let mut headers = Vec::new();
         for (name, value) in wanted.headers.into_iter().flatten() {
             let header = HeaderTemplate::parse(name, value);
-            headers.push(header.map_err(|reason| (at("headers"), reason))?);
+            let key = || at(&format!("headers.{}", quotable(name)));
+            headers.push(header.map_err(|reason| (key(), reason))?);
         }
         Ok(Proxy {
             host: wanted.host.clone(),
@@ -156,6 +170,10 @@ impl<'a> Proxies<'a> {
             tls,
             credentials: self.credentials(document.namespace(), wanted)?,
             headers,
+            settings: ProxySettings {
+                warm: wanted.warm,
+                ..self.traffic.settings(&names)
+            },
         })
     }
 
@@ -261,10 +279,7 @@ fn port(wanted: &Wanted<'_>, described: Option<Described<'_>>) -> Result<u16, St
         });
     };
     let ports = described.ports();
-    let listed = || {
-        let numbers: Vec<_> = ports.iter().map(|(number, _)| number.to_string()).collect();
-        numbers.join(", ")
-    };
+    let listed = || some(ports.iter().map(|(number, _)| number));
     if let Some(port) = wanted.port {
         if ports.is_empty() || ports.iter().any(|(number, _)| *number == port) {
             return Ok(port);
@@ -281,6 +296,16 @@ fn port(wanted: &Wanted<'_>, described: Option<Described<'_>>) -> Result<u16, St
             described.id(),
             listed()
         )),
+    }
+}
+
+/// What is offered to a proxy inside TLS, the best first. One that should speak HTTP/2 and does not
+/// can serve CONNECT over HTTP/1.1.
+fn alpn(protocol: TunnelProtocol) -> &'static [&'static [u8]] {
+    match protocol {
+        TunnelProtocol::Http1Connect => &[b"http/1.1"],
+        TunnelProtocol::Http2Connect => &[b"h2", b"http/1.1"],
+        TunnelProtocol::Http2Post => &[b"h2"],
     }
 }
 
@@ -315,7 +340,9 @@ fn protocol(
         )),
         (Some((key, TunnelMethod::Connect)), TunnelProtocol::Http2Post) => Err((
             key.to_owned(),
-            "the port of the proxy has the protocol HTTP2-POST".to_owned(),
+            "the port of the proxy has the protocol HTTP2-POST: leave this out, or declare the port \
+             as HTTP2-CONNECT"
+                .to_owned(),
         )),
         _ => Ok(protocol),
     }
@@ -440,6 +467,7 @@ fn same(a: &Proxy, b: &Proxy) -> bool {
     };
     (&a.host, a.port, &a.endpoints, a.protocol, &a.headers)
         == (&b.host, b.port, &b.endpoints, b.protocol, &b.headers)
+        && a.settings == b.settings
         && tls(a) == tls(b)
         && credentials(a) == credentials(b)
 }

@@ -158,9 +158,11 @@ fn route(
 ) -> Option<Route> {
     let mut found: Option<Route> = None;
     for (index, route) in destinations.iter().enumerate() {
-        let key = format!("{key}[{index}].destination.host");
+        let key = format!("{key}[{index}].destination");
+        let host_key = format!("{key}.host");
         let Host::Name(name) = &route.destination.host.0 else {
-            let problem = document.problem(&key, "it is ignored: an address is no proxy we know");
+            let problem =
+                document.problem(&host_key, "it is ignored: an address is no proxy we know");
             report.warnings.push(problem);
             continue;
         };
@@ -169,7 +171,7 @@ fn route(
                 "it is ignored: `{name}` is no forward proxy, because no DestinationRule has a \
                  `tunnel` for it"
             );
-            report.warnings.push(document.problem(&key, reason));
+            report.warnings.push(document.problem(&host_key, reason));
             continue;
         };
         used.push(name.to_string());
@@ -179,14 +181,11 @@ fn route(
             host: &route.destination.host.0,
             port: route.destination.port.map(|port| port.number.get()),
             protocol: None,
-            method: None,
+            method: tunnel.protocol.map(|method| (key.as_str(), method)),
             credential: None,
             tls: None,
             headers: None,
-        };
-        let wanted = Wanted {
-            method: tunnel.protocol.map(|method| (key.as_str(), method)),
-            ..wanted
+            warm: false,
         };
         let proxy = RankedProxy {
             proxy: proxies.get(document, &wanted, report)?,
@@ -218,7 +217,7 @@ fn route(
                 let reason = format!(
                     "the tunnel of `{name}` has another target than that of the proxies before it"
                 );
-                report.problems.push(document.problem(&key, reason));
+                report.problems.push(document.problem(&host_key, reason));
                 return None;
             }
         }

@@ -1,7 +1,6 @@
 //! Tunnels and the tunnels of DestinationRules into rules.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Report;
@@ -36,7 +35,7 @@ pub(super) struct Rank {
     ageless: bool,
     created: Option<Timestamp>,
     name: ObjectName,
-    id: String,
+    pub(super) id: String,
 }
 
 /// Rules by what they are about, the most particular first.
@@ -98,7 +97,6 @@ pub(super) fn compile(
     for document in &documents.destination_rules {
         ranked.extend(destination_rule(document, proxies, report));
     }
-    shadowed(&ranked, documents, report);
     ranked
 }
 
@@ -207,6 +205,7 @@ fn route(
                 .map(|by| (format!("{key}.authentication.credentialName"), by)),
             tls: proxy.tls.as_ref(),
             headers: Some(&proxy.headers),
+            warm: proxy.warm_connections,
         };
         match proxies.get(document, &wanted, report) {
             Some(found) => ranked.push(RankedProxy {
@@ -284,6 +283,7 @@ fn wanted<'a>(key: &'a str, tunnel: &'a TunnelFields, proxy: &'a TunnelProxy) ->
             .map(|by| (format!("{key}.authorization.credentialName"), by)),
         tls: None,
         headers: None,
+        warm: false,
     }
 }
 
@@ -313,48 +313,4 @@ pub(super) fn target_rule(field: Option<&TargetHost>) -> TargetRule {
         Some(TargetHost::OriginalDst) => TargetRule::OriginalDst,
         Some(TargetHost::Fixed(host)) => TargetRule::Fixed(host.clone()),
     }
-}
-
-/// Warns of rules that never apply, because one that goes before is about the same.
-fn shadowed(ranked: &[Ranked], documents: &Documents, report: &mut Report) {
-    let mut order: Vec<&Ranked> = ranked
-        .iter()
-        .filter(|ranked| ranked.rule.workloads.is_everyone())
-        .collect();
-    order.sort_by(|a, b| a.rank.cmp(&b.rank));
-    let mut first: HashMap<String, &Ranked> = HashMap::new();
-    for ranked in order {
-        let about = match &ranked.rule.scope {
-            Scope::All => "all external traffic".to_owned(),
-            Scope::Labels(labels) => {
-                let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                format!("services with the labels {}", labels.join(", "))
-            }
-            Scope::Host { pattern, .. } => format!("`{pattern}`"),
-        };
-        let Some(winner) = first.get(&about) else {
-            first.insert(about, ranked);
-            continue;
-        };
-        let reason = format!(
-            "it never applies: {} in {} is for {about} too, and the oldest wins, then the first \
-             by name",
-            winner.rule.policy, winner.rule.place
-        );
-        report.warnings.extend(warning(documents, ranked, reason));
-    }
-}
-
-fn warning(
-    documents: &Documents,
-    ranked: &Ranked,
-    reason: String,
-) -> Option<crate::policy::Problem> {
-    let id = &ranked.rank.id;
-    let tunnel = documents.tunnels.iter().find(|d| d.id() == *id);
-    if let Some(document) = tunnel {
-        return Some(document.problem("spec", reason));
-    }
-    let rule = documents.destination_rules.iter().find(|d| d.id() == *id);
-    rule.map(|document| document.problem("spec.trafficPolicy.tunnel", reason))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::rules::Ranked;
-use super::shown;
+use super::{Report, shown};
 use crate::policy::api::service_entry::{Location, ServiceEntry};
 use crate::policy::api::value::{HostPattern, Port as FieldPort};
 use crate::policy::bits::Bits;
@@ -133,6 +133,17 @@ impl Services {
             let bits: Arc<Bits> = Arc::new(selecting.collect());
             known.insert(labels.clone(), Arc::clone(&bits));
             service.rules = bits;
+        }
+    }
+}
+
+/// A service without a host is none.
+pub(super) fn check(documents: &Documents, report: &mut Report) {
+    for document in &documents.service_entries {
+        if document.object.spec.hosts.is_empty() {
+            let reason = "it is empty: give at least one host, also where `addresses` tell it";
+            let problem = document.problem("spec.hosts", reason);
+            report.problems.push(problem);
         }
     }
 }

@@ -149,7 +149,8 @@ spec:
              found a string",
             "a.yaml:23: Tunnel/all: spec.noProxy[1]: `10.1.2.3/8` has bits set beyond the prefix; \
              write `10.0.0.0/8`",
-            "a.yaml:24: Tunnel/all: spec.noProxy[2]: expected a string, found a number",
+            "a.yaml:24: Tunnel/all: spec.noProxy[2]: expected a string, found a number: put it in \
+             quotes",
             "a.yaml:25: Tunnel/all: spec.failureMode: expected `closed` or `open`",
             "a.yaml:27: Tunnel/all: spec.retries: unknown field `retries`, expected one of \
              `selector`, `workloadSelector`, `action`, `proxy`, `proxies`, `targetHost`, \
@@ -301,7 +302,7 @@ fn the_plan_captures_what_policy_is_about() {
 
 #[test]
 fn options_make_ranges_internal() {
-    let proxy = Proxy::from_url("http://proxy.example").unwrap();
+    let proxy = Proxy::from_url("http://proxy.example", SystemRoots::none).unwrap();
     let options = Options {
         internal_cidrs: vec!["203.0.113.9/24".parse().unwrap()],
     };

@@ -16,8 +16,9 @@ use crate::policy::api::tls::{TlsFields, TlsMode, TlsVersion};
 use crate::policy::api::value::HostPattern;
 use crate::policy::document::{Document, Documents};
 use crate::policy::hosts::HostTable;
+use crate::policy::problem::quotable;
 use crate::policy::workloads::{Visibility, WorkloadMatch};
-use crate::tls::{self, ClientTls, Identity, Roots, TlsSettings};
+use crate::tls::{self, ClientTls, Identity, Material, Roots, TlsConfigError, TlsSettings};
 
 /// Makes clients, one for all documents that want the same.
 #[derive(Debug)]
@@ -141,14 +142,30 @@ impl<'a> TlsConfigs<'a> {
             let problem = document.problem(&at("insecureSkipVerify"), reason);
             report.warnings.push(problem);
         }
+        self.make(settings)
+            .map(Some)
+            .map_err(|error| unusable(key, fields, &error))
+    }
+
+    /// The client that is as `client` but for the protocols that it offers.
+    pub(super) fn with_alpn(
+        &mut self,
+        client: &ClientTls,
+        alpn: &[&[u8]],
+    ) -> Result<Arc<ClientTls>, TlsConfigError> {
+        let mut settings = client.settings().clone();
+        settings.alpn = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        self.make(settings)
+    }
+
+    fn make(&mut self, settings: TlsSettings) -> Result<Arc<ClientTls>, TlsConfigError> {
         if let Some(made) = self.made.get(&settings) {
-            return Ok(Some(Arc::clone(made)));
+            return Ok(Arc::clone(made));
         }
-        let client = ClientTls::new(&settings, &self.materials.roots)
-            .map_err(|err| (key.to_owned(), err.to_string()))?;
+        let client = ClientTls::new(&settings, &self.materials.roots)?;
         let client = Arc::new(client);
         self.made.insert(settings, Arc::clone(&client));
-        Ok(Some(client))
+        Ok(client)
     }
 
     fn settings(
@@ -206,7 +223,7 @@ impl<'a> TlsConfigs<'a> {
                 .map_err(|err| (at("clientCertificate"), err))?;
             let pem = self.file(key).map_err(|err| (at("privateKey"), err))?;
             let key = secret_text(pem).ok_or_else(|| {
-                let reason = format!("{key} is not PEM text");
+                let reason = format!("{} is not PEM text", quotable(key));
                 (at("privateKey"), reason)
             })?;
             identity = Some(Identity {
@@ -235,8 +252,8 @@ impl<'a> TlsConfigs<'a> {
     fn file(&self, path: &str) -> Result<&'a [u8], String> {
         match self.materials.files.get(Path::new(path)) {
             Some(Ok(bytes)) => Ok(bytes),
-            Some(Err(error)) => Err(format!("{path} cannot be read: {error}")),
-            None => Err(format!("{path} was not read")),
+            Some(Err(error)) => Err(format!("{} cannot be read: {error}", quotable(path))),
+            None => Err(format!("{} was not read", quotable(path))),
         }
     }
 
@@ -256,6 +273,24 @@ impl<'a> TlsConfigs<'a> {
             }
         }
         names
+    }
+}
+
+/// The field that has what cannot be used, and why it cannot, with the file or Secret it is in.
+fn unusable(key: &str, fields: &TlsFields, error: &TlsConfigError) -> (String, String) {
+    let (field, file) = match error.material() {
+        Some(Material::Roots) => ("caCertificates", &fields.ca_certificates),
+        Some(Material::Certificate) => ("clientCertificate", &fields.client_certificate),
+        Some(Material::Key) => ("privateKey", &fields.private_key),
+        None => return (key.to_owned(), error.to_string()),
+    };
+    match (file, &fields.credential_name) {
+        (Some(file), _) => (format!("{key}.{field}"), format!("{file}: {error}")),
+        (None, Some(secret)) => (
+            format!("{key}.credentialName"),
+            format!("Secret {secret}: {error}"),
+        ),
+        (None, None) => (key.to_owned(), error.to_string()),
     }
 }
 

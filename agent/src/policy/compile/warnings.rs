@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 
-use super::Policy;
+use super::{Policy, traffic};
 use crate::name::HostName;
 use crate::policy::api::service_entry::{PortProtocol, ServiceEntry};
 use crate::policy::document::{Document, Documents};
+use crate::policy::external::is_never_external;
 use crate::policy::failure_mode::FailureMode;
-use crate::policy::problem::Problem;
+use crate::policy::problem::{self, Problem};
 use crate::policy::rule::{Action, Scope};
 
 impl Policy {
@@ -21,6 +22,15 @@ impl Policy {
         self.doubt_targets(documents, proxies, &mut doubts);
         for document in &documents.service_entries {
             doubts.extend(nameless_port(document));
+            let mut hosts = document.object.spec.hosts.iter();
+            if !hosts.any(|host| host.name().is_some_and(|name| proxies.contains(name))) {
+                doubts.extend(never_captured(document));
+            }
+        }
+        for document in &documents.destination_rules {
+            let host = &document.object.spec.host;
+            let of_proxy = proxies.iter().any(|proxy| host.matches(proxy));
+            doubts.extend(traffic::idle(document, of_proxy));
         }
         doubts
     }
@@ -35,11 +45,9 @@ impl Policy {
             if let Scope::Labels(labels) = &rule.scope
                 && !self.services.iter().any(|s| s.rules.contains(index))
             {
-                let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                let reason = format!(
-                    "it never applies: no external ServiceEntry has the labels {}",
-                    labels.join(", ")
-                );
+                let labels = problem::labels(labels);
+                let reason =
+                    format!("it never applies: no external ServiceEntry has the labels {labels}");
                 doubts.push(document.problem("spec.selector", reason));
                 continue;
             }
@@ -131,6 +139,18 @@ impl Policy {
             }
         }
     }
+}
+
+/// An address that never leaves the node or its link.
+fn never_captured(document: &Document<ServiceEntry>) -> Option<Problem> {
+    let spec = &document.object.spec;
+    let mut addresses = spec.addresses.iter().enumerate();
+    let (index, address) = addresses.find(|(_, address)| is_never_external(address.0))?;
+    let reason = format!(
+        "it has no effect: connections to {} are never captured",
+        address.0
+    );
+    Some(document.problem(&format!("spec.addresses[{index}]"), reason))
 }
 
 /// A port on which no name is spoken, of a service whose address is not told.

@@ -7,6 +7,7 @@ mod targets;
 
 use super::*;
 use crate::policy::{HostList, Materials, Options, Proxy};
+use crate::tls::SystemRoots;
 
 /// `Direct ...`, `Deny ...`, or `TARGET by SOURCE through PROXY` and what else is said.
 fn shown(verdict: Verdict) -> String {
@@ -29,7 +30,7 @@ fn shown(verdict: Verdict) -> String {
 }
 
 fn policy(target_host: TargetRule, target_port: Option<u16>, no_proxy: &str) -> Policy {
-    let proxy = Proxy::from_url("http://proxy.example").unwrap();
+    let proxy = Proxy::from_url("http://proxy.example", SystemRoots::none).unwrap();
     let no_proxy: HostList = no_proxy.parse().unwrap();
     let mut policy = Policy::for_proxy(proxy, no_proxy, &Options::default());
     let Action::Tunnel(route) = &mut policy.rules[0].action else {

@@ -274,7 +274,14 @@ impl de::Error for DecodeError {
             Unexpected::Unit => "nothing",
             _ => "something else",
         };
-        Self::new(Reason::Other(format!("expected {expected}, found {found}")))
+        let expected = in_words(expected);
+        let hint = match (&*expected, found) {
+            ("a string", "a number" | "true or false") => ": put it in quotes",
+            _ => "",
+        };
+        Self::new(Reason::Other(format!(
+            "expected {expected}, found {found}{hint}"
+        )))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -283,6 +290,7 @@ impl de::Error for DecodeError {
             Unexpected::Unsigned(number) => format!(", found {number}"),
             _ => String::new(),
         };
+        let expected = in_words(expected);
         Self::new(Reason::Other(format!("expected {expected}{found}")))
     }
 
@@ -292,6 +300,17 @@ impl de::Error for DecodeError {
 
     fn unknown_field(_: &str, expected: &'static [&'static str]) -> Self {
         Self::new(Reason::Unknown(expected))
+    }
+}
+
+/// What serde expects, in the words of YAML.
+fn in_words(expected: &dyn Expected) -> String {
+    match expected.to_string().as_str() {
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a mapping".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "u16" => "a number from 0 to 65535".to_owned(),
+        expected => expected.to_owned(),
     }
 }
 

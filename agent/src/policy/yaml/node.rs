@@ -1,6 +1,7 @@
 //! A document as a tree in which every key knows its line.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
 use std::fmt;
 
 use secrecy::zeroize::Zeroize as _;
@@ -150,6 +151,9 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
+/// Up to how many keys a mapping is small.
+const FEW: usize = 16;
+
 struct ValueVisitor;
 
 impl<'de> Visitor<'de> for ValueVisitor {
@@ -201,12 +205,27 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut entries = Vec::new();
+        let mut entries: Vec<Entry> = Vec::new();
         let mut seen = HashMap::new();
         while let Some(key) = map.next_key::<Spanned<String>>()? {
             let line = line(&key.referenced);
-            let repeats = seen.get(&key.value).copied();
-            seen.entry(key.value.clone()).or_insert(line);
+            // Most mappings are small, and faster looked through than hashed.
+            let repeats = if entries.len() < FEW {
+                let same = entries.iter().find(|entry| entry.key == key.value);
+                same.map(|entry| entry.line)
+            } else {
+                if seen.is_empty() {
+                    let before = entries.iter().rev();
+                    seen.extend(before.map(|entry| (entry.key.clone(), entry.line)));
+                }
+                match seen.entry(key.value.clone()) {
+                    MapEntry::Occupied(first) => Some(*first.get()),
+                    MapEntry::Vacant(vacant) => {
+                        vacant.insert(line);
+                        None
+                    }
+                }
+            };
             entries.push(Entry {
                 key: key.value,
                 line,

@@ -50,7 +50,7 @@ impl PolicyMetrics {
             last_reload_successful: gauge(
                 registry,
                 "underpass_policy_last_reload_successful",
-                "Whether the policy that was read last is in force: 1, or 0 if it is not.",
+                "Whether all of the policy that was read last is in force: 1, or 0 if it is not.",
             )?,
             last_reload_timestamp: gauge(
                 registry,
@@ -81,7 +81,7 @@ impl PolicyMetrics {
     /// Counts a read of the policy after the first one.
     pub fn reloaded(&self, result: Reload) {
         self.reloads.with_label_values(&[result.as_str()]).inc();
-        self.read_now(result != Reload::Failure);
+        self.read_now(result == Reload::Success);
     }
 
     /// Says that the first policy was read and is in force.

@@ -1,13 +1,19 @@
 //! Proxies, their endpoints, and tunnels through them.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 
 use prometheus::{
     Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry,
 };
 
+use crate::policy;
 use crate::telemetry::label::Label;
 use crate::telemetry::outcome::{Phase, TunnelCode, TunnelProtocol};
+use crate::tunnel::{Observer, Place, Timings};
 
 use super::{counters, gauges, register};
 
@@ -16,8 +22,8 @@ const ESTABLISH_BUCKETS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0,
 ];
 
-/// Metrics of proxies and tunnels.
-#[derive(Debug)]
+/// Metrics of proxies and tunnels. Clones are the same metrics.
+#[derive(Clone, Debug)]
 pub struct ProxyMetrics {
     requests: IntCounterVec,
     establish: HistogramVec,
@@ -25,6 +31,10 @@ pub struct ProxyMetrics {
     connections: IntCounterVec,
     active: IntGaugeVec,
     failures: IntCounterVec,
+    healthy: IntGaugeVec,
+    retries: IntCounterVec,
+    /// How many endpoints there are of the same words.
+    places: Arc<Mutex<HashMap<Place, usize>>>,
 }
 
 impl ProxyMetrics {
@@ -71,46 +81,33 @@ impl ProxyMetrics {
                 "Tries that gave no usable connection to an endpoint of a proxy.",
                 &["proxy", "endpoint", "reason"],
             )?,
+            healthy: gauges(
+                registry,
+                "underpass_proxy_endpoint_healthy",
+                "1, or 0 while an endpoint of a proxy is passed over because it kept failing.",
+                &["proxy", "endpoint"],
+            )?,
+            retries: counters(
+                registry,
+                "underpass_tunnel_retries_total",
+                "Tunnels tried once more, at another endpoint of the proxy or at the next proxy, by \
+                 the failure before.",
+                &["proxy", "reason"],
+            )?,
+            places: Arc::default(),
         })
     }
 
-    /// Makes the series of an endpoint, at zero.
-    pub fn announce(&self, proxy: &Label, endpoint: &Label) {
+    /// Makes the series of a proxy, at zero.
+    pub fn announce(&self, proxy: &Label) {
         for protocol in TunnelProtocol::ALL {
             self.tunnels
                 .with_label_values(&[proxy.as_str(), protocol.as_str()]);
         }
-        let labels = [proxy.as_str(), endpoint.as_str()];
-        self.connections.with_label_values(&labels);
-        self.active.with_label_values(&labels);
-    }
-
-    /// Counts a TCP connection established to `endpoint`; it is active until the guard is dropped.
-    pub fn connected(&self, proxy: &Label, endpoint: &Label) -> ActiveGuard {
-        let labels = [proxy.as_str(), endpoint.as_str()];
-        self.connections.with_label_values(&labels).inc();
-        ActiveGuard::new(self.active.with_label_values(&labels))
-    }
-
-    /// Counts a try that gave no usable connection to `endpoint`; `reason` is the failure's own
-    /// word for itself.
-    pub fn connect_failed(&self, proxy: &Label, endpoint: &Label, reason: &'static str) {
-        self.failures
-            .with_label_values(&[proxy.as_str(), endpoint.as_str(), reason])
-            .inc();
-    }
-
-    /// Records how long one phase of establishing a tunnel took.
-    pub fn phase_took(
-        &self,
-        proxy: &Label,
-        protocol: TunnelProtocol,
-        phase: Phase,
-        duration: Duration,
-    ) {
-        self.establish
-            .with_label_values(&[proxy.as_str(), protocol.as_str(), phase.as_str()])
-            .observe(duration.as_secs_f64());
+        // Of the many reasons those that are met most.
+        for reason in ["connect_timeout", "tcp_refused", "tcp_timeout"] {
+            self.retries.with_label_values(&[proxy.as_str(), reason]);
+        }
     }
 
     /// Counts an answer to CONNECT, or its absence; the record of the connection does that.
@@ -151,5 +148,101 @@ impl ActiveGuard {
 impl Drop for ActiveGuard {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+impl Observer for ProxyMetrics {
+    fn appeared(&self, at: &Place) {
+        *self.places.lock().entry(at.clone()).or_default() += 1;
+        let labels = [&*at.proxy, &*at.endpoint];
+        self.connections.with_label_values(&labels);
+        self.active.with_label_values(&labels);
+    }
+
+    fn gone(&self, at: &Place) {
+        let mut places = self.places.lock();
+        if let Some(count) = places.get_mut(at) {
+            *count -= 1;
+            if *count > 0 {
+                return;
+            }
+            places.remove(at);
+        }
+        remove(&self.connections, at);
+        remove(&self.active, at);
+        remove(&self.failures, at);
+        remove(&self.healthy, at);
+    }
+
+    fn connected(&self, at: &Place) {
+        let labels = [&*at.proxy, &*at.endpoint];
+        self.connections.with_label_values(&labels).inc();
+        self.active.with_label_values(&labels).inc();
+    }
+
+    fn disconnected(&self, at: &Place) {
+        let labels = [&*at.proxy, &*at.endpoint];
+        self.active.with_label_values(&labels).dec();
+    }
+
+    fn failed(&self, at: &Place, reason: &'static str) {
+        let labels = [&*at.proxy, &*at.endpoint, reason];
+        self.failures.with_label_values(&labels).inc();
+    }
+
+    fn healthy(&self, at: &Place, healthy: bool) {
+        let labels = [&*at.proxy, &*at.endpoint];
+        self.healthy
+            .with_label_values(&labels)
+            .set(i64::from(healthy));
+    }
+
+    fn retried(&self, proxy: &str, reason: &'static str) {
+        self.retries.with_label_values(&[proxy, reason]).inc();
+    }
+
+    fn took(&self, proxy: &str, protocol: policy::TunnelProtocol, timings: &Timings) {
+        let protocol = TunnelProtocol::from(protocol);
+        for (phase, took) in [
+            (Phase::Dns, timings.dns),
+            (Phase::Tcp, timings.tcp),
+            (Phase::Tls, timings.tls),
+            (Phase::Connect, timings.connect),
+        ] {
+            if let Some(took) = took {
+                self.establish
+                    .with_label_values(&[proxy, protocol.as_str(), phase.as_str()])
+                    .observe(took.as_secs_f64());
+            }
+        }
+    }
+}
+
+impl From<policy::TunnelProtocol> for TunnelProtocol {
+    fn from(protocol: policy::TunnelProtocol) -> Self {
+        match protocol {
+            policy::TunnelProtocol::Http1Connect => Self::Http1Connect,
+            policy::TunnelProtocol::Http2Connect => Self::Http2Connect,
+            policy::TunnelProtocol::Http2Post => Self::Http2Post,
+        }
+    }
+}
+
+/// Removes every series of an endpoint, whatever its other labels.
+fn remove<T: MetricVecBuilder>(metric: &MetricVec<T>, at: &Place)
+where
+    MetricVec<T>: Collector,
+{
+    for family in metric.collect() {
+        for series in family.get_metric() {
+            let labels = series.get_label().iter();
+            let labels: HashMap<&str, &str> =
+                labels.map(|label| (label.name(), label.value())).collect();
+            let is = |name, value| labels.get(name) == Some(&value);
+            if is("proxy", &*at.proxy) && is("endpoint", &*at.endpoint) {
+                // It may only be gone already.
+                let _ = metric.remove(&labels);
+            }
+        }
     }
 }

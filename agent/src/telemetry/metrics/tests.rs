@@ -6,12 +6,13 @@ use crate::name::OriginalDst;
 use crate::telemetry::request::Captured;
 use crate::telemetry::scrape::Scrape;
 use crate::telemetry::{
-    ByteCounts, ConnectionRecord, Decision, Deduction, DenyReason, Inspection, Label, Phase,
-    Reload, RequestRecord, TargetSource, TunnelCode, TunnelLog, TunnelProtocol,
+    ByteCounts, ConnectionRecord, Decision, Deduction, DenyReason, Inspection, Label, Reload,
+    RequestRecord, TargetSource, TunnelCode, TunnelLog, TunnelProtocol,
 };
+use crate::tunnel::{Observer as _, Place, Timings};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 36] = [
+const EXPECTED: [(&str, &str, &[&str]); 38] = [
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
         "istio_request_duration_milliseconds",
@@ -71,6 +72,11 @@ const EXPECTED: [(&str, &str, &[&str]); 36] = [
         &["endpoint", "proxy"],
     ),
     (
+        "underpass_proxy_endpoint_healthy",
+        "gauge",
+        &["endpoint", "proxy"],
+    ),
+    (
         "underpass_proxy_received_bytes_total",
         "counter",
         &["proxy"],
@@ -90,6 +96,11 @@ const EXPECTED: [(&str, &str, &[&str]); 36] = [
         "underpass_tunnel_requests_total",
         "counter",
         &["code", "policy", "protocol", "proxy"],
+    ),
+    (
+        "underpass_tunnel_retries_total",
+        "counter",
+        &["proxy", "reason"],
     ),
     ("underpass_tunnels_active", "gauge", &["protocol", "proxy"]),
 ];
@@ -148,7 +159,13 @@ const ISTIO_HTTP: [&str; 24] = [
 ];
 
 const PROXY: Label = Label::fixed("proxy.example:3128");
-const ENDPOINT: Label = Label::fixed("192.0.2.1:3128");
+
+fn place() -> Place {
+    Place {
+        proxy: PROXY.as_str().into(),
+        endpoint: "192.0.2.1:3128".into(),
+    }
+}
 
 struct Kernel;
 
@@ -200,15 +217,20 @@ fn everything() -> (Registry, Arc<Metrics>) {
         .policy
         .deduced(TargetSource::Sni, Deduction::Missing);
     let protocol = TunnelProtocol::Http1Connect;
-    drop(metrics.proxy.connected(&PROXY, &ENDPOINT));
-    metrics
-        .proxy
-        .connect_failed(&PROXY, &ENDPOINT, "tcp_refused");
-    let phases = [(Phase::Dns, 2), (Phase::Tcp, 30), (Phase::Connect, 20_000)];
-    for (phase, millis) in phases {
-        let took = Duration::from_millis(millis);
-        metrics.proxy.phase_took(&PROXY, protocol, phase, took);
-    }
+    metrics.proxy.appeared(&place());
+    metrics.proxy.connected(&place());
+    metrics.proxy.disconnected(&place());
+    metrics.proxy.failed(&place(), "tcp_refused");
+    metrics.proxy.healthy(&place(), true);
+    metrics.proxy.retried(PROXY.as_str(), "tcp_refused");
+    let timings = Timings {
+        dns: Some(Duration::from_millis(2)),
+        tcp: Some(Duration::from_millis(30)),
+        tls: None,
+        connect: Some(Duration::from_secs(20)),
+    };
+    let asked = crate::policy::TunnelProtocol::Http1Connect;
+    metrics.proxy.took(PROXY.as_str(), asked, &timings);
     let mut served = ConnectionRecord::begin(&metrics, "10.0.0.1:4000".parse().unwrap());
     served.decided(Decision::Tunnel, Some(Label::fixed("all")), None);
     served.proxy(PROXY);
@@ -296,17 +318,42 @@ fn durations_are_in_seconds_up_to_the_deadline_of_connect() {
 }
 
 #[test]
-fn active_is_while_the_guard_is_held() {
+fn the_series_of_an_endpoint_are_there_as_long_as_it_is() {
     let registry = Registry::new();
     let metrics = Metrics::new(&registry).unwrap();
-    let active = || Scrape::of(&registry).value("underpass_proxy_connections_active", &[]);
-    let first = metrics.proxy.connected(&PROXY, &ENDPOINT);
-    let second = metrics.proxy.connected(&PROXY, &ENDPOINT);
-    assert_eq!(active(), Some(2.0));
-    drop(first);
-    assert_eq!(active(), Some(1.0));
-    drop(second);
+    let value = |name| Scrape::of(&registry).value(name, &[("endpoint", "192.0.2.1:3128")]);
+    let active = || value("underpass_proxy_connections_active");
+    // Once for each of two proxies that differ in TLS.
+    metrics.proxy.appeared(&place());
+    metrics.proxy.appeared(&place());
     assert_eq!(active(), Some(0.0));
-    let total = Scrape::of(&registry).value("underpass_proxy_connections_total", &[]);
-    assert_eq!(total, Some(2.0));
+    metrics.proxy.connected(&place());
+    metrics.proxy.connected(&place());
+    metrics.proxy.disconnected(&place());
+    assert_eq!(active(), Some(1.0));
+    assert_eq!(value("underpass_proxy_connections_total"), Some(2.0));
+    metrics.proxy.failed(&place(), "tcp_refused");
+    metrics.proxy.failed(&place(), "dns");
+    metrics.proxy.healthy(&place(), false);
+    assert_eq!(value("underpass_proxy_endpoint_healthy"), Some(0.0));
+
+    let other = Place {
+        endpoint: "192.0.2.2:3128".into(),
+        ..place()
+    };
+    metrics.proxy.appeared(&other);
+    metrics.proxy.gone(&place());
+    assert_eq!(active(), Some(1.0));
+    metrics.proxy.gone(&place());
+    for name in [
+        "underpass_proxy_connections_active",
+        "underpass_proxy_connections_total",
+        "underpass_proxy_connections_failures_total",
+        "underpass_proxy_endpoint_healthy",
+    ] {
+        assert_eq!(value(name), None, "{name}");
+    }
+    let scrape = Scrape::of(&registry);
+    let others = scrape.value("underpass_proxy_connections_active", &[]);
+    assert_eq!(others, Some(0.0), "the other endpoint has its own");
 }

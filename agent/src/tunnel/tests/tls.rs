@@ -74,7 +74,7 @@ async fn a_proxy_that_cannot_prove_itself_learns_nothing() {
         (error.reason(), error.side()),
         ("tls_wrong_name", Side::Proxy)
     );
-    assert!(error.retryable() && error.endpoint().is_some());
+    assert!(error.retryable() && error.address().is_some());
     let timings = error.timings();
     assert!(timings.tls.is_some() && timings.connect.is_none());
     let text = error.to_string();
@@ -183,7 +183,7 @@ async fn headers_go_to_the_proxy() {
     };
     let headers = [header("x-workload", "default/app"), header("x-b", "")];
     let tunneler = patient().tunneler;
-    drop(tunneler.open(&proxy, &target(), &headers).await.unwrap());
+    drop(open(&tunneler, &proxy, &headers).await.unwrap());
     let sent = String::from_utf8(serving.await.unwrap()).unwrap();
     assert!(
         sent.ends_with("\r\nx-workload: default/app\r\nx-b: \r\n\r\n"),

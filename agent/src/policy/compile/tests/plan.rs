@@ -1,7 +1,7 @@
 //! What the kernel side is told to capture.
 
 use crate::name::OriginalDst;
-use crate::policy::testing::{compile, entry, rule, through, tunnel};
+use crate::policy::testing::{compile, entry, rule, through, tunnel, warnings};
 use crate::policy::{Policy, Side};
 
 /// `ports; SIDE SIDE ...`: the sides of some addresses, `-` for what is not captured.
@@ -223,6 +223,33 @@ fn of_services_at_one_address_the_closed_one_rules() {
     ] {
         assert_eq!(plan(&compile(&text), &here), expected, "{what}");
     }
+}
+
+#[test]
+fn the_node_itself_and_its_link_are_never_captured() {
+    let text = at("a", "127.0.0.1", "")
+        + &at("b", "169.254.0.0/16", "")
+        + &at("c", "::1", "")
+        + &at("d", "224.0.0.0/8", "")
+        + &at("e", "0.0.0.0/0", "")
+        + &selecting("a", "");
+    let policy = compile(&text);
+    let here = [
+        "127.0.0.1",
+        "169.254.169.254",
+        "[::1]",
+        "224.0.0.1",
+        "10.1.2.3",
+    ];
+    assert_eq!(plan(&policy, &here), "1-65535; - - - - -");
+    let warned: Vec<_> = warnings(&policy)
+        .into_iter()
+        .filter(|warning| warning.contains("spec.addresses[0]: it has no effect"))
+        .collect();
+    assert_eq!(warned.len(), 4, "{warned:?}");
+    // A proxy may be there.
+    let proxy = at("p", "127.0.0.1", HTTP) + &tunnel("t", "proxy: {host: p.test}");
+    assert_eq!(warnings(&compile(&proxy)), [""; 0]);
 }
 
 #[test]

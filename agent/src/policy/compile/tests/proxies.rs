@@ -461,7 +461,7 @@ fn credentials_come_from_secrets() {
         (
             secret("s, namespace: m", "token: a"),
             "s",
-            "there is no Secret `s` in namespace `n`",
+            "there is no Secret `s` in namespace `n`; that in namespace `m` is `m/s`",
         ),
         (
             secret("s", "user: hunter2, pass: hunter2"),

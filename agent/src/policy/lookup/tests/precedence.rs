@@ -183,6 +183,11 @@ fn what_is_shadowed_is_told_with_the_place_of_what_shadows_it() {
              DestinationRule/a in a.yaml:2 is for `a.test` too, and the oldest wins, then the \
              first by name",
         ),
+        (
+            redirect("a", "a.test") + &rule("z", "a.test", ""),
+            "a.yaml:1: VirtualService/a: spec: it never applies: DestinationRule/z in a.yaml:3 is \
+             for `a.test` too, and a DestinationRule goes before a VirtualService",
+        ),
     ] {
         assert_eq!(warnings(&compile(&text)), [expected]);
     }

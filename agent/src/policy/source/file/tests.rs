@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use crate::policy::{LoadError, Options, Paths, Policy, load};
+use crate::policy::{LoadError, Loaded, Options, Paths, Policy, load};
 
 use super::*;
 
@@ -119,4 +119,100 @@ fn the_error_has_one_line_per_problem() {
         "the policy is not valid:\n/nonexistent/a:1: file: path: it cannot be read: No such file \
          or directory (os error 2)"
     );
+}
+
+#[test]
+fn a_bad_document_keeps_its_last_good_version_and_what_it_refers_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let paths = Paths {
+        policy: vec![path.into()],
+        secrets: Vec::new(),
+    };
+    let again = |last: &Loaded| load(&paths, &Options::default(), Some(&last.sources));
+    let proxies = |loaded: &Loaded| {
+        let policy = loaded.policy.as_ref().unwrap();
+        let mut proxies: Vec<String> = policy.proxies().map(ToString::to_string).collect();
+        proxies.sort();
+        proxies
+    };
+    let rejected = |loaded: &Loaded| {
+        let subjects = loaded.rejected.iter().map(Problem::subject);
+        subjects.collect::<Vec<_>>()
+    };
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: proxy}\n\
+                 spec: {hosts: [a.example], ports: [{number: 8080, name: p, protocol: HTTP}]}\n";
+    let by_entry = tunnel("a").replace("proxy.example, port: 3128", "a.example");
+    write(path, "entry.yaml", entry);
+    write(path, "a.yaml", &by_entry);
+    write(path, "b.yaml", &tunnel("b"));
+    let first = load(&paths, &Options::default(), None);
+    assert_eq!(proxies(&first), ["a.example:8080", "proxy.example:3128"]);
+
+    // One is bad by itself, another for want of a third, and one is good.
+    fs::remove_file(path.join("entry.yaml")).unwrap();
+    write(path, "b.yaml", &tunnel("b").replace("3128", "none"));
+    write(path, "c.yaml", &tunnel("c").replace("3128", "3129"));
+    let second = again(&first);
+    assert_eq!(rejected(&second), ["Tunnel/a", "Tunnel/b"]);
+    let all = ["a.example:8080", "proxy.example:3128", "proxy.example:3129"];
+    assert_eq!(proxies(&second), all);
+
+    // It is still so without any of them being read again.
+    let third = again(&second);
+    assert_eq!(rejected(&third), ["Tunnel/a", "Tunnel/b"]);
+    assert_eq!(proxies(&third), all);
+
+    // Nobody needs the third any more.
+    fs::remove_file(path.join("a.yaml")).unwrap();
+    let fourth = again(&third);
+    assert_eq!(rejected(&fourth), ["Tunnel/b"]);
+    assert_eq!(proxies(&fourth), all[1..]);
+    assert_eq!(fourth.sources.documents.service_entries.len(), 0);
+
+    // Nothing is left but what was kept.
+    fs::remove_file(path.join("c.yaml")).unwrap();
+    let fifth = again(&fourth);
+    let problems = fifth.policy.unwrap_err();
+    assert_eq!(problems.problems().len(), 1, "{problems}");
+}
+
+#[test]
+fn half_a_secret_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let login = path.join("secrets/login");
+    fs::create_dir_all(&login).unwrap();
+    write(&login, "username", "meg");
+    write(&login, "password", "secret");
+    let with_login = tunnel("a").replace(
+        "port: 3128",
+        "port: 3128, authentication: {credentialName: login}",
+    );
+    let other = write(path, "b.yaml", &tunnel("b"));
+    let paths = Paths {
+        policy: vec![write(path, "a.yaml", &with_login), other.clone()],
+        secrets: vec![path.join("secrets")],
+    };
+    let credentials = |loaded: &Loaded| {
+        let policy = loaded.policy.as_ref().unwrap();
+        let mut with = policy.proxies().filter_map(|p| p.credentials.as_ref());
+        with.next().map(|it| it.header().to_owned())
+    };
+    let first = load(&paths, &Options::default(), None);
+    let good = credentials(&first);
+
+    fs::remove_file(login.join("password")).unwrap();
+    symlink("nowhere", login.join("password")).unwrap();
+    write(path, "b.yaml", &tunnel("b").replace("3128", "3129"));
+    let second = load(&paths, &Options::default(), Some(&first.sources));
+    assert_eq!(credentials(&second), good);
+    let rejected: Vec<_> = second.rejected.iter().map(ToString::to_string).collect();
+    let expected = format!(
+        "{}:1: directory: path: `password` in it cannot be read: No such file or directory \
+         (os error 2)",
+        login.display()
+    );
+    assert_eq!(rejected, [expected]);
+    assert_eq!(second.policy.unwrap().proxies().count(), 2);
 }

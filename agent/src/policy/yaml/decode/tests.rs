@@ -80,11 +80,11 @@ wrong: 1
         faults(text),
         [
             "10 inner.foreign: it is ignored: underpass does not act on this field",
-            "1 name: expected a string, found a number",
-            "2 count: expected u16, found 65536",
+            "1 name: expected a string, found a number: put it in quotes",
+            "2 count: expected a number from 0 to 65535, found 65536",
             "5 list[1]: expected u8, found a string",
             "6 list[2]: expected u8, found 256",
-            "9 inner.value: expected a boolean, found a string",
+            "9 inner.value: expected true or false, found a string",
             "12 inner.other: unknown field `other`, expected `value`",
             "13 count: it already stands in line 2",
             "14 any.x: it already stands in line 14",
@@ -117,4 +117,16 @@ fn hostile_keys_stay_on_one_line_and_faults_are_bounded() {
     assert!(found[0].starts_with("3 x\\ny: unknown field `x\\ny`"));
     let many: String = (0..1000).map(|n| format!("k{n}: 1\n")).collect();
     assert_eq!(faults(&many).len(), MAX_FAULTS);
+}
+
+#[test]
+fn repeats_are_found_in_large_mappings_too() {
+    let mut text: String = (0..40).map(|n| format!("k{n}: {n}\n")).collect();
+    text += "k3: 1\nk39: 1\nk40: 1\nk40: 1\n";
+    let parsed = crate::policy::yaml::parse(&text).remove(0).unwrap();
+    let Value::Map(entries) = &parsed.value else {
+        panic!("{parsed:?}");
+    };
+    let repeated: Vec<_> = entries.iter().filter_map(|entry| entry.repeats).collect();
+    assert_eq!(repeated, [4, 40, 43]);
 }

@@ -1,0 +1,13 @@
+//! The files of `deploy/crds`.
+
+use underpass::policy::custom_resources;
+
+/// Their names, and what is in them.
+pub(crate) fn files() -> anyhow::Result<Vec<(String, String)>> {
+    let files = custom_resources().into_iter().map(|resource| {
+        let definition = serde_saphyr::to_string(&resource.definition)?;
+        let text = format!("# Made by `cargo xtask crds` from the types of policy.\n{definition}");
+        Ok((format!("{}.yaml", resource.name), text))
+    });
+    files.collect()
+}
