@@ -37,7 +37,6 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::policy::Policy;
 use crate::relay::Timeouts;
 use chain::Chained;
 use dial::{Dial, Direct};
@@ -149,10 +148,17 @@ impl Gateway {
             timeout: config.connect_timeout,
         };
         let name = Pseudonym::random();
-        let policy = config.chain.as_ref().map(|chain| Arc::clone(&chain.policy));
-        let way: Box<dyn Dial> = match config.chain {
+        let chain = config.chain.map(Arc::new);
+        if let Some(chain) = &chain {
+            chain.serve_proxies();
+        }
+        let way: Box<dyn Dial> = match &chain {
             None => Box::new(direct),
-            Some(chain) => Box::new(Chained::new(direct, chain, name.clone())),
+            Some(chain) => Box::new(Chained {
+                direct,
+                chain: Arc::clone(chain),
+                name: name.clone(),
+            }),
         };
         Ok(Self {
             listeners,
@@ -161,7 +167,7 @@ impl Gateway {
                 rules: Rules::new(config.allow, config.deny),
                 users: config.users,
                 tls: config.tls,
-                policy,
+                chain,
                 way,
                 name,
                 metrics: Arc::new(metrics),
@@ -225,7 +231,7 @@ struct Shared {
     rules: Rules,
     users: Vec<Followed<CredentialFile>>,
     tls: Option<Followed<TlsSettings>>,
-    policy: Option<Arc<Followed<Policy>>>,
+    chain: Option<Arc<Chain>>,
     way: Box<dyn Dial>,
     /// Of this gateway, for requests that come back.
     name: Pseudonym,
@@ -243,8 +249,8 @@ impl Shared {
     fn refresh(&self, forced: bool) {
         let users = self.users.iter().map(|users| users as &dyn Refresh);
         let tls = self.tls.iter().map(|tls| tls as &dyn Refresh);
-        let policy = self.policy.iter().map(|policy| &**policy as &dyn Refresh);
-        for files in users.chain(tls).chain(policy) {
+        let chain = self.chain.iter().map(|chain| &**chain as &dyn Refresh);
+        for files in users.chain(tls).chain(chain) {
             if let Some(well) = files.refresh(forced) {
                 self.metrics.reloaded(files.what(), well);
             }

@@ -121,9 +121,22 @@ fn envoy_by_post() {
     });
 }
 
+/// The line of a request, of a client that speaks TLS or does not.
+type RequestLine = fn(bool) -> String;
+
+/// The protocols of policy, and what our own agent asks by each.
+const AGENT: [(&str, RequestLine); 3] = [
+    ("HTTP-CONNECT", |_| format!("CONNECT {TARGET} HTTP/1.1")),
+    ("HTTP2-CONNECT", |_| format!("CONNECT {TARGET} HTTP/2.0")),
+    ("HTTP2-POST", post),
+];
+
 #[test]
-fn our_own_agent_over_http1() {
-    matrix("clients-agent", connect("1.1"), agent("HTTP-CONNECT"));
+fn our_own_agent() {
+    for (protocol, request) in AGENT {
+        let name = format!("clients-agent-{}", protocol.to_lowercase());
+        matrix(&name, request, agent(protocol));
+    }
 }
 
 /// curl, which knows of no proxy, by `exec` with a policy that asks in this way.

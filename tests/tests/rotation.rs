@@ -1,20 +1,21 @@
 //! Credentials and certificates change while connections go on: nobody is refused for it, and what
 //! cannot be used is not put in the place of what can.
 
+#[path = "rotation/certificates.rs"]
+mod certificates;
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
 use underpass_tests::addr::{proxy_v4, proxy_v6};
 use underpass_tests::agent::{ADMIN, Agent, METRICS, binary, tunnel_policy, underpass};
 use underpass_tests::load::Load;
-use underpass_tests::pki::{Authority, Issued, Request};
 use underpass_tests::process::Running;
-use underpass_tests::servers::apache;
 use underpass_tests::servers::dns::Dns;
-use underpass_tests::servers::forward::{Credentials, ForwardProxy, Options, Security};
+use underpass_tests::servers::fake_proxy::{Answer, FakeProxy, Request};
+use underpass_tests::servers::forward::Credentials;
 use underpass_tests::servers::identity::Identities;
 use underpass_tests::{Must as _, Scene, World, http, wait_for};
 
@@ -220,241 +221,88 @@ fn expect_hidden(agent: &mut Agent, world: &World) {
     assert!(dump.contains("proxy.example"), "it dumps something: {dump}");
 }
 
-/// TLS to the proxy by files that a DestinationRule names.
-struct Files {
-    ca: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
+/// The one problem of the last reading, which was taken but for that.
+#[track_caller]
+fn only_problem(agent: &Agent) -> String {
+    let reload = agent.admin("/status")["policy"]["reload"].clone();
+    assert_eq!(reload["result"], "partial", "{reload}");
+    let problems = reload["problems"].as_array().expect("a list");
+    let [problem] = &problems[..] else {
+        panic!("not one problem: {reload}");
+    };
+    problem.as_str().expect("a text").to_owned()
 }
 
-/// A proxy that wants certificates, and an agent that has one.
-struct Secured {
-    agent: Agent,
-    proxy: ForwardProxy,
-    files: Files,
-    clients: Authority,
-    scene: Scene,
-}
-
-impl Secured {
-    #[track_caller]
-    fn new(name: &str) -> Self {
-        let scene = Scene::new(name);
-        let clients = Authority::new(&scene.world, "clients");
-        let identity = scene.pki.server().clone();
-        let options = Options {
-            security: Security::Mutual(&identity, &clients),
-            ..Options::default()
-        };
-        let proxy = apache::start(&scene.world, &options);
-        let dir = scene.world.dir().join("tls");
-        fs::create_dir(&dir).must("make a directory");
-        let files = Files {
-            ca: dir.join("ca.pem"),
-            certificate: dir.join("client.pem"),
-            key: dir.join("client.key"),
-        };
-        replace(&files.ca, read(&scene.pki.ca()));
-        let first = clients.issue(&scene.world, "first", &Request::client("first"));
-        replace(&files.certificate, read(&first.certificate));
-        replace(&files.key, read(&first.key));
-        let policy = format!(
-            "{}---\n\
+/// A Secret that cannot be used stays what it was, and nothing else is held up by that.
+#[test]
+fn credentials_that_are_none_are_told_and_change_nothing() {
+    let scene = Scene::new("rotation-credentials");
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let secrets = scene.world.dir().join("secrets");
+    let login = Mounted::new(
+        secrets.join("login"),
+        &[("username", "meg"), ("password", "the-first-secret")],
+    );
+    let policy = |target: &str| {
+        format!(
+            "apiVersion: underpass.dev/v1alpha1\n\
+             kind: Tunnel\n\
+             metadata: {{name: with-login}}\n\
+             spec: {{proxy: {{host: 192.0.2.20, port: 3128, \
+             authentication: {{credentialName: login}}}}}}\n\
+             ---\n\
              apiVersion: networking.istio.io/v1\n\
              kind: DestinationRule\n\
-             metadata: {{name: proxy}}\n\
-             spec:\n\
-             \x20 host: proxy.example\n\
-             \x20 trafficPolicy:\n\
-             \x20   tls:\n\
-             \x20     mode: MUTUAL\n\
-             \x20     caCertificates: {}\n\
-             \x20     clientCertificate: {}\n\
-             \x20     privateKey: {}\n",
-            tunnel_policy(&[]),
-            files.ca.display(),
-            files.certificate.display(),
-            files.key.display()
-        );
-        let agent = Agent::start(&scene.world, &policy);
-        Self {
-            agent,
-            proxy,
-            files,
-            clients,
-            scene,
-        }
-    }
+             metadata: {{name: without}}\n\
+             spec: {{host: other.example, trafficPolicy: {{tunnel: {{targetHost: {target}, \
+             targetPort: 80, proxy: {{host: 192.0.2.20, port: 3128}}}}}}}}\n"
+        )
+    };
+    let options = ["--secrets", &secrets.display().to_string()];
+    let agent = Agent::start_with(&scene.world, &policy("v4.example"), &options);
+    let asked = |host: &str| {
+        let before = proxy.requests().len();
+        let header = format!("Host: {host}");
+        let curl = scene.curl("http://203.0.113.10/");
+        scene
+            .captured(&curl.args(["--header", &header]))
+            .expect_ok();
+        proxy.requests()[before].clone()
+    };
+    let basic = Credentials::Basic("meg", "the-first-secret").header(&scene.world);
+    let login_of = |request: &Request| request.header("Proxy-Authorization").map(str::to_owned);
+    assert_eq!(login_of(&asked("site.example")), basic);
 
-    /// Changes files, and waits until what they are is in force.
-    #[track_caller]
-    fn change(&self, change: impl FnOnce()) {
-        let before = self.agent.metrics().sum(GENERATION, &[]);
-        change();
-        let next = before.expect("a generation") + 1.0;
-        self.agent.wait_for_metric(GENERATION, &[], next);
-        self.agent.wait_for_metric(SUCCESSFUL, &[], 1.0);
-    }
+    // Basic has no such user (RFC 7617, section 2).
+    let publish = |version, username| {
+        let keys = [("username", username), ("password", "the-second-secret")];
+        login.publish(version, &keys);
+    };
+    publish("..2", "meg:ann");
+    agent.wait_for_metric(SUCCESSFUL, &[], 0.0);
+    let problem = only_problem(&agent);
+    assert!(
+        problem.contains("login") && !problem.contains("second"),
+        "{problem}"
+    );
+    assert_eq!(login_of(&asked("site.example")), basic, "the last good one");
+    let request = asked("other.example");
+    assert_eq!(request.line(), "CONNECT v4.example:80 HTTP/1.1");
+    assert_eq!(login_of(&request), None);
 
-    /// Changes a file into something that cannot be used; what is told of it.
-    #[track_caller]
-    fn spoil(&self, file: &Path, content: impl AsRef<[u8]>) -> Value {
-        let generation = self.agent.metrics().sum(GENERATION, &[]);
-        replace(file, content);
-        self.agent.wait_for_metric(SUCCESSFUL, &[], 0.0);
-        assert_eq!(self.agent.metrics().sum(GENERATION, &[]), generation);
-        self.agent.admin("/status")["policy"]["reload"].clone()
-    }
+    let before = agent.metrics().sum(GENERATION, &[]).expect("a generation");
+    replace(&scene.world.dir().join("policy.yaml"), policy("v6.example"));
+    agent.wait_for_metric(GENERATION, &[], before + 1.0);
+    assert_eq!(only_problem(&agent), problem);
+    assert_eq!(
+        asked("other.example").line(),
+        "CONNECT v6.example:80 HTTP/1.1"
+    );
+    assert_eq!(login_of(&asked("site.example")), basic);
 
-    /// A client's certificate in the place of the last, which are two files.
-    #[track_caller]
-    fn become_client(&self, issued: &Issued) {
-        self.change(|| {
-            replace(&self.files.certificate, read(&issued.certificate));
-            replace(&self.files.key, read(&issued.key));
-        });
-    }
-
-    /// The subject of the certificate that the proxy sees with the next request, which is served.
-    #[track_caller]
-    fn seen_as(&self) -> String {
-        let before = self.proxy.log().len();
-        let site = self.scene.curl("https://site.example/").args(["-4"]);
-        self.scene.captured(&site).expect_ok();
-        let log = self.proxy.wait_for_log(before + 1);
-        let tls = log[before].tls.clone().expect("TLS to the proxy");
-        tls.client.trim_start_matches("CN=").to_owned()
-    }
-
-    /// The next request fails in the handshake with the proxy; why.
-    #[track_caller]
-    fn failure(&self) -> String {
-        let before = self.agent.access_log().len();
-        let site = self.scene.curl("https://site.example/").args(["-4"]);
-        assert_eq!(self.scene.captured(&site).status, 0);
-        let record = self.agent.wait_for_accesses(before + 1).swap_remove(before);
-        assert_eq!(record.text("decision"), "tunnel", "{record:?}");
-        record.text("error")
-    }
-}
-
-#[track_caller]
-fn read(file: &Path) -> Vec<u8> {
-    fs::read(file).must(format_args!("read {}", file.display()))
-}
-
-#[test]
-fn the_agents_certificate_is_rotated() {
-    let secured = Secured::new("rotation-client");
-    assert_eq!(secured.seen_as(), "first");
-    let world = &secured.scene.world;
-    let second = Request::client("second");
-    let second = secured.clients.issue(world, "second", &second);
-    secured.become_client(&second);
-    assert_eq!(secured.seen_as(), "second");
-    secured.scene.world.expect_no_direct_arrivals();
-}
-
-#[test]
-fn whom_the_agent_trusts_is_rotated() {
-    let secured = Secured::new("rotation-ca");
-    assert_eq!(secured.seen_as(), "first");
-    let own = read(&secured.scene.pki.ca());
-    let other = Authority::new(&secured.scene.world, "other");
-    let other = read(&other.certificate());
-    // Sessions of before do not stand in for a certificate.
-    secured.change(|| replace(&secured.files.ca, &other));
-    let error = secured.failure();
-    assert!(error.contains("the CAs configured for it"), "{error}");
-    secured.change(|| replace(&secured.files.ca, [other, own].concat()));
-    assert_eq!(secured.seen_as(), "first");
-    secured.scene.world.expect_no_direct_arrivals();
-}
-
-#[test]
-fn what_cannot_be_used_is_told_and_changes_nothing() {
-    let mut secured = Secured::new("rotation-wrong");
-    let world = &secured.scene.world;
-    let second = Request::client("second");
-    let second = secured.clients.issue(world, "second", &second);
-    let Files {
-        ca,
-        certificate,
-        key,
-    } = &secured.files;
-    let good = [ca, certificate, key].map(|file| (file.clone(), read(file)));
-    // Cut off; of another pair; no PEM at all; empty.
-    let cut = &good[1].1[..good[1].1.len() / 2];
-    for (file, content, field, reason) in [
-        (
-            certificate,
-            cut.to_vec(),
-            "clientCertificate",
-            "not good PEM: a section has no END line",
-        ),
-        // Which of the two is the wrong one cannot be told.
-        (
-            certificate,
-            read(&second.certificate),
-            "privateKey",
-            "does not belong",
-        ),
-        (key, read(&second.key), "privateKey", "does not belong"),
-        (
-            key,
-            b"secret words".to_vec(),
-            "privateKey",
-            "no private key in PEM form",
-        ),
-        (
-            ca,
-            b"nobody".to_vec(),
-            "caCertificates",
-            "no certificate in PEM form",
-        ),
-        (
-            ca,
-            Vec::new(),
-            "caCertificates",
-            "no certificate in PEM form",
-        ),
-    ] {
-        let told = secured.spoil(file, &content);
-        assert_eq!(told["result"], "failure", "{told}");
-        let problem = told["problems"][0].as_str().unwrap_or_default();
-        let files = [
-            ("clientCertificate", certificate),
-            ("privateKey", key),
-            ("caCertificates", ca),
-        ];
-        let (_, named) = files
-            .iter()
-            .find(|(name, _)| *name == field)
-            .expect("a file");
-        let start = format!(
-            "DestinationRule/proxy: spec.trafficPolicy.tls.{field}: {}: ",
-            named.display()
-        );
-        for part in [&*start, reason] {
-            assert!(problem.contains(part), "no {part} in {told}");
-        }
-        assert!(!problem.contains("secret words"), "{problem}");
-        let status = underpass(&secured.scene.world).arg("status").run(SECONDS);
-        let status = status.expect_success().stdout;
-        assert!(status.contains(problem), "no {problem} in {status}");
-        assert_eq!(secured.seen_as(), "first", "{problem}");
-        secured.change(|| {
-            for (file, content) in &good {
-                replace(file, content);
-            }
-        });
-        assert_eq!(secured.seen_as(), "first");
-    }
-    // Not even there.
-    fs::remove_file(&secured.files.ca).must("remove a file");
-    secured.agent.wait_for_metric(SUCCESSFUL, &[], 0.0);
-    assert_eq!(secured.seen_as(), "first");
-    let log = secured.agent.process().stderr();
-    assert!(log.contains("ca.pem cannot be read"), "{log}");
-    secured.scene.world.expect_no_direct_arrivals();
+    publish("..3", "ann");
+    agent.wait_for_metric(SUCCESSFUL, &[], 1.0);
+    let basic = Credentials::Basic("ann", "the-second-secret").header(&scene.world);
+    assert_eq!(login_of(&asked("site.example")), basic);
+    scene.world.expect_no_direct_arrivals();
 }

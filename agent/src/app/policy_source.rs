@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::watch::Fingerprint;
-use crate::policy::{self, Documents, LoadError, Options, Paths, Policy, Problem};
+use crate::policy::{self, LoadError, Options, Paths, Policy, Problem, Sources};
 
 /// How often policy is read at most until the files that it names stay the same.
 const ATTEMPTS: usize = 3;
@@ -29,8 +29,8 @@ enum Place {
 /// What is known of policy since it was last read.
 #[derive(Debug, Default)]
 struct Known {
-    /// The documents that are right.
-    documents: Option<Documents>,
+    /// What the policy in force was made of.
+    last: Option<Sources>,
     /// The files that they name.
     files: Vec<PathBuf>,
 }
@@ -113,10 +113,11 @@ impl PolicySource {
                 known,
             } => {
                 let mut known = known.lock();
-                let loaded = policy::load(paths, options, known.documents.as_ref());
-                known.files = loaded.files;
+                let loaded = policy::load(paths, options, known.last.as_ref());
+                let files = loaded.sources.files().paths();
+                known.files = files.map(PathBuf::from).collect();
                 if loaded.policy.is_ok() {
-                    known.documents = Some(loaded.documents);
+                    known.last = Some(loaded.sources);
                 }
                 (loaded.policy, loaded.rejected)
             }

@@ -130,10 +130,7 @@ impl ChainOptions {
             limits,
             Arc::new(NoObserver),
         );
-        Ok(Some(Chain {
-            policy: Arc::new(policy),
-            tunneler,
-        }))
+        Ok(Some(Chain { policy, tunneler }))
     }
 }
 

@@ -3,17 +3,15 @@
 mod plan;
 mod policy;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::access::{Record, Route};
 use super::dial::{Asked, Dial, DialError, Dialing, Direct, allowed};
-use super::followed::Followed;
+use super::followed::{Followed, Refresh};
 use super::request::Wish;
 use super::rules::{Forbidden, Rules};
 use super::stream::Upstream;
@@ -31,19 +29,38 @@ pub use policy::follow_policy;
 #[derive(Debug)]
 pub struct Chain {
     /// The policy.
-    pub policy: Arc<Followed<Policy>>,
+    pub policy: Followed<Policy>,
     /// What opens its tunnels.
     pub tunneler: Tunneler,
+}
+
+impl Refresh for Chain {
+    fn what(&self) -> &'static str {
+        self.policy.what()
+    }
+
+    fn refresh(&self, forced: bool) -> Option<bool> {
+        let result = self.policy.refresh(forced);
+        if result == Some(true) {
+            self.serve_proxies();
+        }
+        result
+    }
+}
+
+impl Chain {
+    /// Has what is learnt of the policy's proxies be remembered.
+    pub(super) fn serve_proxies(&self) {
+        self.tunneler.serve(self.policy.current().proxies());
+    }
 }
 
 /// Directly or through a proxy, as a policy says.
 pub(super) struct Chained {
     pub(super) direct: Direct,
-    pub(super) chain: Chain,
+    pub(super) chain: Arc<Chain>,
     /// Tells proxies, and so this gateway, who asked.
     pub(super) name: Pseudonym,
-    /// The policy whose proxies the tunneler serves.
-    served: Mutex<Option<Arc<Policy>>>,
 }
 
 impl Dial for Chained {
@@ -58,15 +75,6 @@ impl Dial for Chained {
 }
 
 impl Chained {
-    pub(super) fn new(direct: Direct, chain: Chain, name: Pseudonym) -> Self {
-        Self {
-            direct,
-            chain,
-            name,
-            served: Mutex::default(),
-        }
-    }
-
     async fn reach(
         &self,
         rules: &Rules,
@@ -81,7 +89,7 @@ impl Chained {
             Err(error @ DialError::Forbidden(_)) => return Err(error),
             Err(error) => (vec![NOWHERE], Some(error)),
         };
-        let plan = Plan::make(&self.policy(), asked.target, &addresses)?;
+        let plan = Plan::make(&self.chain.policy.current(), asked.target, &addresses)?;
         let decision = match plan.way {
             Way::Direct(policy) => {
                 record.goes(Route::Direct, policy);
@@ -97,21 +105,11 @@ impl Chained {
             Way::Tunnel(decision) => decision,
         };
         record.goes(Route::Tunnel, Some(Arc::clone(&decision.policy)));
+        let is_known = unknown.is_none();
+        judge(rules, asked, &decision, &addresses, unknown)?;
+        let may_pass = is_known && decision.fallback != Fallback::Refuse;
+        // A tunnel that is decided on was decided on for the first.
         let dst = OriginalDst(SocketAddr::new(addresses[0], asked.target.port));
-        let ends_at_one = decision.source == TargetSource::OriginalDst;
-        let may_pass = match unknown {
-            None => {
-                // The proxy resolves the name for itself.
-                let ends = if ends_at_one { 1 } else { addresses.len() };
-                for addr in &addresses[..ends] {
-                    rules.judge_address(asked.permit, *addr, asked.target.port)?;
-                }
-                decision.fallback != Fallback::Refuse
-            }
-            Some(error) if ends_at_one => return Err(error),
-            Some(_) if !asked.permit.by_host => return Err(Forbidden::NoRule.into()),
-            Some(_) => false,
-        };
         match self
             .tunnel(asked, &decision, dst, deadline, may_pass, record)
             .await
@@ -163,56 +161,28 @@ impl Chained {
                 target: &decision.target,
                 headers: &fields,
             };
-            match self.open(&request, share, left > 0).await {
+            let time = Time {
+                deadline: Instant::now() + share,
+                // They have theirs.
+                has_others: false,
+            };
+            match self.chain.tunneler.open(&request, time).await {
                 Ok(tunnel) => {
                     record.proxy_said(proxy, Some(tunnel.code));
                     return self.finish(asked, decision, tunnel, deadline).await;
                 }
                 Err(error) => {
-                    record.proxy_said(proxy, code(&error));
-                    if !is_failure(&error) {
-                        return Err(error);
-                    }
+                    record.proxy_said(proxy, error.code());
+                    let is_refused = error.refusal().is_some();
                     tracing::info!(%error, "no tunnel through this proxy");
-                    failure = error;
+                    failure = error.into();
+                    if is_refused {
+                        break;
+                    }
                 }
             }
         }
         Err(failure)
-    }
-
-    async fn open(
-        &self,
-        request: &Request<'_>,
-        patience: Duration,
-        has_others: bool,
-    ) -> Result<Tunnel, DialError> {
-        let time = Time {
-            deadline: Instant::now() + patience,
-            has_others,
-        };
-        let opening = self.chain.tunneler.open(request, time);
-        match timeout(patience, opening).await {
-            Ok(opened) => Ok(opened?),
-            Err(_) => Err(DialError::ProxyTimeout {
-                proxy: request.proxy.to_string(),
-                time: patience,
-            }),
-        }
-    }
-
-    /// The policy in force. Its proxies are known from the first connection on that sees it.
-    fn policy(&self) -> Arc<Policy> {
-        let policy = self.chain.policy.current();
-        let mut served = self.served.lock();
-        if !served
-            .as_ref()
-            .is_some_and(|last| Arc::ptr_eq(last, &policy))
-        {
-            self.chain.tunneler.serve(policy.proxies());
-            *served = Some(Arc::clone(&policy));
-        }
-        policy
     }
 
     /// Adds TLS with the target where the policy wants it and the client speaks none: what it asks
@@ -234,19 +204,30 @@ impl Chained {
     }
 }
 
-/// What the proxy answered.
-fn code(error: &DialError) -> Option<u16> {
-    match error {
-        DialError::Tunnel(error) => error.code(),
-        _ => None,
+/// Whether a tunnel may be asked for. What is not known here is the proxy's to judge, but not what
+/// is; and it resolves a name for itself.
+fn judge(
+    rules: &Rules,
+    asked: Asked<'_>,
+    decision: &TunnelDecision,
+    addresses: &[IpAddr],
+    unknown: Option<DialError>,
+) -> Result<(), DialError> {
+    let is_to_address = decision.source == TargetSource::OriginalDst;
+    match unknown {
+        Some(error) if is_to_address => return Err(error),
+        Some(_) if !asked.permit.by_host => return Err(Forbidden::NoRule.into()),
+        Some(_) => return Ok(()),
+        None => {}
     }
+    let ends = if is_to_address { 1 } else { addresses.len() };
+    for addr in &addresses[..ends] {
+        rules.judge_address(asked.permit, *addr, asked.target.port)?;
+    }
+    Ok(())
 }
 
-/// Whether the proxy could not, so that another may be asked. A refusal is its decision.
+/// Whether no proxy could be reached. A refusal is its decision.
 fn is_failure(error: &DialError) -> bool {
-    match error {
-        DialError::Tunnel(error) => error.refusal().is_none(),
-        DialError::ProxyTimeout { .. } => true,
-        _ => false,
-    }
+    matches!(error, DialError::Tunnel(error) if error.refusal().is_none())
 }

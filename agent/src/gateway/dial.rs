@@ -159,8 +159,6 @@ pub(super) enum DialError {
         policy: Arc<str>,
         reason: DenyReason,
     },
-    #[error("no tunnel through proxy {proxy} within {time:?}")]
-    ProxyTimeout { proxy: String, time: Duration },
     #[error("its name could not be resolved: {0}")]
     Resolve(#[from] ResolveError),
     #[error("no connection within {0:?}")]

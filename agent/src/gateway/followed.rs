@@ -195,6 +195,41 @@ mod tests {
     }
 
     #[test]
+    fn files_that_come_are_followed_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().to_owned();
+        let files = move || {
+            let entries = fs::read_dir(&list).unwrap();
+            let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+            files.sort();
+            files
+        };
+        let sum = {
+            let files = files.clone();
+            move || {
+                let numbers = files().into_iter().map(|file| {
+                    let text = fs::read_to_string(file).unwrap();
+                    text.parse::<u32>()
+                });
+                numbers.sum::<Result<u32, _>>()
+            }
+        };
+        fs::write(dir.path().join("a"), "1").unwrap();
+        let followed = Followed::of_changing("a sum", files, sum).unwrap();
+        for (file, text, expected) in [("b", "20", 21), ("b", "300", 301), ("a", "4", 304)] {
+            assert_eq!(followed.refresh(false), None);
+            fs::write(dir.path().join(file), text).unwrap();
+            assert_eq!(followed.refresh(false), Some(true), "{file}");
+            assert_eq!(*followed.current(), expected);
+        }
+        fs::remove_file(dir.path().join("a")).unwrap();
+        assert_eq!(
+            (followed.refresh(false), *followed.current()),
+            (Some(true), 300)
+        );
+    }
+
+    #[test]
     fn another_file_behind_the_same_link_is_a_change() {
         let dir = tempfile::tempdir().unwrap();
         let [one, two, data] = ["one", "two", "data"].map(|name| dir.path().join(name));

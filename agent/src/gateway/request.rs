@@ -83,7 +83,7 @@ pub(super) async fn open<B>(
         }
         DialError::Policy { .. } => about(StatusCode::FORBIDDEN, &error).because(Denial::Policy),
         DialError::Tunnel(error) => Refusal::new(status(&error), error.to_string()),
-        DialError::ProxyTimeout { .. } | DialError::Timeout(_) | DialError::Unresolved(_) => {
+        DialError::Timeout(_) | DialError::Unresolved(_) => {
             about(StatusCode::GATEWAY_TIMEOUT, &error)
         }
         DialError::Connect(_)

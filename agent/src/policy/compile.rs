@@ -11,8 +11,7 @@ mod tls;
 mod traffic;
 mod warnings;
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -22,6 +21,7 @@ use super::document::Documents;
 use super::external::{Side, Sides};
 use super::failure_mode::FailureMode;
 use super::hosts::HostTable;
+use super::named_files::NamedFiles;
 use super::no_proxy::HostList;
 use super::ports::PortSet;
 use super::prefix::PrefixTable;
@@ -46,8 +46,8 @@ pub struct Options {
 /// What documents only refer to.
 #[derive(Clone, Debug)]
 pub struct Materials {
-    /// The files that documents name, or why they cannot be read.
-    pub files: BTreeMap<PathBuf, Result<Vec<u8>, String>>,
+    /// The files that documents name.
+    pub files: NamedFiles,
     /// Whom this system trusts.
     pub roots: SystemRoots,
 }
@@ -56,7 +56,7 @@ impl Materials {
     /// Nothing at all.
     pub fn none() -> Self {
         Self {
-            files: BTreeMap::new(),
+            files: NamedFiles::default(),
             roots: SystemRoots::none(),
         }
     }

@@ -105,8 +105,12 @@ impl Documents {
         bad.keep(&mut self.virtual_services, &last.virtual_services);
     }
 
-    /// Brings back what is gone and others refer to by name.
-    pub(super) fn bring_back(&mut self, last: &Self) {
+    /// Has what others refer to by name be as it was: Secrets, and descriptions of proxies that are
+    /// gone. Those that have changed say what other documents of now may count on.
+    pub(super) fn hold(&mut self, last: &Self) {
+        let old: HashSet<_> = last.secrets.iter().map(|document| document.id()).collect();
+        self.secrets
+            .retain(|document| !old.contains(&document.id()));
         bring_back(&mut self.secrets, &last.secrets);
         bring_back(&mut self.service_entries, &last.service_entries);
         bring_back(&mut self.services, &last.services);

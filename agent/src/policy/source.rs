@@ -2,12 +2,12 @@
 
 mod file;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
 use super::compile::{Materials, Options, Policy};
 use super::document::Documents;
+use super::named_files::NamedFiles;
 use super::problem::Problem;
 use crate::tls::SystemRoots;
 
@@ -31,85 +31,96 @@ pub struct Loaded {
     /// What is wrong with documents for which the policy has their last good version.
     pub rejected: Vec<Problem>,
     /// What the policy was made of, to fall back on the next time.
-    pub documents: Documents,
-    /// The files that the documents name: certificates and keys.
-    pub files: Vec<PathBuf>,
+    pub sources: Sources,
+}
+
+/// Documents, and the files that they name.
+#[derive(Debug, Default)]
+pub struct Sources {
+    documents: Documents,
+    files: NamedFiles,
 }
 
 /// Reads a policy, with the files that it names. Where documents are bad, and with their `last` good
 /// version the policy is right, it is made with these.
-pub fn load(paths: &Paths, options: &Options, last: Option<&Documents>) -> Loaded {
-    let mut documents = Documents::default();
-    file::read(&paths.policy, &mut documents);
-    file::read_secrets(&paths.secrets, &mut documents);
-    let mut files = documents.named_files();
-    let mut policy = compile(&documents, &files, options);
+pub fn load(paths: &Paths, options: &Options, last: Option<&Sources>) -> Loaded {
+    let mut sources = Sources::default();
+    file::read(&paths.policy, &mut sources.documents);
+    file::read_secrets(&paths.secrets, &mut sources.documents);
+    let mut policy = sources.compile(options);
     let mut rejected = Vec::new();
     if let Some(last) = last {
         policy = policy.or_else(|problems| {
             rejected = problems;
-            let kept = fall_back(&mut documents, &mut files, &mut rejected, last, options);
+            let kept = sources.fall_back(&mut rejected, last, options);
             kept.ok_or_else(|| std::mem::take(&mut rejected))
         });
     }
     Loaded {
         policy: policy.map_err(LoadError),
         rejected,
-        documents,
-        files: files.into_iter().collect(),
+        sources,
     }
 }
 
-/// Makes a policy of `documents` with the last good version of those that are `rejected`. What is
-/// wrong with documents together shows only when none is bad by itself, so more may be rejected; and
-/// what one of the last refers to may be gone, and is brought back then. `None`: the rest does not go
-/// with what would be kept, or there is no rest.
-fn fall_back(
-    documents: &mut Documents,
-    files: &mut BTreeSet<PathBuf>,
-    rejected: &mut Vec<Problem>,
-    last: &Documents,
-    options: &Options,
-) -> Option<Policy> {
-    let mut brought_back = false;
-    loop {
-        documents.keep_last_good(rejected, last);
-        if !documents.has_news(last) {
-            return None;
-        }
-        files.extend(documents.named_files());
-        let problems = match compile(documents, files, options) {
-            Ok(policy) => return Some(policy),
-            Err(problems) => problems,
-        };
-        let known = |problem: &Problem| rejected.iter().any(|old| old.about() == problem.about());
-        let (_, new): (Vec<_>, Vec<_>) = problems.into_iter().partition(known);
-        if new.is_empty() {
-            if brought_back {
+impl Sources {
+    /// The files that documents name: certificates and keys.
+    pub fn files(&self) -> &NamedFiles {
+        &self.files
+    }
+
+    /// Makes a policy with the last good version of the documents that are `rejected`. What is
+    /// wrong with documents together shows only when none is bad by itself, so more may be rejected.
+    /// `None`: the rest does not go with what would be kept, or there is no rest.
+    fn fall_back(
+        &mut self,
+        rejected: &mut Vec<Problem>,
+        last: &Self,
+        options: &Options,
+    ) -> Option<Policy> {
+        let mut held = false;
+        loop {
+            self.documents.keep_last_good(rejected, &last.documents);
+            if !self.documents.has_news(&last.documents) {
                 return None;
             }
-            documents.bring_back(last);
-            brought_back = true;
+            let problems = match self.compile(options) {
+                Ok(policy) => return Some(policy),
+                Err(problems) => problems,
+            };
+            let known =
+                |problem: &Problem| rejected.iter().any(|old| old.about() == problem.about());
+            let (_, new): (Vec<_>, Vec<_>) = problems.into_iter().partition(known);
+            if new.is_empty() {
+                // What was good is not any more, so it is about what it refers to.
+                if held {
+                    return None;
+                }
+                self.documents.hold(&last.documents);
+                self.files.hold(&last.files);
+                held = true;
+            }
+            rejected.extend(new);
+            rejected.sort();
         }
-        rejected.extend(new);
-        rejected.sort();
     }
-}
 
-fn compile(
-    documents: &Documents,
-    files: &BTreeSet<PathBuf>,
-    options: &Options,
-) -> Result<Policy, Vec<Problem>> {
-    let materials = Materials {
-        files: file::read_named(files),
-        roots: if documents.wants_system_roots() {
-            SystemRoots::load()
-        } else {
-            SystemRoots::none()
-        },
-    };
-    Policy::compile(documents, &materials, options)
+    fn compile(&mut self, options: &Options) -> Result<Policy, Vec<Problem>> {
+        for path in self.documents.named_files() {
+            self.files.look_at(path, file::read_named);
+        }
+        let materials = Materials {
+            files: std::mem::take(&mut self.files),
+            roots: if self.documents.wants_system_roots() {
+                SystemRoots::load()
+            } else {
+                SystemRoots::none()
+            },
+        };
+        let policy = Policy::compile(&self.documents, &materials, options);
+        self.files = materials.files;
+        policy
+    }
 }
 
 /// Why there is no policy: at least one problem.

@@ -45,7 +45,7 @@ fn chained(directory: &Path, rest: GatewayConfig) -> GatewayConfig {
     };
     GatewayConfig {
         chain: Some(Chain {
-            policy: Arc::new(policy.unwrap()),
+            policy: policy.unwrap(),
             tunneler: Tunneler::new(
                 Arc::new(PlainSockets),
                 resolver,
@@ -125,6 +125,35 @@ async fn a_tunnel_leads_through_the_proxy_of_the_policy() {
     let labels = [("proxy", &*label), ("code", "200")];
     let answers = "underpass_gateway_proxy_answers_total";
     gateway.wait_for_metric(answers, &labels, 2.0).await;
+}
+
+#[tokio::test]
+async fn clients_of_http2_are_led_there_as_well() {
+    let proxy = Server::new().await;
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), &tunnel(proxy.port(), ""));
+    let config = GatewayConfig {
+        post_tunnels: true,
+        ..allow(&["*:*"])
+    };
+    let gateway = start(chained(directory.path(), config)).await;
+    let mut client = http2::Client::new(&gateway).await;
+    for (method, uri) in [
+        ("CONNECT", "nowhere.example:443"),
+        ("POST", "https://nowhere.example:443/"),
+    ] {
+        let asking = client.ask(method, uri);
+        let proxying = async {
+            let mut upstream = proxy.accept().await;
+            let request = head(&mut upstream).await;
+            upstream.write_all(AGREED).await.unwrap();
+            request
+        };
+        let (answer, request) = tokio::join!(asking, proxying);
+        assert_eq!(answer.status().as_u16(), 200, "{method}");
+        assert!(request.starts_with("CONNECT nowhere.example:443 HTTP/1.1\r\n"));
+        assert!(request.contains("\r\nvia: 2 underpass-"), "{request}");
+    }
 }
 
 #[tokio::test]

@@ -1,12 +1,12 @@
 //! Documents from files: the only place in policy that does I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::policy::document::Documents;
-use crate::policy::problem::{Place, Problem, Subject};
+use crate::policy::problem::{Place, Problem, Subject, quotable};
 
 /// The largest file that is read, in bytes: some 50,000 documents.
 const MAX_FILE: u64 = 16 << 20;
@@ -37,26 +37,42 @@ fn read_secrets_in(path: &Path, documents: &mut Documents) -> io::Result<()> {
         if !directory.is_dir() {
             continue;
         }
-        let mut values = BTreeMap::new();
-        for file in visible(&directory)? {
-            let Some(key) = file.file_name().and_then(|name| name.to_str()) else {
-                continue;
-            };
-            if file.is_dir() {
-                continue;
-            }
-            match read_bounded(&file) {
-                Ok(value) => {
-                    values.insert(key.to_owned(), value);
-                }
-                Err(err) => report(documents, &file, Subject::File, unreadable(&err)),
-            }
+        if let Some(values) = read_keys(&directory, documents)? {
+            let name = directory.file_name().unwrap_or_default();
+            let name = name.to_string_lossy().into_owned();
+            documents.add_mounted_secret(&directory, name, values);
         }
-        let name = directory.file_name().unwrap_or_default();
-        let name = name.to_string_lossy().into_owned();
-        documents.add_mounted_secret(&directory, name, values);
     }
     Ok(())
+}
+
+/// The keys of a mounted Secret. `None` if one cannot be read: a part of a Secret would pass for
+/// another one.
+fn read_keys(
+    directory: &Path,
+    documents: &mut Documents,
+) -> io::Result<Option<BTreeMap<String, Vec<u8>>>> {
+    let mut values = BTreeMap::new();
+    let mut is_whole = true;
+    for file in visible(directory)? {
+        let Some(key) = file.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if file.is_dir() {
+            continue;
+        }
+        match read_bounded(&file) {
+            Ok(value) => {
+                values.insert(key.to_owned(), value);
+            }
+            Err(err) => {
+                let reason = format!("`{}` in it cannot be read: {err}", quotable(key));
+                report(documents, directory, Subject::Directory, reason);
+                is_whole = false;
+            }
+        }
+    }
+    Ok(is_whole.then_some(values))
 }
 
 /// What is in a directory, in the order of names, without what begins with a dot: a mounted Secret
@@ -76,13 +92,9 @@ fn visible(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Reads the files that documents name.
-pub(super) fn read_named(paths: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Result<Vec<u8>, String>> {
-    let read = |path: &PathBuf| {
-        let bytes = read_bounded(path).map_err(|err| err.to_string());
-        (path.clone(), bytes)
-    };
-    paths.iter().map(read).collect()
+/// Reads a file that documents name.
+pub(super) fn read_named(path: &Path) -> Result<Vec<u8>, String> {
+    read_bounded(path).map_err(|err| err.to_string())
 }
 
 fn read_directory(path: &Path, documents: &mut Documents, seen: &mut HashSet<PathBuf>) {

@@ -1,6 +1,6 @@
 //! TLS on either leg, as documents have it.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use secrecy::ExposeSecret as _;
 
@@ -10,7 +10,7 @@ use crate::policy::testing::{
 };
 use crate::policy::{Decision, Materials, Policy, TunnelDecision};
 use crate::tls::testing::Authority;
-use crate::tls::{ClientTls, Roots, SystemRoots, TlsVersion};
+use crate::tls::{ClientTls, Roots, TlsVersion};
 
 /// Files as an operator may have them: `/ca.pem`, `/cert.pem`, `/key.pem`, and one that is missing.
 fn materials() -> Materials {
@@ -29,13 +29,11 @@ fn materials() -> Materials {
             Err("No such file or directory (os error 2)".to_owned()),
         ),
     ];
-    Materials {
-        files: files
-            .into_iter()
-            .map(|(path, bytes)| (PathBuf::from(path), bytes))
-            .collect(),
-        roots: SystemRoots::none(),
+    let mut materials = Materials::none();
+    for (path, bytes) in files {
+        materials.files.look_at(path.into(), |_| bytes);
     }
+    materials
 }
 
 /// A Secret with some of the files.
@@ -47,7 +45,7 @@ fn secret(name: &str, keys: &[&str]) -> String {
             "tls.crt" => "/cert.pem",
             _ => "/key.pem",
         };
-        let bytes = materials.files[&PathBuf::from(file)].clone().unwrap();
+        let bytes = materials.files.get(Path::new(file)).unwrap().clone().unwrap();
         format!("{key}: {:?}", String::from_utf8(bytes).unwrap())
     });
     let values: Vec<_> = values.collect();
@@ -290,8 +288,8 @@ fn what_contradicts_itself_or_is_not_there_is_refused() {
     assert_eq!(
         found,
         [
-            "spec.trafficPolicy.tls.caCertificates: the CA certificates have no certificate in PEM \
-          form"
+            "spec.trafficPolicy.tls.caCertificates: /text.pem: the CA certificates have no \
+             certificate in PEM form"
         ]
     );
     let found = wrong(&tls("mode: SIMPLE"));

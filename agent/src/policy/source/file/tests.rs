@@ -129,7 +129,7 @@ fn a_bad_document_keeps_its_last_good_version_and_what_it_refers_to() {
         policy: vec![path.into()],
         secrets: Vec::new(),
     };
-    let again = |last: &Loaded| load(&paths, &Options::default(), Some(&last.documents));
+    let again = |last: &Loaded| load(&paths, &Options::default(), Some(&last.sources));
     let proxies = |loaded: &Loaded| {
         let policy = loaded.policy.as_ref().unwrap();
         let mut proxies: Vec<String> = policy.proxies().map(ToString::to_string).collect();
@@ -168,11 +168,51 @@ fn a_bad_document_keeps_its_last_good_version_and_what_it_refers_to() {
     let fourth = again(&third);
     assert_eq!(rejected(&fourth), ["Tunnel/b"]);
     assert_eq!(proxies(&fourth), all[1..]);
-    assert_eq!(fourth.documents.service_entries.len(), 0);
+    assert_eq!(fourth.sources.documents.service_entries.len(), 0);
 
     // Nothing is left but what was kept.
     fs::remove_file(path.join("c.yaml")).unwrap();
     let fifth = again(&fourth);
     let problems = fifth.policy.unwrap_err();
     assert_eq!(problems.problems().len(), 1, "{problems}");
+}
+
+#[test]
+fn half_a_secret_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let login = path.join("secrets/login");
+    fs::create_dir_all(&login).unwrap();
+    write(&login, "username", "meg");
+    write(&login, "password", "secret");
+    let with_login = tunnel("a").replace(
+        "port: 3128",
+        "port: 3128, authentication: {credentialName: login}",
+    );
+    let other = write(path, "b.yaml", &tunnel("b"));
+    let paths = Paths {
+        policy: vec![write(path, "a.yaml", &with_login), other.clone()],
+        secrets: vec![path.join("secrets")],
+    };
+    let credentials = |loaded: &Loaded| {
+        let policy = loaded.policy.as_ref().unwrap();
+        let mut with = policy.proxies().filter_map(|p| p.credentials.as_ref());
+        with.next().map(|it| it.header().to_owned())
+    };
+    let first = load(&paths, &Options::default(), None);
+    let good = credentials(&first);
+
+    fs::remove_file(login.join("password")).unwrap();
+    symlink("nowhere", login.join("password")).unwrap();
+    write(path, "b.yaml", &tunnel("b").replace("3128", "3129"));
+    let second = load(&paths, &Options::default(), Some(&first.sources));
+    assert_eq!(credentials(&second), good);
+    let rejected: Vec<_> = second.rejected.iter().map(ToString::to_string).collect();
+    let expected = format!(
+        "{}:1: directory: path: `password` in it cannot be read: No such file or directory \
+         (os error 2)",
+        login.display()
+    );
+    assert_eq!(rejected, [expected]);
+    assert_eq!(second.policy.unwrap().proxies().count(), 2);
 }
