@@ -45,7 +45,12 @@ fn secret(name: &str, keys: &[&str]) -> String {
             "tls.crt" => "/cert.pem",
             _ => "/key.pem",
         };
-        let bytes = materials.files.get(Path::new(file)).unwrap().clone().unwrap();
+        let bytes = materials
+            .files
+            .get(Path::new(file))
+            .unwrap()
+            .clone()
+            .unwrap();
         format!("{key}: {:?}", String::from_utf8(bytes).unwrap())
     });
     let values: Vec<_> = values.collect();
