@@ -127,6 +127,11 @@ impl Addresses {
         Ok(())
     }
 
+    /// None of the addresses answers: whoever wants them next asks for them anew.
+    pub(super) fn doubt(&self) {
+        self.known.lock().until = Instant::now();
+    }
+
     fn learn(&self, addrs: &[IpAddr], until: Instant) {
         let mut known = self.known.lock();
         if known.is_stale {

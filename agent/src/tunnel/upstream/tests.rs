@@ -10,6 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::name::Target;
@@ -112,6 +113,7 @@ impl World {
 struct Server {
     port: u16,
     accepted: Arc<AtomicUsize>,
+    serving: JoinHandle<()>,
 }
 
 impl Server {
@@ -124,14 +126,24 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let accepted = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&accepted);
-        tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(serve(stream, answer));
             }
         });
-        Self { port, accepted }
+        Self {
+            port,
+            accepted,
+            serving,
+        }
+    }
+
+    /// From now on nobody listens.
+    async fn stop(self) {
+        self.serving.abort();
+        let _ = self.serving.await;
     }
 
     fn accepted(&self) -> usize {

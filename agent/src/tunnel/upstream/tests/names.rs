@@ -49,3 +49,24 @@ async fn the_last_addresses_go_on_until_there_are_others() {
     world.open(&proxy).await.unwrap();
     assert_eq!((first.accepted(), second.accepted()), (2, 1));
 }
+
+#[tokio::test]
+async fn when_no_address_answers_the_name_is_asked_for_again_at_once() {
+    let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = first.local_addr().unwrap().port();
+    let second = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    let (first, second) = (Server::with(first, OK), Server::with(second, OK));
+    let proxy = Arc::new(Proxy {
+        endpoints: endpoints("proxy.test", &[port]),
+        ..Proxy::plain("proxy.test".parse().unwrap(), port)
+    });
+    let world = World::serving(&proxy);
+    world.hosts("127.0.0.1 proxy.test\n");
+    world.open(&proxy).await.unwrap();
+    first.stop().await;
+    // The last answer is still good for seconds.
+    world.hosts("127.0.0.2 proxy.test\n");
+    world.open(&proxy).await.unwrap();
+    assert_eq!(second.accepted(), 1);
+    assert_eq!(world.notes.take(), [""; 0]);
+}
