@@ -165,6 +165,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
 
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
+    let closing = CancellationToken::new();
     let way = Arc::new(Way {
         admission: Arc::new(Admission::new(config.limits)),
         policy: ArcSwap::from_pointee(InForce::new(policy)),
@@ -182,6 +183,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
         inspection: inspect::Limits::default(),
         relay: Timeouts::default(),
         direct_deadline: DIRECT_DEADLINE,
+        closing: closing.clone(),
     });
 
     let listeners = capture.enrol()?;
@@ -200,7 +202,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
     let tasks = Tasks {
         acceptors: TaskTracker::new(),
         connections: TaskTracker::new(),
-        closing: CancellationToken::new(),
+        closing,
         cut: CancellationToken::new(),
         vital,
     };

@@ -1,6 +1,7 @@
 //! The way of one captured connection: inspect, decide, tunnel or go direct, relay, record.
 
 mod first_bytes;
+mod http;
 mod in_force;
 mod outbound;
 
@@ -17,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Accepted, Workloads};
 use crate::dns::Resolver;
-use crate::inspect::{self, Seen};
+use crate::inspect::{self, Form, Seen};
 use crate::limits::{Admission, Refusal};
 use crate::name::OriginalDst;
-use crate::policy::{self, Facts};
+use crate::policy::{self, Facts, Policy, Verdict, View};
 use crate::relay::Timeouts;
 use crate::sockets::{SocketFactory, finish_on_close};
 use crate::telemetry::{
@@ -48,6 +49,8 @@ pub(crate) struct Way {
     pub(crate) relay: Timeouts,
     /// For the TCP handshake of a direct connection.
     pub(crate) direct_deadline: Duration,
+    /// Cancelled when connections should come to their end.
+    pub(crate) closing: CancellationToken,
 }
 
 /// Why a connection ended before its time.
@@ -151,17 +154,19 @@ impl Way {
             claimed_is_verified: false,
         };
         if policy.wants_inspection(dst, &view) {
-            let inspected = self.inspect(workload).await?;
+            let inspected = self.inspect(workload, origin, record).await?;
             facts.claimed = inspected.claimed_host().map(first_bytes::claim);
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
             arrived.bytes = inspected.bytes;
+            let is_request =
+                matches!(&inspected.seen, Seen::Http(head) if head.form != Form::Authority);
+            if is_request && policy.serves_requests(&facts, &view) {
+                return self.requests(workload, arrived, origin, record).await;
+            }
         } else {
             self.metrics.policy.inspected(Inspection::Skipped);
         }
-        let mut verdict = policy.decide(&facts, &view);
-        if verdict.note.is_some() && self.verify(&mut facts).await {
-            verdict = policy.decide(&facts, &view);
-        }
+        let verdict = self.judge(&policy, &mut facts, &view).await;
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
@@ -191,6 +196,15 @@ impl Way {
                     .await
             }
         }
+    }
+
+    /// The verdict of policy; the claimed name is verified if that would change it.
+    async fn judge(&self, policy: &Policy, facts: &mut Facts, view: &View) -> Verdict {
+        let verdict = policy.decide(facts, view);
+        if verdict.note.is_some() && self.verify(facts).await {
+            return policy.decide(facts, view);
+        }
+        verdict
     }
 
     /// Finds out whether the claimed name belongs to the address.

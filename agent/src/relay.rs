@@ -1,5 +1,6 @@
-//! Bytes between a workload and its tunnel, once both are there.
+//! What goes between a workload and its tunnel, once both are there: bytes, or requests of HTTP.
 
+pub mod http;
 mod shared;
 mod tcp;
 

@@ -2,7 +2,8 @@
 //!
 //! Every accepted connection owns one [`ConnectionRecord`]. It is filled on the way, stands in the
 //! [`ConnectionTable`] while the connection lives, and on drop writes exactly one access-log line
-//! and counts the connection as closed. [`Metrics`] is registered into a registry that is passed
+//! and counts the connection as closed. One that carries HTTP leaves that to the
+//! [`RequestRecord`]s of its requests. [`Metrics`] is registered into a registry that is passed
 //! in; nothing here is global but the subscriber that [`logging::init`] installs.
 //!
 //! **Direction.** Everywhere in Underpass `sent` is what the workload sent and `received` is what
@@ -15,9 +16,10 @@ pub mod logging;
 pub mod metrics;
 pub mod outcome;
 pub mod record;
+pub mod request;
 #[cfg(test)]
 pub(crate) mod scrape;
-mod text;
+pub(crate) mod text;
 
 pub use connections::{ByteCounts, ConnectionTable};
 pub use label::{Destination, Label, Workload};
@@ -27,4 +29,5 @@ pub use outcome::{
     Decision, Deduction, DenyReason, Inspection, Limit, Phase, Reload, ResponseFlag, TargetSource,
     TunnelCode, TunnelProtocol,
 };
-pub use record::ConnectionRecord;
+pub use record::{ConnectionRecord, TunnelLog};
+pub use request::RequestRecord;

@@ -62,6 +62,22 @@ impl ClientTls {
         })
     }
 
+    /// The same, but offering these protocols (ALPN, RFC 7301). What is remembered of sessions is
+    /// shared.
+    #[must_use]
+    pub fn offering(&self, protocols: &[&[u8]]) -> Self {
+        let alpn: Vec<Vec<u8>> = protocols.iter().map(|name| name.to_vec()).collect();
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols.clone_from(&alpn);
+        let mut settings = self.settings.clone();
+        settings.alpn = alpn;
+        Self {
+            config: Arc::new(config),
+            name: self.name.clone(),
+            settings,
+        }
+    }
+
     /// What it was made of.
     pub fn settings(&self) -> &TlsSettings {
         &self.settings

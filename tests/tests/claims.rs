@@ -233,12 +233,13 @@ fn a_true_name_does_not_open_an_address_that_is_denied() {
     for door in DOORS {
         let policy = format!("{}---\n{}", door.documents(), Wall::DenyAddress.documents());
         let agent = Agent::start(&scene.world, &policy.replace(NAME, "site.example"));
-        for (number, url) in ["https://site.example/", "http://site.example/"]
+        // Who speaks HTTP is told.
+        for (number, (url, status)) in [("https://site.example/", 0), ("http://site.example/", 403)]
             .into_iter()
             .enumerate()
         {
             let seen = scene.captured(&scene.curl(url).args(["-4"]));
-            assert_eq!(seen.status, 0, "{door:?} {url}: {seen:?}");
+            assert_eq!(seen.status, status, "{door:?} {url}: {seen:?}");
             let record = next(&agent, number);
             assert_eq!(record.text("decision"), "deny", "{door:?} {url}");
             assert_eq!(record.text("policy"), "Tunnel/wall", "{door:?} {url}");

@@ -276,7 +276,11 @@ fn originated_tls_is_verified() {
     let agent = design.agent(&elsewhere);
 
     let seen = design.get("http://www.google.com/");
-    assert_ne!(seen.status, 200, "{seen:?}");
+    assert_eq!(seen.status, 502, "{seen:?}");
+    assert!(
+        seen.body.contains("TLS with www.google.com:443"),
+        "{seen:?}"
+    );
     assert_eq!(proxy.wait_for_log(1)[0].target, "www.google.com:443");
     assert_eq!(design.nginx.requests(), []);
     let record = agent.wait_for_access("the failure", |_| true);

@@ -62,7 +62,9 @@ fn auto_sni_without_a_name_is_refused_with_a_reason() {
     // TLS to an address carries no server name; then HTTP with an address for a Host; then
     // neither of both.
     assert_ne!(get(&scene, "https://203.0.113.10/", &[]).exit, 0);
-    assert_ne!(get(&scene, "http://203.0.113.10/", &[]).exit, 0);
+    let refused = get(&scene, "http://203.0.113.10/", &[]);
+    assert_eq!(refused.status, 403, "{refused:?}");
+    assert!(refused.body.contains("AUTO_SNI"), "{refused:?}");
     let talk = scene
         .program("talk")
         .args([ELSEWHERE, "7", "neither TLS nor HTTP"]);

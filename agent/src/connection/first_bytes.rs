@@ -3,24 +3,30 @@
 use std::io;
 use std::time::Duration;
 
-use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Failure, Way};
+use super::{Failure, Origin, Way};
 use crate::inspect::{InspectError, Inspected, Seen, Source, inspect};
 use crate::name::Host;
 use crate::policy::{Claim, NameSource};
+use crate::relay::Shared;
+use crate::relay::http::own_answer;
 use crate::sockets::finish_on_close;
-use crate::telemetry::{Inspection, ResponseFlag};
+use crate::telemetry::{ConnectionRecord, Inspection, RequestRecord, ResponseFlag};
 
 /// How long a refused HTTP client may take to read why.
-const REJECTION_DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const REJECTION_DEADLINE: Duration = Duration::from_secs(1);
 
 impl Way {
     /// Reads the first bytes. A malformed HTTP request is answered as an HTTP server would.
-    pub(super) async fn inspect(&self, workload: &mut TcpStream) -> Result<Inspected, Failure> {
+    pub(super) async fn inspect(
+        &self,
+        workload: &mut TcpStream,
+        origin: Origin,
+        record: &mut ConnectionRecord,
+    ) -> Result<Inspected, Failure> {
         match inspect(workload, &self.inspection).await {
             Ok(inspected) => {
                 self.metrics.policy.inspected(inspection(&inspected.seen));
@@ -34,8 +40,17 @@ impl Way {
                 });
                 let flag = match error.status() {
                     Some(status) => {
-                        reject(workload, status, error.to_string()).await;
-                        ResponseFlag::DownstreamProtocol
+                        let flag = ResponseFlag::DownstreamProtocol;
+                        record.by_request();
+                        let captured = origin.seen_from(record);
+                        let mut request = RequestRecord::begin(&self.metrics, captured);
+                        request.failed(flag, &error);
+                        let answer =
+                            own_answer(status, &error.to_string(), request.id(), false, true);
+                        request.progress().answered(status.as_u16(), answer.len());
+                        drop(request);
+                        last_words(workload, &answer).await;
+                        flag
                     }
                     None => ResponseFlag::DownstreamClosed,
                 };
@@ -56,25 +71,19 @@ pub(super) fn claim((host, source): (Host, Source)) -> Claim {
     }
 }
 
-/// Answers a request that cannot be served and lets the client read the answer: a reset right
-/// after it could overtake it.
-async fn reject(workload: &mut TcpStream, status: StatusCode, reason: String) {
-    let body = format!("underpass: {reason}\n");
-    let answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let answering = async {
-        workload.write_all(answer.as_bytes()).await?;
-        workload.shutdown().await?;
+/// Says something last, and lets the client read it: a reset right after it could overtake it.
+pub(super) async fn last_words(workload: &TcpStream, words: &[u8]) {
+    let mut socket = Shared(workload);
+    let saying = async {
+        socket.write_all(words).await?;
+        socket.shutdown().await?;
         finish_on_close(workload);
         let mut rest = [0u8; 4096];
-        while workload.read(&mut rest).await? > 0 {}
+        while socket.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
     // A client that does not listen has had its answer.
-    let _ = timeout(REJECTION_DEADLINE, answering).await;
+    let _ = timeout(REJECTION_DEADLINE, saying).await;
 }
 
 fn inspection(seen: &Seen) -> Inspection {

@@ -13,11 +13,13 @@ use crate::name::OriginalDst;
 use crate::policy::{self, Facts, Fallback, HeaderContext, Proxy, RankedProxy, TunnelDecision};
 use crate::relay::{RelayError, Shared, Traffic, broken, relay};
 use crate::sockets::Carrier;
-use crate::telemetry::{self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode};
+use crate::telemetry::{
+    self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode, TunnelLog,
+};
 use crate::tunnel::{self, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
 /// For TLS with the target, once the tunnel is open.
-const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Way {
     pub(super) async fn direct(
@@ -106,11 +108,11 @@ impl Way {
 
     /// Opens a tunnel through the first proxy that can. Nothing of the workload has been sent to
     /// any before.
-    async fn open(
+    pub(super) async fn open(
         &self,
         arrived: &Arrived,
         decision: &TunnelDecision,
-        record: &mut ConnectionRecord,
+        record: &mut impl TunnelLog,
     ) -> Result<Tunnel, TunnelError> {
         let context = HeaderContext {
             workload: &arrived.who,
@@ -160,7 +162,7 @@ impl Way {
     }
 
     /// Whether a connection without a tunnel may go to its original destination.
-    async fn may_pass(&self, decision: &TunnelDecision, facts: &mut Facts) -> bool {
+    pub(super) async fn may_pass(&self, decision: &TunnelDecision, facts: &mut Facts) -> bool {
         match decision.fallback {
             Fallback::Direct => true,
             Fallback::DirectIfVerified => self.verify(facts).await,
@@ -213,7 +215,7 @@ impl Way {
     }
 }
 
-fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
+pub(super) fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
     match source {
         policy::TargetSource::Explicit => telemetry::TargetSource::Explicit,
         policy::TargetSource::HttpHost => telemetry::TargetSource::HttpHost,
@@ -224,7 +226,7 @@ fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
 }
 
 /// The flag of a tunnel that could not be opened.
-fn flag(error: &TunnelError) -> ResponseFlag {
+pub(super) fn flag(error: &TunnelError) -> ResponseFlag {
     match error.reason() {
         "auth_required" | "refused" => ResponseFlag::Connect,
         "connect_timeout" | "dial_timeout" | "ping_timeout" | "pool_timeout"

@@ -204,7 +204,7 @@ fn is_foreign_version(token: &[u8]) -> bool {
 
 /// Where the head ends: behind the first empty line after a line whose LF stands at `from` or
 /// later. A line may end with LF alone (RFC 9112 section 2.2).
-fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
+pub(crate) fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
     (from..bytes.len())
         .filter(|at| bytes[*at] == b'\n')
         .find_map(|at| match bytes[at + 1..] {
@@ -217,9 +217,20 @@ fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
 /// Reads a head that ends with its empty line.
 fn read_head(bytes: &[u8]) -> Result<RequestHead, InspectError> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut []);
+    parse_head(bytes, &mut httparse::Request::new(&mut []), &mut fields)
+}
+
+/// Reads a head that ends with its empty line into `request`.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn parse_head<'h, 'b>(
+    bytes: &'b [u8],
+    request: &mut httparse::Request<'h, 'b>,
+    fields: &'h mut [MaybeUninit<httparse::Header<'b>>],
+) -> Result<RequestHead, InspectError> {
     let status = request
-        .parse_with_uninit_headers(bytes, &mut fields)
+        .parse_with_uninit_headers(bytes, fields)
         .map_err(refuse)?;
     let (Some(method), Some(target), Some(version), true) = (
         request.method,

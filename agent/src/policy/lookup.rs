@@ -123,6 +123,22 @@ impl Policy {
         }
     }
 
+    /// Whether a request of HTTP/1, which the first bytes of a connection have turned out to be,
+    /// is served as one: not where policy declares another protocol for the port.
+    pub fn serves_requests(&self, facts: &Facts, view: &View) -> bool {
+        let dst = facts.original_dst;
+        let named = facts.claimed.as_ref().and_then(|claim| claim.host.name());
+        let named = named.and_then(|name| self.service_named(name, dst, view));
+        let services = self.service_at(dst, view).into_iter().chain(named);
+        let mut declared = services.filter_map(|service| service.port(dst.port()));
+        declared.all(|port| {
+            matches!(
+                port.protocol,
+                PortProtocol::Auto | PortProtocol::Http | PortProtocol::Http2
+            )
+        })
+    }
+
     /// The service that is at this address and port.
     pub(super) fn service_at(&self, dst: OriginalDst, view: &View) -> Option<&Service> {
         let namespace = view.namespace.as_deref();

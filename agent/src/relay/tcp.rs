@@ -97,6 +97,14 @@ impl Traffic {
     pub fn received(&self) -> u64 {
         self.received.value()
     }
+
+    pub(super) fn add_sent(&self, bytes: usize) {
+        self.sent.add(bytes);
+    }
+
+    pub(super) fn add_received(&self, bytes: usize) {
+        self.received.add(bytes);
+    }
 }
 
 /// Why a relay ended before both sides had finished.

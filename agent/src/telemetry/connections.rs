@@ -230,6 +230,15 @@ impl Relay {
         }
     }
 
+    /// As [`new`](Self::new), but what has been moved already is not to be counted.
+    pub(crate) fn from_now(bytes: Arc<dyn ByteCounts>, series: ByteSeries) -> Self {
+        let counted = (bytes.sent(), bytes.received());
+        Self {
+            counted,
+            ..Self::new(bytes, series)
+        }
+    }
+
     /// Counts the rest, in `last` if the connection ended as its series does not say. Gives the
     /// bytes sent and received in all.
     pub(crate) fn finish(mut self, last: Option<ByteSeries>) -> (u64, u64) {

@@ -6,6 +6,7 @@
 mod bytes;
 mod capture;
 mod family;
+mod http;
 mod limits;
 mod policy;
 mod process;
@@ -19,6 +20,7 @@ use crate::telemetry::connections::ConnectionTable;
 
 pub(crate) use bytes::ByteSeries;
 pub use capture::{CaptureMetrics, CaptureSource, MapUsage};
+pub(crate) use http::Ended;
 pub use limits::LimitMetrics;
 pub use policy::PolicyMetrics;
 pub use proxy::{ActiveGuard, ProxyMetrics};
@@ -37,6 +39,8 @@ pub struct Metrics {
     pub proxy: ProxyMetrics,
     /// Targets, under Istio's names.
     pub(crate) target: TargetMetrics,
+    /// Requests to them, likewise.
+    pub(crate) http: http::HttpMetrics,
     pub(crate) bytes: bytes::ByteMetrics,
 }
 
@@ -65,6 +69,7 @@ impl Metrics {
             policy: PolicyMetrics::new(registry)?,
             proxy: ProxyMetrics::new(registry)?,
             target: TargetMetrics::new(registry)?,
+            http: http::HttpMetrics::new(registry)?,
             bytes: bytes::ByteMetrics::new(registry, ConnectionTable::default())?,
         })
     }

@@ -21,7 +21,7 @@ use crate::telemetry::text::printable;
 pub const ACCESS_LOG: &str = "underpass::access";
 
 /// Bytes of an error in the log.
-const MAX_ERROR: usize = 512;
+pub(super) const MAX_ERROR: usize = 512;
 
 /// One accepted connection, from accept to its end.
 ///
@@ -37,6 +37,21 @@ pub struct ConnectionRecord {
     metrics: Arc<Metrics>,
     connection: Arc<Connection>,
     tunnel: Option<ActiveGuard>,
+    /// Whether its requests are recorded, and not the connection.
+    by_request: bool,
+}
+
+/// What is told of the tries to open a tunnel.
+pub trait TunnelLog {
+    /// The proxy it goes through.
+    fn proxy(&mut self, proxy: Label);
+
+    /// The endpoint of the proxy that is tried, as it is configured.
+    fn endpoint(&mut self, endpoint: Label);
+
+    /// The proxy answered CONNECT, or did not. Counted at once, once per call, so that a refusal
+    /// shows when it happens; the access log has the last one.
+    fn answered(&mut self, protocol: TunnelProtocol, code: TunnelCode);
 }
 
 impl ConnectionRecord {
@@ -46,12 +61,18 @@ impl ConnectionRecord {
             metrics: Arc::clone(metrics),
             connection: metrics.connections().insert(src),
             tunnel: None,
+            by_request: false,
         }
     }
 
     /// Identifies the connection in the life of the agent.
     pub fn id(&self) -> u64 {
         self.connection.id
+    }
+
+    /// The workload's end as the listener saw it.
+    pub fn src(&self) -> SocketAddr {
+        self.connection.src
     }
 
     /// Where the workload was going, and what the kernel side kept about it.
@@ -91,31 +112,6 @@ impl ConnectionRecord {
             state.target = Some(target);
             state.target_source = Some(source);
         });
-    }
-
-    /// The proxy it goes through.
-    pub fn proxy(&mut self, proxy: Label) {
-        self.update(|state| state.proxy = Some(proxy));
-    }
-
-    /// The endpoint of the proxy that is tried, as it is configured.
-    pub fn endpoint(&mut self, endpoint: Label) {
-        self.update(|state| state.endpoint = Some(endpoint));
-    }
-
-    /// The proxy answered CONNECT, or did not. Counted at once, once per call, so that a refusal
-    /// shows when it happens; the access log has the last one.
-    pub fn answered(&mut self, protocol: TunnelProtocol, code: TunnelCode) {
-        let mut state = self.connection.state.lock();
-        state.protocol = Some(protocol);
-        state.code = Some(code);
-        let proxy = state.proxy.clone().unwrap_or_default();
-        let policy = state.policy.clone().unwrap_or_default();
-        drop(state);
-        self.metrics.proxy.answered(&proxy, &policy, protocol, code);
-        self.tunnel = code
-            .is_success()
-            .then(|| self.metrics.proxy.tunnel(&proxy, protocol));
     }
 
     /// From now on the connection is served, and `bytes` counts. What failed before (another
@@ -158,6 +154,47 @@ impl ConnectionRecord {
         });
     }
 
+    /// It carries HTTP, and each request has a [`RequestRecord`](super::RequestRecord): what
+    /// becomes of the connection itself is neither logged nor counted.
+    pub fn by_request(&mut self) {
+        self.by_request = true;
+    }
+
+    /// What was decided about the request that it serves now, for the
+    /// [`ConnectionTable`](crate::telemetry::ConnectionTable).
+    pub fn serves(
+        &mut self,
+        decision: Decision,
+        policy: Option<Label>,
+        target: Option<(Target, TargetSource)>,
+    ) {
+        let (target, source) = target.unzip();
+        self.update(|state| {
+            state.decision = Some(decision);
+            state.policy = policy;
+            state.target = target;
+            state.target_source = source;
+        });
+    }
+
+    /// From now on the request that it serves moves these bytes, through a proxy if there is one.
+    /// What was counted before is settled.
+    pub fn moves(&mut self, bytes: Arc<dyn ByteCounts>, proxy: Option<&Label>) {
+        let series = self.metrics.bytes.of_requests(proxy);
+        let mut state = self.connection.state.lock();
+        if let Some(before) = state.relay.replace(Relay::from_now(bytes, series)) {
+            before.finish(None);
+        }
+        state.proxy = proxy.cloned();
+    }
+
+    /// The request is over: its bytes are settled.
+    pub fn rests(&mut self) {
+        if let Some(relay) = self.connection.state.lock().relay.take() {
+            relay.finish(None);
+        }
+    }
+
     fn update(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.connection.state.lock());
     }
@@ -172,10 +209,36 @@ impl ConnectionRecord {
     }
 }
 
+impl TunnelLog for ConnectionRecord {
+    fn proxy(&mut self, proxy: Label) {
+        self.update(|state| state.proxy = Some(proxy));
+    }
+
+    fn endpoint(&mut self, endpoint: Label) {
+        self.update(|state| state.endpoint = Some(endpoint));
+    }
+
+    fn answered(&mut self, protocol: TunnelProtocol, code: TunnelCode) {
+        let mut state = self.connection.state.lock();
+        state.protocol = Some(protocol);
+        state.code = Some(code);
+        let proxy = state.proxy.clone().unwrap_or_default();
+        let policy = state.policy.clone().unwrap_or_default();
+        drop(state);
+        self.metrics.proxy.answered(&proxy, &policy, protocol, code);
+        self.tunnel = code
+            .is_success()
+            .then(|| self.metrics.proxy.tunnel(&proxy, protocol));
+    }
+}
+
 impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         self.tunnel = None;
         self.metrics.connections().remove(self.connection.id);
+        if self.by_request {
+            return self.rests();
+        }
         // Taken out whole: a scrape that still holds the connection finds nothing left to count,
         // and no lock is held while the line is written.
         let mut state = mem::take(&mut *self.connection.state.lock());

@@ -69,15 +69,27 @@ impl ByteMetrics {
     ) -> ByteSeries {
         let values = target_values(workload, destination, flag);
         ByteSeries {
-            target_sent: self.target_sent.with_label_values(&values),
-            target_received: self.target_received.with_label_values(&values),
-            proxy: proxy.map(|proxy| {
-                let values = [proxy.as_str()];
-                (
-                    self.proxy_sent.with_label_values(&values),
-                    self.proxy_received.with_label_values(&values),
-                )
-            }),
+            target: Some((
+                self.target_sent.with_label_values(&values),
+                self.target_received.with_label_values(&values),
+            )),
+            proxy: proxy.map(|proxy| self.through(proxy)),
+        }
+    }
+
+    /// Where the bytes of requests are counted, of which the target has metrics of its own.
+    pub(crate) fn of_requests(&self, proxy: Option<&Label>) -> ByteSeries {
+        ByteSeries {
+            target: None,
+            proxy: proxy.map(|proxy| self.through(proxy)),
+        }
+    }
+
+    fn through(&self, proxy: &Label) -> ProxyBytes {
+        let values = [proxy.as_str()];
+        ProxyBytes {
+            sent: self.proxy_sent.with_label_values(&values),
+            received: self.proxy_received.with_label_values(&values),
         }
     }
 }
@@ -113,20 +125,34 @@ impl Collector for ByteMetrics {
 /// The counters that the bytes of one connection belong to.
 #[derive(Debug)]
 pub(crate) struct ByteSeries {
-    target_sent: IntCounter,
-    target_received: IntCounter,
-    proxy: Option<(IntCounter, IntCounter)>,
+    target: Option<(IntCounter, IntCounter)>,
+    proxy: Option<ProxyBytes>,
 }
 
 impl ByteSeries {
     /// Adds bytes, named from the workload's side.
     pub(crate) fn add(&self, sent: u64, received: u64) {
-        // Istio looks from the server's side.
-        self.target_sent.inc_by(received);
-        self.target_received.inc_by(sent);
-        if let Some((proxy_sent, proxy_received)) = &self.proxy {
-            proxy_sent.inc_by(sent);
-            proxy_received.inc_by(received);
+        if let Some((target_sent, target_received)) = &self.target {
+            // Istio looks from the server's side.
+            target_sent.inc_by(received);
+            target_received.inc_by(sent);
         }
+        if let Some(proxy) = &self.proxy {
+            proxy.add(sent, received);
+        }
+    }
+}
+
+/// The counters of what goes through one proxy.
+#[derive(Debug)]
+struct ProxyBytes {
+    sent: IntCounter,
+    received: IntCounter,
+}
+
+impl ProxyBytes {
+    fn add(&self, sent: u64, received: u64) {
+        self.sent.inc_by(sent);
+        self.received.inc_by(received);
     }
 }

@@ -8,7 +8,7 @@ use crate::telemetry::outcome::ResponseFlag;
 use super::counters;
 
 /// How many labels each of Istio's TCP metrics has.
-const LABEL_COUNT: usize = 23;
+pub(super) const LABEL_COUNT: usize = 23;
 
 /// Their names, in the order of [`target_values`].
 pub(super) const LABELS: [&str; LABEL_COUNT] = [
@@ -37,10 +37,20 @@ pub(super) const LABELS: [&str; LABEL_COUNT] = [
     "connection_security_policy",
 ];
 
-/// The values of [`LABELS`].
+/// The values of [`LABELS`] for a connection.
 pub(crate) fn target_values<'a>(
     workload: &'a Workload,
     destination: &'a Destination,
+    flag: ResponseFlag,
+) -> [&'a str; LABEL_COUNT] {
+    values_of(workload, destination, "tcp", flag)
+}
+
+/// The values of [`LABELS`]; `protocol` is that of requests, or `tcp`.
+pub(super) fn values_of<'a>(
+    workload: &'a Workload,
+    destination: &'a Destination,
+    protocol: &'static str,
     flag: ResponseFlag,
 ) -> [&'a str; LABEL_COUNT] {
     let unknown = "unknown";
@@ -65,9 +75,9 @@ pub(crate) fn target_values<'a>(
         unknown,
         unknown,
         unknown,
-        "tcp",
+        protocol,
         flag.as_str(),
-        // TLS to the target is the workload's own, so nothing vouches for mutual TLS.
+        // Of Istio's own mutual TLS, which no external target speaks.
         unknown,
     ]
 }

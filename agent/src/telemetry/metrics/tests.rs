@@ -2,15 +2,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::name::OriginalDst;
+use crate::telemetry::request::Captured;
 use crate::telemetry::scrape::Scrape;
 use crate::telemetry::{
     ByteCounts, ConnectionRecord, Decision, Deduction, DenyReason, Inspection, Label, Reload,
-    TargetSource, TunnelCode, TunnelProtocol,
+    RequestRecord, TargetSource, TunnelCode, TunnelLog, TunnelProtocol,
 };
 use crate::tunnel::{Observer as _, Place, Timings};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 34] = [
+const EXPECTED: [(&str, &str, &[&str]); 38] = [
+    ("istio_request_bytes", "histogram", &ISTIO_HTTP),
+    (
+        "istio_request_duration_milliseconds",
+        "histogram",
+        &ISTIO_HTTP,
+    ),
+    ("istio_requests_total", "counter", &ISTIO_HTTP),
+    ("istio_response_bytes", "histogram", &ISTIO_HTTP),
     ("istio_tcp_connections_closed_total", "counter", &ISTIO),
     ("istio_tcp_connections_opened_total", "counter", &ISTIO),
     ("istio_tcp_received_bytes_total", "counter", &ISTIO),
@@ -121,6 +131,33 @@ const ISTIO: [&str; 23] = [
     "source_workload_namespace",
 ];
 
+const ISTIO_HTTP: [&str; 24] = [
+    "connection_security_policy",
+    "destination_app",
+    "destination_canonical_revision",
+    "destination_canonical_service",
+    "destination_cluster",
+    "destination_principal",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "destination_version",
+    "destination_workload",
+    "destination_workload_namespace",
+    "reporter",
+    "request_protocol",
+    "response_code",
+    "response_flags",
+    "source_app",
+    "source_canonical_revision",
+    "source_canonical_service",
+    "source_cluster",
+    "source_principal",
+    "source_version",
+    "source_workload",
+    "source_workload_namespace",
+];
+
 const PROXY: Label = Label::fixed("proxy.example:3128");
 
 fn place() -> Place {
@@ -203,6 +240,13 @@ fn everything() -> (Registry, Arc<Metrics>) {
     drop(served);
     ConnectionRecord::begin(&metrics, "10.0.0.1:4001".parse().unwrap())
         .denied(DenyReason::NoName, &"no name");
+    let captured = Captured {
+        src: "10.0.0.1:4002".parse().unwrap(),
+        original_dst: OriginalDst("192.0.2.7:80".parse().unwrap()),
+        pid: 1,
+        cgroup: 2,
+    };
+    RequestRecord::begin(&metrics, captured).finished();
     (registry, metrics)
 }
 

@@ -437,3 +437,37 @@ fn live_connections_are_listed_as_the_access_log_names_them() {
     drop(first);
     assert_eq!(table.snapshot().len(), 1);
 }
+
+#[test]
+fn a_connection_of_requests_counts_what_goes_through_proxies_and_no_more() {
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::new(&registry).unwrap());
+    let mut record = ConnectionRecord::begin(&metrics, "10.0.0.1:4000".parse().unwrap());
+    record.by_request();
+    let first = Arc::new(Moving::default());
+    record.moves(Arc::clone(&first) as _, Some(&Label::fixed("proxy.test:1")));
+    first.relay(1, 20);
+    let sent = || Scrape::of(&registry).sum("underpass_proxy_sent_bytes_total");
+    let received = || Scrape::of(&registry).sum("underpass_proxy_received_bytes_total");
+    // While it is served.
+    assert_eq!((sent(), received()), (1.0, 20.0));
+    first.relay(2, 30);
+    // The same request once more, on another connection.
+    record.moves(Arc::clone(&first) as _, Some(&Label::fixed("proxy.test:1")));
+    first.relay(3, 40);
+    record.rests();
+    assert_eq!((sent(), received()), (6.0, 90.0));
+    let direct = Arc::new(Moving::default());
+    record.moves(Arc::clone(&direct) as _, None);
+    direct.relay(1000, 1000);
+    drop(record);
+    assert_eq!((sent(), received()), (6.0, 90.0));
+    let scrape = Scrape::of(&registry);
+    for name in [
+        "istio_tcp_connections_opened_total",
+        "istio_tcp_connections_closed_total",
+        "istio_tcp_sent_bytes_total",
+    ] {
+        assert_eq!(scrape.value(name, &[]), None, "{name}");
+    }
+}

@@ -1,6 +1,6 @@
 //! What the proxy is asked for.
 
-use crate::policy::testing::{compile, decided, document, entry, rule, through};
+use crate::policy::testing::{compile, decided, document, entry, facts, rule, through};
 
 #[test]
 fn the_first_host_of_a_service_is_the_target() {
@@ -168,5 +168,47 @@ fn every_tunnel_has_a_list_of_its_own() {
         ),
     ] {
         assert_eq!(decided(&policy, connection), expected, "{connection}");
+    }
+}
+
+#[test]
+fn requests_are_served_unless_the_port_is_declared_otherwise() {
+    let port = |number: u16, protocol: &str| {
+        format!("{{number: {number}, name: p{number}, protocol: {protocol}}}")
+    };
+    let ports = [
+        port(80, "HTTP"),
+        port(81, "TCP"),
+        port(82, "TLS"),
+        port(83, "HTTP2"),
+        port(84, "MYSQL"),
+    ];
+    let ports = ports.join(", ");
+    let policy = compile(
+        &[
+            entry("n", &format!("hosts: [named.test], ports: [{ports}]")),
+            entry(
+                "a",
+                &format!("hosts: [addr.test], addresses: [203.0.113.7], ports: [{ports}]"),
+            ),
+            through("t", ""),
+        ]
+        .concat(),
+    );
+    for (connection, expected) in [
+        ("198.51.100.7:80 host named.test", true),
+        ("198.51.100.7:81 host named.test", false),
+        ("198.51.100.7:82 host named.test", false),
+        ("198.51.100.7:83 host named.test", true),
+        ("198.51.100.7:84 host named.test", false),
+        // What is at the address counts, whatever is claimed.
+        ("203.0.113.7:81 host stranger.test", false),
+        ("203.0.113.7:80 host stranger.test", true),
+        ("198.51.100.7:81 host stranger.test", true),
+        ("198.51.100.7:81", true),
+    ] {
+        let view = policy.view_of_stranger();
+        let serves = policy.serves_requests(&facts(connection), view);
+        assert_eq!(serves, expected, "{connection}");
     }
 }

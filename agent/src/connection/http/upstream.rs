@@ -1,0 +1,378 @@
+//! Connections to targets, and those that are kept for the next request.
+
+use std::future::{pending, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::super::outbound::ORIGINATION_DEADLINE;
+use super::super::{Arrived, Way};
+use super::refused::Refused;
+use super::{ALPN, Route};
+use crate::name::{Host, Target};
+use crate::policy::{Facts, RankedProxy, TunnelDecision};
+use crate::telemetry::request::OpenTunnel;
+use crate::telemetry::{self, Label, RequestRecord, ResponseFlag};
+use crate::tls::ClientTls;
+use crate::tunnel::{Stream, Tunnel, originate};
+
+/// How many idle connections one connection of a workload may have.
+const MAX_IDLE: usize = 8;
+
+/// How long an idle connection is kept.
+const KEEP_IDLE: Duration = Duration::from_secs(90);
+
+/// A connection to a target, direct or through a tunnel.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) stream: Stream,
+    /// What has come of it already.
+    pub(super) early: Bytes,
+    /// Whether it may serve other requests for which policy says the same.
+    keep: bool,
+    through: Option<OpenTunnel>,
+}
+
+impl Upstream {
+    fn direct(stream: Stream, keep: bool) -> Self {
+        Self {
+            stream,
+            early: Bytes::new(),
+            keep,
+            through: None,
+        }
+    }
+
+    /// Writes down that a request uses it again.
+    pub(super) fn reused(&self, record: &mut RequestRecord) {
+        if let Some(through) = &self.through {
+            record.reuses(through);
+        }
+    }
+
+    /// The proxy through which it goes.
+    pub(super) fn proxy(&self) -> Option<&Label> {
+        self.through.as_ref().map(OpenTunnel::proxy)
+    }
+}
+
+impl Way {
+    /// A new connection for a request on this route.
+    pub(super) async fn reach(
+        &self,
+        arrived: &Arrived,
+        route: &Route,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<Upstream, Refused> {
+        match route {
+            Route::Direct => self.reach_directly(arrived, true).await,
+            Route::Tunnel(decision) => self.reach_by_tunnel(arrived, decision, facts, record).await,
+        }
+    }
+
+    async fn reach_directly(&self, arrived: &Arrived, keep: bool) -> Result<Upstream, Refused> {
+        let dst = arrived.dst;
+        match timeout(self.direct_deadline, self.sockets.connect(dst.0)).await {
+            Ok(Ok(stream)) => Ok(Upstream::direct(stream.into(), keep)),
+            Ok(Err(error)) => Err(Refused::new(
+                ResponseFlag::UpstreamFailure,
+                StatusCode::SERVICE_UNAVAILABLE,
+                &format_args!("cannot connect directly to {dst}: {error}"),
+            )),
+            Err(_) => Err(Refused::new(
+                ResponseFlag::UpstreamTimeout,
+                StatusCode::GATEWAY_TIMEOUT,
+                &format_args!("no answer from {dst} within {:?}", self.direct_deadline),
+            )),
+        }
+    }
+
+    async fn reach_by_tunnel(
+        &self,
+        arrived: &Arrived,
+        decision: &TunnelDecision,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<Upstream, Refused> {
+        let pending = self.admission.begin_tunnel().map_err(|refusal| {
+            let failure = self.over(refusal);
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            Refused::new(failure.flag, status, &failure.error)
+        })?;
+        let tunnel = match self.open(arrived, decision, record).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                drop(pending);
+                // A refusal is the proxy's decision, not its failure.
+                if error.refusal().is_some() || !self.may_pass(decision, facts).await {
+                    return Err(Refused::tunnel(&error));
+                }
+                tracing::warn!(%error, "failureMode is open: going direct");
+                let by = Some(Label::of(&decision.policy));
+                record.decided(telemetry::Decision::Direct, by);
+                // The next request is to find out anew whether the proxy is there.
+                return self.reach_directly(arrived, false).await;
+            }
+        };
+        let through = record.take_tunnel();
+        let Tunnel {
+            mut stream,
+            mut early,
+            ..
+        } = tunnel;
+        if let Some(tls) = &decision.tls {
+            let deadline = Instant::now() + ORIGINATION_DEADLINE;
+            let client = tls.client.offering(ALPN);
+            let early = std::mem::take(&mut early);
+            stream = originate(stream, early, &client, &tls.name, deadline)
+                .await
+                .map_err(|error| {
+                    Refused::new(
+                        ResponseFlag::UpstreamFailure,
+                        StatusCode::BAD_GATEWAY,
+                        &format_args!("TLS with {}: {error}", decision.target),
+                    )
+                })?;
+        }
+        drop(pending);
+        Ok(Upstream {
+            stream,
+            early,
+            keep: true,
+            through,
+        })
+    }
+}
+
+/// What a connection is good for: requests for which policy says just the same.
+#[derive(Debug)]
+pub(super) enum Key {
+    Direct,
+    Tunnel {
+        policy: Arc<str>,
+        proxies: Arc<[RankedProxy]>,
+        target: Target,
+        tls: Option<(Arc<ClientTls>, Host)>,
+    },
+}
+
+impl Key {
+    pub(super) fn of(route: &Route) -> Self {
+        match route {
+            Route::Direct => Self::Direct,
+            Route::Tunnel(decision) => Self::Tunnel {
+                policy: Arc::clone(&decision.policy),
+                proxies: Arc::clone(&decision.proxies),
+                target: decision.target.clone(),
+                tls: decision
+                    .tls
+                    .as_ref()
+                    .map(|tls| (Arc::clone(&tls.client), tls.name.clone())),
+            },
+        }
+    }
+}
+
+impl PartialEq for Key {
+    /// Settings are the same only if they come of the same reading of policy.
+    fn eq(&self, other: &Self) -> bool {
+        let (
+            Self::Tunnel {
+                policy,
+                proxies,
+                target,
+                tls,
+            },
+            Self::Tunnel {
+                policy: other_policy,
+                proxies: other_proxies,
+                target: other_target,
+                tls: other_tls,
+            },
+        ) = (self, other)
+        else {
+            return matches!((self, other), (Self::Direct, Self::Direct));
+        };
+        let same_tls = match (tls, other_tls) {
+            (None, None) => true,
+            (Some((tls, name)), Some((other, other_name))) => {
+                Arc::ptr_eq(tls, other) && name == other_name
+            }
+            _ => false,
+        };
+        same_tls
+            && policy == other_policy
+            && Arc::ptr_eq(proxies, other_proxies)
+            && target == other_target
+    }
+}
+
+/// Idle connections of one connection of a workload, oldest first. They are shared with no other:
+/// a target may have learnt something of the workload on them.
+#[derive(Debug, Default)]
+pub(super) struct Pool(Vec<Idle>);
+
+#[derive(Debug)]
+struct Idle {
+    key: Key,
+    upstream: Upstream,
+    until: Instant,
+}
+
+impl Pool {
+    /// One for this key that its peer has not closed.
+    pub(super) fn take(&mut self, key: &Key) -> Option<Upstream> {
+        loop {
+            let at = self.0.iter().rposition(|idle| idle.key == *key)?;
+            let mut idle = self.0.remove(at);
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            if idle.until > Instant::now() && !idle.has_ended(&mut cx) {
+                return Some(idle.upstream);
+            }
+        }
+    }
+
+    /// Keeps one.
+    pub(super) fn put(&mut self, key: Key, upstream: Upstream) {
+        if !upstream.keep {
+            return;
+        }
+        if self.0.len() >= MAX_IDLE {
+            self.0.remove(0);
+        }
+        self.0.push(Idle {
+            key,
+            upstream,
+            until: Instant::now() + KEEP_IDLE,
+        });
+    }
+
+    /// Drops those that their peers end, or that have been idle too long. Never ends.
+    pub(super) async fn watch(&mut self) {
+        loop {
+            let Some(first) = self.0.first() else {
+                return pending().await;
+            };
+            let until = first.until;
+            let ended = poll_fn(|cx| {
+                let before = self.0.len();
+                self.0.retain_mut(|idle| !idle.has_ended(cx));
+                if self.0.len() < before {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            });
+            let is_late = tokio::select! {
+                () = ended => false,
+                () = sleep_until(until) => true,
+            };
+            if is_late {
+                self.0.remove(0);
+            }
+        }
+    }
+}
+
+impl Idle {
+    /// Whether the peer has closed it, or says what nobody has asked for.
+    fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        let stream = Pin::new(&mut self.upstream.stream);
+        stream.poll_read(cx, &mut byte).is_ready()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A connection, and the target's end of it.
+    async fn pair() -> (Upstream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(near, listener.accept());
+        (Upstream::direct(near.unwrap().into(), true), far.unwrap().0)
+    }
+
+    fn tunnel(host: &str, port: u16, proxies: &Arc<[RankedProxy]>) -> Key {
+        Key::Tunnel {
+            policy: "Tunnel/t".into(),
+            proxies: Arc::clone(proxies),
+            target: Target {
+                host: host.parse().unwrap(),
+                port,
+            },
+            tls: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_what_is_decided_just_so() {
+        let proxies: Arc<[RankedProxy]> = [].into();
+        let read_again: Arc<[RankedProxy]> = [].into();
+        let mut pool = Pool::default();
+        let (upstream, _far) = pair().await;
+        pool.put(tunnel("a.test", 80, &proxies), upstream);
+        for other in [
+            Key::Direct,
+            tunnel("b.test", 80, &proxies),
+            tunnel("a.test", 81, &proxies),
+            tunnel("a.test", 80, &read_again),
+        ] {
+            assert!(pool.take(&other).is_none(), "{other:?}");
+        }
+        assert!(pool.take(&tunnel("a.test", 80, &proxies)).is_some());
+        assert!(pool.take(&tunnel("a.test", 80, &proxies)).is_none());
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_or_says_something_is_of_no_use() -> io::Result<()> {
+        for says in ["", "HTTP/1.1 408 Request Timeout\r\n\r\n"] {
+            let mut pool = Pool::default();
+            let (upstream, mut far) = pair().await;
+            pool.put(Key::Direct, upstream);
+            far.write_all(says.as_bytes()).await?;
+            far.shutdown().await?;
+            // Ends only when none is left to watch, so a second look must find none.
+            while !pool.0.is_empty() {
+                tokio::select! {
+                    () = pool.watch() => {}
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+            assert!(pool.take(&Key::Direct).is_none(), "{says:?}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn there_are_only_so_many_and_some_are_not_kept() {
+        let mut pool = Pool::default();
+        let mut far_ends = Vec::new();
+        for _ in 0..MAX_IDLE + 3 {
+            let (upstream, far) = pair().await;
+            far_ends.push(far);
+            pool.put(Key::Direct, upstream);
+        }
+        assert_eq!(pool.0.len(), MAX_IDLE);
+        let mut pool = Pool::default();
+        let (mut upstream, _far) = pair().await;
+        upstream.keep = false;
+        pool.put(Key::Direct, upstream);
+        assert!(pool.take(&Key::Direct).is_none());
+    }
+}

@@ -1,0 +1,649 @@
+//! Workloads that speak plain HTTP/1.1: each request has a target, an answer and a record.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use underpass_tests::addr::{OTHER_V4, PROXY_V4, PROXY_V6, SITE_V4, proxy_v4};
+use underpass_tests::agent::{Agent, Endpoints, METRICS, tunnel_policy, underpass};
+use underpass_tests::http;
+use underpass_tests::pki::{Pki, Request};
+use underpass_tests::process::Running;
+use underpass_tests::servers::dns::Dns;
+use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
+use underpass_tests::servers::nginx::{self, Nginx};
+use underpass_tests::servers::squid::{Options, Squid};
+use underpass_tests::{Must as _, Scene, World, wait_for};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Where `site.py` is.
+const SITE: &str = "203.0.113.11";
+
+/// Squid, and `site.py` behind it at `other.example`, port 8080.
+struct Behind {
+    agent: Agent,
+    site: Running,
+    squid: Squid,
+    scene: Scene,
+}
+
+impl Behind {
+    #[track_caller]
+    fn new(name: &str) -> Self {
+        let scene = Scene::new(name);
+        let options = Options {
+            connect_ports: &[80, 8080],
+            ..Options::default()
+        };
+        let squid = Squid::start_with(&scene.world, &options);
+        let inet = scene.world.inet();
+        let mut site = inet.python("site").args([SITE, "8080"]).start();
+        site.wait_until_listening(inet, SocketAddr::from((OTHER_V4, 8080)));
+        let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+        Self {
+            agent,
+            site,
+            squid,
+            scene,
+        }
+    }
+
+    /// The answers to these texts, each sent on a connection of its own, and how each ended.
+    #[track_caller]
+    fn raw(&self, port: u16, texts: &[&str]) -> Vec<(String, String)> {
+        raw(&self.scene, SITE, port, texts)
+    }
+}
+
+#[track_caller]
+fn raw(scene: &Scene, host: &str, port: u16, texts: &[&str]) -> Vec<(String, String)> {
+    let texts = serde_json::to_string(texts).must("write JSON");
+    let program = scene.program("raw").args([host, &port.to_string()]);
+    let said = program.input(texts).run(MINUTE).expect_success().stdout;
+    serde_json::from_str(&said).must("read JSON")
+}
+
+/// The goal of the design: an application that speaks plain HTTP, TLS by its DestinationRule inside
+/// the tunnel, and metrics for the target and for the proxy.
+#[test]
+fn plain_http_becomes_tls_inside_the_tunnel() {
+    let world = World::new("http-goal");
+    let names: [(&str, &[IpAddr]); 2] = [
+        ("www.google.com", &[IpAddr::V4(SITE_V4)]),
+        (
+            "proxy.example",
+            &[IpAddr::V4(PROXY_V4), IpAddr::V6(PROXY_V6)],
+        ),
+    ];
+    let _dns = Dns::start_with(&world, &names, 0);
+    let pki = Pki::new(&world);
+    let request = Request::server(&["DNS:www.google.com"]);
+    let identity = pki.authority().issue(&world, "google", &request);
+    let options = nginx::Options {
+        identity: &identity,
+        clients: None,
+    };
+    let nginx = Nginx::start_with(&world, &options);
+    let squid = Squid::start(&world);
+    let policy = tunnel_policy(&[])
+        + "---\n\
+           apiVersion: networking.istio.io/v1beta1\n\
+           kind: ServiceEntry\n\
+           metadata: {name: google}\n\
+           spec:\n\
+           \x20 hosts: [www.google.com]\n\
+           \x20 ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}]\n\
+           \x20 location: MESH_EXTERNAL\n\
+           \x20 resolution: DNS\n\
+           ---\n\
+           apiVersion: networking.istio.io/v1beta1\n\
+           kind: DestinationRule\n\
+           metadata: {name: google}\n\
+           spec:\n\
+           \x20 host: www.google.com\n\
+           \x20 trafficPolicy: {tls: {mode: SIMPLE}}\n";
+    let program = underpass(&world)
+        .in_cgroup(world.services())
+        .env("SSL_CERT_FILE", pki.ca());
+    let mut agent = Agent::launch(program, &world, &policy, &[], Endpoints::default());
+    agent.wait_until_ready();
+
+    let curl = underpass_tests::curl::Curl::get("http://www.google.com/search");
+    let url = ["http://www.google.com/again"];
+    let program = world.host().command("curl").in_cgroup(world.workload());
+    let seen = curl.args(url).run(program).expect_ok();
+    assert!(seen.body.starts_with(Nginx::GREETING), "{seen:?}");
+    let requests = nginx.requests();
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    for (request, path) in requests.iter().zip(["/search", "/again"]) {
+        assert_eq!(request.sni, "www.google.com");
+        assert_eq!(request.host, "www.google.com");
+        assert_eq!(request.path, path);
+        assert_eq!(request.alpn, "http/1.1");
+        assert_eq!(request.port, "443");
+    }
+    assert_eq!(squid.connects(1), ["www.google.com:443"]);
+    world.expect_no_direct_arrivals();
+    for record in agent.wait_for_accesses(2) {
+        assert_eq!(record.text("method"), "GET", "{record:?}");
+        assert_eq!(record.text("authority"), "www.google.com", "{record:?}");
+        assert_eq!(record.number("status"), 200, "{record:?}");
+        assert_eq!(record.text("target"), "www.google.com:443", "{record:?}");
+        assert_eq!(record.text("proxy"), "proxy.example:3128", "{record:?}");
+        assert_eq!(record.text("flags"), "", "{record:?}");
+    }
+    agent.wait_for_metric("underpass_tunnels_active", &[], 0.0);
+    let scrape = http::get(world.host(), METRICS, "/metrics").must("scrape");
+    let told = |prefixes: &[&str]| -> Vec<String> {
+        let lines = scrape.body.lines();
+        let told = lines.filter(|line| prefixes.iter().any(|prefix| line.starts_with(prefix)));
+        told.map(str::to_owned).collect()
+    };
+    let common = "connection_security_policy=\"unknown\",destination_app=\"unknown\",\
+         destination_canonical_revision=\"unknown\",destination_canonical_service=\"unknown\",\
+         destination_cluster=\"unknown\",destination_principal=\"unknown\",\
+         destination_service=\"www.google.com\",destination_service_name=\"www.google.com\",\
+         destination_service_namespace=\"unknown\",destination_version=\"unknown\",\
+         destination_workload=\"unknown\",destination_workload_namespace=\"unknown\",\
+         reporter=\"source\",request_protocol=\"http\",response_code=\"200\",\
+         response_flags=\"-\",source_app=\"unknown\",source_canonical_revision=\"unknown\",\
+         source_canonical_service=\"unknown\",source_cluster=\"unknown\",\
+         source_principal=\"unknown\",source_version=\"unknown\",source_workload=\"unknown\",\
+         source_workload_namespace=\"unknown\"";
+    let of_target = [
+        "istio_request_bytes_count",
+        "istio_request_duration_milliseconds_count",
+        "istio_requests_total",
+        "istio_response_bytes_count",
+    ];
+    let expected: Vec<String> = of_target
+        .iter()
+        .map(|name| format!("{name}{{{common}}} 2"))
+        .collect();
+    assert_eq!(told(&of_target), expected);
+    assert_eq!(
+        told(&["istio_tcp_connections"]),
+        [""; 0],
+        "not counted twice"
+    );
+    let of_proxy = [
+        "underpass_proxy_connections_active",
+        "underpass_proxy_connections_total",
+        "underpass_tunnel_requests_total",
+        "underpass_tunnels_active{protocol=\"http1",
+    ];
+    let at = "endpoint=\"proxy.example:3128\",proxy=\"proxy.example:3128\"";
+    assert_eq!(
+        told(&of_proxy),
+        [
+            format!("underpass_proxy_connections_active{{{at}}} 0"),
+            format!("underpass_proxy_connections_total{{{at}}} 1"),
+            "underpass_tunnel_requests_total{code=\"200\",policy=\"Tunnel/everything\",\
+             protocol=\"http1-connect\",proxy=\"proxy.example:3128\"} 1"
+                .to_owned(),
+            "underpass_tunnels_active{protocol=\"http1-connect\",proxy=\"proxy.example:3128\"} 0"
+                .to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn each_request_of_a_connection_goes_to_its_own_target() {
+    let behind = Behind::new("http-hosts");
+    let one = |path: &str, host: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let all = [
+        one("/1", "other.example"),
+        one("/2", "site.example"),
+        one("/3", "other.example"),
+        "GET /4 HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n".to_owned(),
+    ]
+    .concat();
+    let (answer, end) = &behind.raw(8080, &[&all])[0];
+    assert_eq!(end, "closed");
+    // Nothing listens on port 8080 of site.example, so Squid says so.
+    let statuses: Vec<&str> = answer.matches("HTTP/1.1 200 OK").collect();
+    assert_eq!(statuses.len(), 3, "{answer}");
+    let second = answer
+        .find("HTTP/1.1 503")
+        .expect("an answer about site.example");
+    assert!(answer.find("GET /1 ") < Some(second), "{answer}");
+    assert!(answer.find("GET /3 ") > Some(second), "{answer}");
+    assert!(answer[second..].contains("site.example:8080"), "{answer}");
+    let mut asked = behind.squid.connects(2);
+    asked.sort();
+    assert_eq!(asked, ["other.example:8080", "site.example:8080"]);
+    let records = behind.agent.wait_for_accesses(4);
+    let statuses: Vec<u64> = records.iter().map(|one| one.number("status")).collect();
+    assert_eq!(statuses, [200, 503, 200, 200]);
+    assert_eq!(records[1].text("flags"), "CONNECT", "{records:?}");
+    let id = records[1].text("request_id");
+    assert!(answer.contains(&format!("request id: {id}")), "{answer}");
+    behind.scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn whatever_a_client_may_do_works() {
+    let mut behind = Behind::new("http-clients");
+    let url = |path: &str| format!("http://other.example:8080{path}");
+    let curl = |path: &str, options: &[&str]| {
+        let curl = behind.scene.curl(&url(path)).args(options.iter().copied());
+        behind.scene.captured(&curl.args(["-4"])).expect_ok()
+    };
+    let abc = "3 ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let chunked = ["-H", "Transfer-Encoding: chunked", "-d", "abc"];
+    assert_eq!(curl("/sum", &chunked).body, format!("{abc} chunked []\n"));
+    assert_eq!(
+        curl("/sum", &["-d", "abc"]).body,
+        format!("{abc} length []\n")
+    );
+    let expect = ["-H", "Expect: 100-continue", "-d", "abc"];
+    assert_eq!(curl("/sum", &expect).body, format!("{abc} length []\n"));
+    assert_eq!(curl("/hints", &[]).body, "with hints\n");
+    let old = curl("/old", &["--http1.0"]);
+    assert!(old.body.starts_with("GET /old HTTP/1.0"), "{old:?}");
+    let head = curl("/head", &["--head"]);
+    assert!(head.body.contains("Content-Length: "), "{head:?}");
+    // HTTP/1.0 knows no Host: the original destination is all there is.
+    let (answer, end) = &behind.raw(8080, &["GET /older HTTP/1.0\r\n\r\n"])[0];
+    assert!(answer.ends_with("GET /older HTTP/1.0\n"), "{answer}");
+    assert_eq!(end, "closed");
+    assert!(behind.squid.connects(7).contains(&format!("{SITE}:8080")));
+    // Trailers pass.
+    let trailers = "POST /sum HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-T: 1\r\n\r\n";
+    let (answer, _) = &behind.raw(8080, &[trailers])[0];
+    assert!(answer.ends_with("chunked ['X-T: 1']\n"), "{answer}");
+
+    let upgrade = behind.scene.program("upgrade");
+    let upgrade = upgrade.args([SITE, "8080", "other.example"]);
+    let said = upgrade.run(MINUTE).expect_success().stdout;
+    let switched = "HTTP/1.1 101 Switching Protocols\nwelcome\nONE\nTWO\n";
+    assert_eq!(said, switched);
+    let record = behind
+        .agent
+        .wait_for_access("the upgrade", |one| one.text("status") == "101");
+    assert_eq!(record.text("flags"), "", "{record:?}");
+    assert!(behind.site.is_running());
+    behind.scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn large_bodies_stream_both_ways() {
+    let behind = Behind::new("http-large");
+    let scene = &behind.scene;
+    let size = 100 << 20;
+    let get = scene
+        .curl(&format!("http://other.example:8080/bytes/{size}"))
+        .args(["-4", "--output", "/dev/null"]);
+    scene.captured(&get).expect_ok();
+    let record = behind.agent.wait_for_access("the download", |_| true);
+    assert!(record.number("bytes_received") > size, "{record:?}");
+
+    let file = scene.world.dir().join("upload");
+    let zeros = std::fs::File::create(&file).must("create a file");
+    zeros.set_len(size).must("make it large");
+    let from = format!("@{}", file.display());
+    for (encoding, framing) in [
+        ("X-No: encoding", "length"),
+        ("Transfer-Encoding: chunked", "chunked"),
+    ] {
+        let post = scene.curl("http://other.example:8080/sum").args([
+            "-4",
+            "-X",
+            "POST",
+            "-H",
+            encoding,
+            "-T",
+            &from[1..],
+        ]);
+        let seen = scene.captured(&post).expect_ok();
+        assert!(seen.body.starts_with(&format!("{size} ")), "{seen:?}");
+        assert!(seen.body.contains(framing), "{seen:?}");
+    }
+    scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn an_answer_that_breaks_off_breaks_off_and_none_is_told() {
+    let behind = Behind::new("http-broken");
+    let texts = [
+        "GET /short HTTP/1.1\r\nHost: other.example\r\n\r\n",
+        "GET /none HTTP/1.1\r\nHost: other.example\r\n\r\nGET /x HTTP/1.1\r\n\
+         Host: other.example\r\nConnection: close\r\n\r\n",
+    ];
+    let answers = behind.raw(8080, &texts[1..]);
+    let (answer, _) = &answers[0];
+    assert!(
+        answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("it gave no answer"), "{answer}");
+    assert!(
+        answer.contains("GET /x HTTP/1.1"),
+        "the connection lives on: {answer}"
+    );
+    let record = behind
+        .agent
+        .wait_for_access("no answer", |one| one.text("status") == "502");
+    assert_eq!(record.text("flags"), "UC", "{record:?}");
+
+    let curl = behind.scene.curl("http://other.example:8080/short");
+    let seen = behind.scene.captured(&curl.args(["-4", "--max-time", "3"]));
+    assert_ne!(seen.exit, 0, "not to be taken for the whole: {seen:?}");
+    behind.scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn what_goes_wrong_with_the_proxy_is_told() {
+    let scene = Scene::new("http-proxy");
+    let proxy = FakeProxy::start(
+        scene.world.inet(),
+        proxy_v4(),
+        Answer::refusal("403 Forbidden", "not today"),
+    );
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    let get = || scene.captured(&scene.curl("http://site.example/").args(["-4"]));
+
+    let seen = get();
+    assert_eq!(seen.status, 502, "{seen:?}");
+    assert!(
+        seen.body.contains("403") && seen.body.contains("not today"),
+        "{seen:?}"
+    );
+    proxy.set_answer(Answer::refusal("407 Proxy Authentication Required", ""));
+    let seen = get();
+    assert_eq!(seen.status, 502, "{seen:?}");
+    assert!(seen.body.contains("credentials"), "{seen:?}");
+    proxy.set_answer(Answer::refusal("504 Gateway Timeout", ""));
+    assert_eq!(get().status, 504);
+    drop(proxy);
+    let seen = get();
+    assert_eq!(seen.status, 503, "{seen:?}");
+    assert!(seen.body.contains("proxy.example:3128"), "{seen:?}");
+
+    let records = agent.wait_for_accesses(4);
+    let told: Vec<_> = records
+        .iter()
+        .map(|one| {
+            (
+                one.text("status"),
+                one.text("flags"),
+                one.text("tunnel.code"),
+            )
+        })
+        .collect();
+    let expected = [
+        ("502", "CONNECT", "403"),
+        ("502", "CONNECT", "407"),
+        ("504", "CONNECT", "504"),
+        ("503", "UF", ""),
+    ];
+    let expected = expected.map(|(status, flag, code)| (status.into(), flag.into(), code.into()));
+    assert_eq!(told, expected);
+    let metrics = agent.metrics();
+    let mut counts = BTreeMap::new();
+    for code in ["502", "503", "504"] {
+        let labels = [("response_code", code)];
+        counts.insert(code, metrics.sum("istio_requests_total", &labels));
+    }
+    let expected = [("502", Some(2.0)), ("503", Some(1.0)), ("504", Some(1.0))];
+    assert_eq!(counts, BTreeMap::from(expected));
+    scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn each_request_of_a_connection_has_its_own_decision() {
+    let scene = Scene::new("http-decisions");
+    let options = Options {
+        connect_ports: &[80],
+        ..Options::default()
+    };
+    let squid = Squid::start_with(&scene.world, &options);
+    let policy = tunnel_policy(&[])
+        + "---\n\
+           apiVersion: networking.istio.io/v1beta1\n\
+           kind: ServiceEntry\n\
+           metadata: {name: secret, labels: {secret: \"yes\"}}\n\
+           spec: {hosts: [secret.example], location: MESH_EXTERNAL, resolution: DNS}\n\
+           ---\n\
+           apiVersion: underpass.dev/v1alpha1\n\
+           kind: Tunnel\n\
+           metadata: {name: no-secrets}\n\
+           spec: {selector: {matchLabels: {secret: \"yes\"}}, action: Deny}\n";
+    let agent = Agent::start(&scene.world, &policy);
+    let one = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let last = "GET / HTTP/1.1\r\nHost: site.example\r\nConnection: close\r\n\r\n";
+    let all = [&one("site.example"), &one("secret.example"), last].concat();
+    let (answer, end) = &raw(&scene, &SITE_V4.to_string(), 80, &[&all])[0];
+    assert_eq!(end, "closed");
+    let mut statuses = answer.lines().filter(|line| line.starts_with("HTTP/1.1 "));
+    assert_eq!(statuses.next(), Some("HTTP/1.1 200 OK"), "{answer}");
+    assert_eq!(statuses.next(), Some("HTTP/1.1 403 Forbidden"), "{answer}");
+    assert!(answer.contains("Deny"), "{answer}");
+    assert_eq!(answer.matches(Nginx::GREETING).count(), 2, "{answer}");
+    assert_eq!(squid.connects(1), ["site.example:80"]);
+    let records = agent.wait_for_accesses(3);
+    assert_eq!(records[1].text("flags"), "DENY", "{records:?}");
+    assert_eq!(
+        records[1].text("policy"),
+        "Tunnel/no-secrets",
+        "{records:?}"
+    );
+    let denied = [("policy", "Tunnel/no-secrets"), ("reason", "rule")];
+    agent.wait_for_metric("underpass_policy_denied_total", &denied, 1.0);
+    scene.world.expect_no_direct_arrivals();
+}
+
+/// What the target served, what was counted and what was logged are the same number.
+#[test]
+fn requests_counts_and_records_agree() {
+    let scene = Scene::new("http-counts");
+    let options = Options {
+        connect_ports: &[80],
+        ..Options::default()
+    };
+    let squid = Squid::start_with(&scene.world, &options);
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    let one = "GET / HTTP/1.1\r\nHost: site.example\r\n\r\n".repeat(24);
+    let last = "HEAD / HTTP/1.1\r\nHost: site.example\r\nConnection: close\r\n\r\n";
+    let text = serde_json::to_string(&[one + last]).must("write JSON");
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let program = scene.program("raw").args([&SITE_V4.to_string(), "80"]);
+            program.input(text.clone()).start()
+        })
+        .collect();
+    for client in clients {
+        let said = client.finish(MINUTE).expect_success().stdout;
+        assert_eq!(said.matches("HTTP/1.1 200 OK").count(), 25, "{said}");
+    }
+    let records = agent.wait_for_accesses(200);
+    assert_eq!(records.len(), 200);
+    assert_eq!(scene.nginx.requests().len(), 200);
+    let metrics = agent.metrics();
+    assert_eq!(metrics.sum("istio_requests_total", &[]), Some(200.0));
+    assert_eq!(
+        metrics.sum("underpass_tunnel_requests_total", &[]),
+        Some(8.0)
+    );
+    assert_eq!(squid.connects(8).len(), 8);
+    let bytes = |field| -> u64 { records.iter().map(|one| one.number(field)).sum() };
+    for (field, metric) in [
+        ("bytes_sent", "underpass_proxy_sent_bytes_total"),
+        ("bytes_received", "underpass_proxy_received_bytes_total"),
+        ("bytes_sent", "istio_request_bytes_sum"),
+        ("bytes_received", "istio_response_bytes_sum"),
+    ] {
+        assert_eq!(
+            metrics.sum(metric, &[]),
+            Some(bytes(field) as f64),
+            "{metric}"
+        );
+    }
+    scene.world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn a_request_ends_with_its_client() {
+    let behind = Behind::new("http-gone");
+    let curl = behind
+        .scene
+        .curl("http://other.example:8080/wait")
+        .args(["-4"]);
+    let program = behind
+        .scene
+        .workload("curl")
+        .args(curl.command_line().split_off(1));
+    let mut client = program.start();
+    wait_for("the request is there", MINUTE, || {
+        behind.site.stdout().contains("/wait")
+    });
+    let open = behind.agent.admin("/connections");
+    assert_eq!(open[0]["target"], "other.example:8080", "{open}");
+    client.kill();
+    wait_for("the target knows", MINUTE, || {
+        behind.site.stdout().contains("gone")
+    });
+    let record = behind.agent.wait_for_access("the end", |_| true);
+    assert_eq!(record.text("flags"), "DC", "{record:?}");
+    assert_eq!(record.text("status"), "", "{record:?}");
+    let labels = [("response_code", "0"), ("response_flags", "DC")];
+    behind
+        .agent
+        .wait_for_metric("istio_requests_total", &labels, 1.0);
+    behind
+        .agent
+        .wait_for_metric("underpass_tunnels_active", &[], 0.0);
+}
+
+#[test]
+fn a_kept_connection_that_has_ended_is_replaced() {
+    let behind = Behind::new("http-bye");
+    let one = "GET /bye HTTP/1.1\r\nHost: other.example\r\n\r\n";
+    let last = "GET /x HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n";
+    let (answer, end) = &behind.raw(8080, &[&[one, one, last].concat()])[0];
+    assert_eq!(end, "closed");
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 3, "{answer}");
+    assert_eq!(behind.squid.connects(3), ["other.example:8080"; 3]);
+    assert_eq!(behind.agent.wait_for_accesses(3).len(), 3);
+}
+
+#[test]
+fn an_agent_that_drains_does_not_wait_for_idle_clients() {
+    let mut behind = Behind::new("http-drain");
+    let texts = serde_json::to_string(&["GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"]);
+    let program = behind.scene.program("raw").args([SITE, "8080"]);
+    let client = program.input(texts.must("write JSON")).start();
+    behind.agent.wait_for_accesses(1);
+    behind.agent.process().signal(Signal::SIGTERM);
+    // The time to drain is 25 s, and that of the client 20 s.
+    let said = client
+        .finish(Duration::from_secs(15))
+        .expect_success()
+        .stdout;
+    assert!(
+        said.contains("200 OK") && said.contains("\"closed\""),
+        "{said}"
+    );
+    let ended = behind.agent.process().wait(Duration::from_secs(15));
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+}
+
+/// Nothing of a request that can be understood in two ways goes anywhere.
+#[test]
+fn malformed_requests_reach_nobody() {
+    let scene = Scene::new("http-malformed");
+    let options = Options {
+        connect_ports: &[80],
+        ..Options::default()
+    };
+    let squid = Squid::start_with(&scene.world, &options);
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    let post =
+        |lines: &str| format!("POST / HTTP/1.1\r\nHost: site.example\r\n{lines}\r\n\r\nabcdef");
+    let chunked = |body: &str| post("Transfer-Encoding: chunked").replace("abcdef", body);
+    let mut shapes: Vec<String> = LINES.iter().map(|lines| post(lines)).collect();
+    shapes.extend(CHUNKS.iter().map(|body| chunked(body)));
+    shapes.extend(HEADS.iter().map(|head| format!("{head}\r\n\r\n")));
+    shapes.push(post(&format!("X: {}", "y".repeat(20_000))));
+    shapes.push(post(&vec!["X: y"; 300].join("\r\n")));
+    assert!(shapes.len() >= 30);
+    let texts: Vec<&str> = shapes.iter().map(String::as_str).collect();
+    let answers = raw(&scene, &SITE_V4.to_string(), 80, &texts);
+    for (shape, (answer, _)) in shapes.iter().zip(&answers) {
+        let refused = ["HTTP/1.1 400 ", "HTTP/1.1 431 "];
+        let is_refused = refused.iter().any(|status| answer.starts_with(status));
+        let shown: String = shape.chars().take(200).collect();
+        assert!(is_refused, "{shown:?} is answered with {answer:?}");
+    }
+    let records = agent.wait_for_accesses(shapes.len());
+    assert_eq!(records.len(), shapes.len(), "one for each");
+    assert!(
+        records.iter().all(|one| one.text("flags") == "DPE"),
+        "{records:?}"
+    );
+    assert_eq!(squid.log(), []);
+    assert_eq!(scene.nginx.requests(), []);
+    scene.world.expect_no_direct_arrivals();
+}
+
+const LINES: [&str; 32] = [
+    "Content-Length: 6\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: chunked\r\nContent-Length: 6",
+    "Content-Length: 6\r\nContent-Length: 5",
+    "Content-Length: 6, 6",
+    "Content-Length: +6",
+    "Content-Length: -6",
+    "Content-Length: 0x6",
+    "Content-Length: 6 6",
+    "Content-Length:",
+    "Content-Length: 18446744073709551616",
+    "Transfer-Encoding: gzip",
+    "Transfer-Encoding: identity",
+    "Transfer-Encoding: gzip, chunked",
+    "Transfer-Encoding: chunked, chunked",
+    "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: xchunked",
+    "Transfer-Encoding: \"chunked\"",
+    "Transfer-Encoding:\u{b}chunked",
+    "Transfer-Encoding : chunked",
+    "Content-Length : 6",
+    " Content-Length: 6",
+    "X: a\r\n b",
+    "X: a\r\n\tTransfer-Encoding: chunked",
+    "X: a\rContent-Length: 6",
+    "X: a\0b",
+    "X\0: a",
+    "X(y): a",
+    "X y: a",
+    ": a",
+    "no colon",
+    "Connection: Content-Length\r\nContent-Length: 6",
+    "Host: other.example",
+];
+
+const CHUNKS: [&str; 9] = [
+    "zz\r\n",
+    "-1\r\n",
+    "+1\r\na\r\n0\r\n\r\n",
+    "0x1\r\na\r\n0\r\n\r\n",
+    "1 \r\na\r\n0\r\n\r\n",
+    "1\na\r\n0\r\n\r\n",
+    "1\r\nab\r\n0\r\n\r\n",
+    "10000000000000001\r\na\r\n",
+    "1\r\na\n0\r\n\r\n",
+];
+
+const HEADS: [&str; 9] = [
+    "GET / HTTP/1.1",
+    "GET / HTTP/1.1\r\nHost: a b",
+    "GET / HTTP/1.1\r\nHost: site.example@other.example",
+    "GET / HTTP/1.1\r\nHost: site.example:port",
+    "GET /a b HTTP/1.1\r\nHost: site.example",
+    "GET /\0 HTTP/1.1\r\nHost: site.example",
+    "GET / HTTP/1.2\r\nHost: site.example",
+    "GET / HTTP/1.1\r\n Host: site.example",
+    "POST / HTTP/1.0\r\nTransfer-Encoding: chunked",
+];
