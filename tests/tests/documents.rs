@@ -279,6 +279,8 @@ fn the_metrics_documented_are_those_there_are() {
     // One of each: served, denied by policy, failed at the proxy; and policy read again.
     let site = scene.curl("https://site.example/").args(["-4"]);
     scene.captured(&site).expect_ok();
+    let plain = scene.curl("http://site.example/").args(["-4"]);
+    scene.captured(&plain).expect_ok();
     let nameless = scene.curl("https://203.0.113.10/").args(["--insecure"]);
     assert_ne!(scene.captured(&nameless).exit, 0);
     proxy.set_answer(Answer::Reset);
