@@ -136,12 +136,7 @@ impl Way {
             );
             return self.direct(workload, dst, Bytes::new(), record).await;
         }
-        let who = if policy.wants_workload() {
-            self.workloads.of(origin.cgroup_id, origin.pid).await
-        } else {
-            Arc::default()
-        };
-        let view = policy.view_from(origin.cgroup_id, &who);
+        let (who, view) = self.look_from(&policy, origin).await;
         let mut arrived = Arrived {
             dst,
             who,
@@ -161,7 +156,8 @@ impl Way {
             let is_request =
                 matches!(&inspected.seen, Seen::Http(head) if head.form != Form::Authority);
             if is_request && policy.serves_requests(&facts, &view) {
-                return self.requests(workload, arrived, origin, record).await;
+                let seen = (policy, view);
+                return self.requests(workload, arrived, origin, seen, record).await;
             }
         } else {
             self.metrics.policy.inspected(Inspection::Skipped);
@@ -196,6 +192,17 @@ impl Way {
                     .await
             }
         }
+    }
+
+    /// Who connects, as far as policy wants to know, and what policy looks like from there.
+    async fn look_from(&self, policy: &InForce, origin: Origin) -> (Arc<Workload>, Arc<View>) {
+        let who = if policy.wants_workload() {
+            self.workloads.of(origin.cgroup_id, origin.pid).await
+        } else {
+            Arc::default()
+        };
+        let view = policy.view_from(origin.cgroup_id, &who);
+        (who, view)
     }
 
     /// The verdict of policy; the claimed name is verified if that would change it.

@@ -75,17 +75,17 @@ impl Way {
         workload: &TcpStream,
         mut arrived: Arrived,
         origin: Origin,
+        (policy, view): (Arc<InForce>, Arc<View>),
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         record.by_request();
-        let policy = self.policy.load_full();
         let early = std::mem::take(&mut arrived.bytes);
         let mut session = Session {
             way: self,
             socket: workload,
             input: Input::new(Shared(workload), early),
-            view: policy.view_from(origin.cgroup_id, &arrived.who),
             policy,
+            view,
             origin,
             captured: origin.seen_from(record),
             arrived,
@@ -260,11 +260,7 @@ impl Session<'_> {
     ) -> Result<Route, Refused> {
         let policy = self.way.policy.load_full();
         if !Arc::ptr_eq(&policy, &self.policy) {
-            if policy.wants_workload() {
-                let origin = self.origin;
-                self.arrived.who = self.way.workloads.of(origin.cgroup_id, origin.pid).await;
-            }
-            self.view = policy.view_from(self.origin.cgroup_id, &self.arrived.who);
+            (self.arrived.who, self.view) = self.way.look_from(&policy, self.origin).await;
             self.policy = policy;
         }
         let verdict = self.way.judge(&self.policy, facts, &self.view).await;

@@ -86,6 +86,7 @@ pub struct Policy {
     pub(super) tls_by_host: HostTable<usize>,
     /// Whether some of them are not only about proxies.
     pub(super) has_tls_to_targets: bool,
+    wants_workload: bool,
     /// What a workload sees of which nothing is known.
     pub(super) stranger: Arc<View>,
     pub(super) warnings: Vec<Problem>,
@@ -230,9 +231,11 @@ impl Policy {
                 .iter()
                 .any(|setting| !hosts_of_proxies.iter().any(|host| setting.is_only(host))),
             tls_settings,
+            wants_workload: false,
             stranger: Arc::default(),
             warnings: Vec::new(),
         };
+        policy.wants_workload = policy.asks_for_workloads();
         policy.stranger = Arc::new(policy.make_view(&Workload::default()));
         policy
     }
@@ -274,6 +277,10 @@ impl Policy {
 
     /// Whether it matters who connects. Where it does not, everybody has the view of a stranger.
     pub fn wants_workload(&self) -> bool {
+        self.wants_workload
+    }
+
+    fn asks_for_workloads(&self) -> bool {
         let selects = self.rules.iter().any(|rule| !rule.workloads.is_everyone());
         let shows = |service: &Service| service.visibility != super::workloads::Visibility::All;
         let tls = self.tls_settings.iter().any(|s| !s.workloads.is_everyone());
