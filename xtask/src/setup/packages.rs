@@ -98,9 +98,22 @@ pub(super) const PACKAGES: &[Package] = &[
     Package::new(&["nghttp2-proxy"], "HTTP/2 forward proxy of tests")
         .program("nghttpx")
         .service("nghttpx.service"),
+    Package::new(&["nodejs"], "web server of tests").program("node"),
     Package::new(&["openssl"], "certificates and TLS workload of tests").program("openssl"),
     Package::new(&["procps"], "processes as tests see them").program("ps"),
     Package::new(&["python3"], "workload of tests that opens unusual sockets").program("python3"),
+    Package::new(
+        &["prometheus"],
+        "asks the agent's metrics what dashboards ask",
+    )
+    .program("prometheus")
+    .service("prometheus.service"),
+    Package::new(&["python3-grpcio"], "gRPC client and server of tests"),
+    Package::new(&["python3-h2"], "HTTP/2 client of tests, frame by frame"),
+    Package::new(
+        &["python3-websockets"],
+        "WebSocket client and server of tests",
+    ),
     Package::new(&["python3-venv"], "brings pip, which gets Envoy"),
     Package::new(&["squid", "squid-openssl"], "forward proxy of tests")
         .program("squid")
