@@ -5,6 +5,7 @@
     GET /short     less than it promises, and then a reset
     GET /none      no answer at all
     GET /hints     103, then 200
+    GET /status/N  that status, without a body
     GET /bye       an answer, and then the end of the connection, of which it says nothing
     GET /wait      nothing until the client has gone, of which it prints a line
     GET /echo      with an upgrade: every line comes back, in capitals
@@ -73,6 +74,10 @@ class Handler(socketserver.StreamRequestHandler):
         elif path == "/hints":
             self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n")
             self.say("200 OK", b"with hints\n")
+        elif path.startswith("/status/"):
+            status = path.split("/")[2]
+            length = "" if status == "204" else "Content-Length: 0\r\n"
+            self.wfile.write(f"HTTP/1.1 {status} Told\r\n{length}\r\n".encode())
         elif path == "/echo" and "upgrade" in fields.get("connection", "").lower():
             self.wfile.write(
                 b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n"

@@ -11,6 +11,7 @@ pub mod identity;
 pub mod nghttpx;
 pub mod nginx;
 pub mod policy;
+pub mod prometheus;
 pub mod squid;
 pub mod stage;
 pub mod tcp;

@@ -1,6 +1,8 @@
 //! The goal of the design: an application that speaks plain HTTP, TLS by its DestinationRule inside
 //! the tunnel, and metrics for the target as well as for the proxy.
 
+#![expect(clippy::print_stdout, reason = "what is counted is there to be read")]
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
