@@ -16,3 +16,4 @@ pub mod squid;
 pub mod stage;
 pub mod tcp;
 pub mod tinyproxy;
+pub mod web;
