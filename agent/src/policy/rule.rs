@@ -10,7 +10,7 @@ use super::api::value::HostPattern;
 use super::bits::Bits;
 use super::failure_mode::FailureMode;
 use super::no_proxy::HostList;
-use super::proxy::RankedProxy;
+use super::proxy::{PlainHttp, RankedProxy};
 use super::workloads::{Visibility, WorkloadMatch};
 use crate::name::{Host, HostName};
 
@@ -124,6 +124,14 @@ pub(super) struct Route {
     pub(super) target_port: Option<u16>,
     pub(super) no_proxy: HostList,
     pub(super) failure_mode: FailureMode,
+}
+
+impl Route {
+    /// Whether some proxy of it gets requests and not tunnels.
+    pub(super) fn forwards_requests(&self) -> bool {
+        let mut proxies = self.proxies.iter();
+        proxies.any(|ranked| ranked.proxy.plain_http == PlainHttp::AbsoluteForm)
+    }
 }
 
 /// How the host of a target is found.
