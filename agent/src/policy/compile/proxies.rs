@@ -33,7 +33,7 @@ pub(super) struct Proxies<'a> {
     /// Those of DestinationRules.
     settings: &'a [TlsSetting],
     settings_by_host: &'a HostTable<usize>,
-    traffic: Traffic<'a>,
+    traffic: &'a Traffic<'a>,
     described: HashMap<String, Described<'a>>,
     made: Vec<Arc<Proxy>>,
     /// Hosts that turned out to be proxies.
@@ -69,6 +69,7 @@ impl<'a> Proxies<'a> {
         tls: TlsConfigs<'a>,
         settings: &'a [TlsSetting],
         settings_by_host: &'a HostTable<usize>,
+        traffic: &'a Traffic<'a>,
     ) -> Self {
         let mut described = HashMap::new();
         for document in &documents.services {
@@ -98,7 +99,7 @@ impl<'a> Proxies<'a> {
             tls,
             settings,
             settings_by_host,
-            traffic: Traffic::new(documents),
+            traffic,
             described,
             made: Vec::new(),
             hosts: HashSet::new(),
@@ -172,7 +173,7 @@ impl<'a> Proxies<'a> {
             headers,
             settings: ProxySettings {
                 warm: wanted.warm,
-                ..self.traffic.settings(&names)
+                ..self.traffic.settings(&names, port)
             },
         })
     }
