@@ -70,7 +70,7 @@ impl Failure {
 
 impl Way {
     /// Carries a connection to its end. When `cut` is cancelled, it ends at once.
-    pub(crate) async fn serve(&self, accepted: Accepted, cut: &CancellationToken) {
+    pub(crate) async fn serve(self: &Arc<Self>, accepted: Accepted, cut: &CancellationToken) {
         let mut record = self.begin(&accepted);
         // It came to be reset when it is closed, whatever happens, a crash of the agent included:
         // only a relay that saw the end of both directions may let the workload believe that it
@@ -121,7 +121,7 @@ impl Way {
     }
 
     async fn carry(
-        &self,
+        self: &Arc<Self>,
         workload: &mut TcpStream,
         origin: Origin,
         record: &mut ConnectionRecord,

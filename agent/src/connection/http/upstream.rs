@@ -13,14 +13,17 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::outbound::ORIGINATION_DEADLINE;
 use super::super::{Arrived, Way};
+use super::Route;
 use super::refused::Refused;
-use super::{ALPN, Route};
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
 use crate::telemetry::request::OpenTunnel;
 use crate::telemetry::{self, Label, RequestRecord, ResponseFlag};
 use crate::tls::ClientTls;
 use crate::tunnel::{Stream, Tunnel, originate};
+
+/// The protocol that is spoken to targets (RFC 7301 section 6).
+const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// How many idle connections one connection of a workload may have.
 const MAX_IDLE: usize = 8;
