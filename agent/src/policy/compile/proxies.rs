@@ -35,7 +35,7 @@ pub(super) struct Proxies<'a> {
     /// Those of DestinationRules.
     settings: &'a [TlsSetting],
     settings_by_host: &'a HostTable<usize>,
-    traffic: Traffic<'a>,
+    traffic: &'a Traffic<'a>,
     described: HashMap<String, Described<'a>>,
     made: Vec<Arc<Proxy>>,
     /// Hosts that turned out to be proxies.
@@ -72,6 +72,7 @@ impl<'a> Proxies<'a> {
         tls: TlsConfigs<'a>,
         settings: &'a [TlsSetting],
         settings_by_host: &'a HostTable<usize>,
+        traffic: &'a Traffic<'a>,
     ) -> Self {
         let mut described = HashMap::new();
         for document in &documents.services {
@@ -101,7 +102,7 @@ impl<'a> Proxies<'a> {
             tls,
             settings,
             settings_by_host,
-            traffic: Traffic::new(documents),
+            traffic,
             described,
             made: Vec::new(),
             hosts: HashSet::new(),
@@ -177,7 +178,7 @@ impl<'a> Proxies<'a> {
             plain_http,
             settings: ProxySettings {
                 warm: wanted.warm,
-                ..self.traffic.settings(&names)
+                ..self.traffic.settings(&names, port)
             },
         })
     }
