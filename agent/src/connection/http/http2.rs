@@ -130,7 +130,7 @@ impl Session {
         };
         record.show_on(&requests.live);
         let route = route?;
-        let key = Key::of(&route);
+        let key = Key::of(&route, false);
         let mut avoid = Vec::new();
         loop {
             let way = (&route, &key);

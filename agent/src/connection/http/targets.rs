@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::refused::Refused;
-use super::upstream::{KEEP_IDLE, Key, MAX_IDLE, Pool, Upstream};
+use super::upstream::{KEEP_IDLE, Key, MAX_IDLE, Pool, Upstream, Wanted};
 use super::{Requests, Route};
 use crate::policy::Facts;
 use crate::sockets::Carrier;
@@ -72,7 +72,7 @@ pub(super) enum Target {
     /// A stream of this.
     Http2(Arc<Line>),
     /// All of this, which speaks HTTP/1.1.
-    Http1(Upstream),
+    Http1(Box<Upstream>),
 }
 
 impl Target {
@@ -125,7 +125,7 @@ enum Opened {
 /// What a request that needs a connection does next.
 enum Step {
     Take(Arc<Line>),
-    Reuse(Upstream),
+    Reuse(Box<Upstream>),
     Wait(watch::Receiver<Option<Opened>>),
     Open(watch::Sender<Option<Opened>>),
     OpenAlone,
@@ -206,8 +206,12 @@ impl Targets {
         record: &mut RequestRecord,
     ) -> Result<(Target, bool), Refused> {
         let arrived = requests.arrived();
-        let way = (route, ALPN);
-        let upstream = requests.way.reach(&arrived, way, facts, record).await?;
+        let wanted = Wanted {
+            forward: false,
+            protocols: ALPN,
+        };
+        let way = &requests.way;
+        let upstream = way.reach(&arrived, route, wanted, facts, record).await?;
         let is_kept = upstream.is_kept();
         let scheme = if upstream.is_encrypted {
             Scheme::HTTPS
@@ -215,7 +219,7 @@ impl Targets {
             Scheme::HTTP
         };
         if upstream.is_encrypted && upstream.stream.alpn() != Some(b"h2") {
-            return Ok((Target::Http1(upstream), is_kept));
+            return Ok((Target::Http1(Box::new(upstream)), is_kept));
         }
         let (mut stream, early, through) = upstream.into_parts();
         stream.finish_on_drop();
@@ -253,7 +257,7 @@ impl Targets {
                 self.state.lock().trim();
             }
             Target::Http1(upstream) if persists => {
-                self.state.lock().http1.put(key.clone(), upstream);
+                self.state.lock().http1.put(key.clone(), *upstream);
             }
             Target::Http1(_) => {}
         }
@@ -346,7 +350,7 @@ impl State {
         }
         if slot.speaks_http1 {
             return match self.http1.take(key) {
-                Some(upstream) => Step::Reuse(upstream),
+                Some(upstream) => Step::Reuse(Box::new(upstream)),
                 None => Step::OpenAlone,
             };
         }

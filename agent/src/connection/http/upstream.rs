@@ -11,9 +11,10 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::outbound::ORIGINATION_DEADLINE;
+use super::super::outbound::{ORIGINATION_DEADLINE, Opened};
 use super::super::{Arrived, Way};
 use super::Route;
+use super::forward::Forwarder;
 use super::refused::Refused;
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
@@ -39,6 +40,8 @@ pub(super) struct Upstream {
     through: Option<OpenTunnel>,
     /// Whether TLS is spoken with the target.
     pub(super) is_encrypted: bool,
+    /// The proxy that is at its end, if it does not lead to the target.
+    pub(super) forwarder: Option<Forwarder>,
 }
 
 impl Upstream {
@@ -49,6 +52,7 @@ impl Upstream {
             keep,
             through: None,
             is_encrypted: false,
+            forwarder: None,
         }
     }
 
@@ -75,21 +79,30 @@ impl Upstream {
     }
 }
 
+/// What is wanted of a new connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    /// A proxy may get requests as they are.
+    pub(super) forward: bool,
+    /// The protocols of which a target of TLS may choose (ALPN).
+    pub(super) protocols: &'a [&'a [u8]],
+}
+
 impl Way {
-    /// A new connection for a request on this route; a target of TLS chooses one of `protocols`
-    /// (ALPN).
+    /// A new connection for a request on this route.
     pub(super) async fn reach(
         &self,
         arrived: &Arrived,
-        (route, protocols): (&Route, &[&[u8]]),
+        route: &Route,
+        wanted: Wanted<'_>,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
         match route {
             Route::Direct => self.reach_directly(arrived, true).await,
             Route::Tunnel(decision) => {
-                let way = (decision, protocols);
-                self.reach_by_tunnel(arrived, way, facts, record).await
+                self.reach_by_proxy(arrived, decision, wanted, facts, record)
+                    .await
             }
         }
     }
@@ -111,10 +124,11 @@ impl Way {
         }
     }
 
-    async fn reach_by_tunnel(
+    async fn reach_by_proxy(
         &self,
         arrived: &Arrived,
-        (decision, protocols): (&TunnelDecision, &[&[u8]]),
+        decision: &TunnelDecision,
+        wanted: Wanted<'_>,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
@@ -123,8 +137,25 @@ impl Way {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Refused::new(failure.flag, status, &failure.error)
         })?;
-        let tunnel = match self.open(arrived, decision, record).await {
-            Ok(opened) => opened,
+        let opened = if wanted.forward {
+            self.open_or_connect(arrived, decision, record).await
+        } else {
+            let opened = self.open(arrived, decision, record).await;
+            opened.map(Opened::Tunnel)
+        };
+        let tunnel = match opened {
+            Ok(Opened::Tunnel(tunnel)) => tunnel,
+            Ok(Opened::Line(proxy, line)) => {
+                record.is_forwarded();
+                return Ok(Upstream {
+                    stream: line.stream,
+                    early: Bytes::new(),
+                    keep: true,
+                    through: record.take_tunnel(),
+                    is_encrypted: false,
+                    forwarder: Some(Forwarder::new(&proxy, line.endpoint, line.trial)),
+                });
+            }
             Err(error) => {
                 drop(pending);
                 // A refusal is the proxy's decision, not its failure.
@@ -146,7 +177,7 @@ impl Way {
         } = tunnel;
         if let Some(tls) = &decision.tls {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
-            let client = tls.client.offering(protocols);
+            let client = tls.client.offering(wanted.protocols);
             let early = std::mem::take(&mut early);
             stream = originate(stream, early, &client, &tls.name, deadline)
                 .await
@@ -165,6 +196,7 @@ impl Way {
             keep: true,
             through,
             is_encrypted: decision.tls.is_some(),
+            forwarder: None,
         })
     }
 }
@@ -173,6 +205,8 @@ impl Way {
 #[derive(Clone, Debug)]
 pub(super) enum Key {
     Direct,
+    /// Whatever the target is.
+    Forward(Arc<[RankedProxy]>),
     Tunnel {
         policy: Arc<str>,
         proxies: Arc<[RankedProxy]>,
@@ -182,9 +216,11 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn of(route: &Route) -> Self {
+    /// Of connections for this route; `forward`: of those that end at a proxy.
+    pub(super) fn of(route: &Route, forward: bool) -> Self {
         match route {
             Route::Direct => Self::Direct,
+            Route::Tunnel(decision) if forward => Self::Forward(Arc::clone(&decision.proxies)),
             Route::Tunnel(decision) => Self::Tunnel {
                 policy: Arc::clone(&decision.policy),
                 proxies: Arc::clone(&decision.proxies),
@@ -216,7 +252,10 @@ impl PartialEq for Key {
             },
         ) = (self, other)
         else {
-            return matches!((self, other), (Self::Direct, Self::Direct));
+            return match (self, other) {
+                (Self::Forward(proxies), Self::Forward(other)) => Arc::ptr_eq(proxies, other),
+                _ => matches!((self, other), (Self::Direct, Self::Direct)),
+            };
         };
         let same_tls = match (tls, other_tls) {
             (None, None) => true,
