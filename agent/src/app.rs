@@ -40,6 +40,7 @@ use crate::policy::LoadError;
 use crate::relay::Timeouts;
 use crate::sockets::SocketFactory;
 use crate::telemetry::{LogHandle, Metrics};
+use crate::trace::Tracer;
 use crate::tunnel::{TunnelConfig, Tunneler};
 
 use kernel_side::KernelSide;
@@ -180,6 +181,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
         workloads: Arc::new(Workloads::new(Hierarchy::find()?)),
         sockets,
         metrics: Arc::clone(&metrics),
+        tracer: Tracer::default(),
         inspection: inspect::Limits::default(),
         relay: Timeouts::default(),
         direct_deadline: DIRECT_DEADLINE,

@@ -31,13 +31,14 @@ use crate::dns::Resolver;
 use crate::name::Target;
 use crate::policy::{Proxy, TunnelProtocol};
 use crate::sockets::SocketFactory;
+use crate::trace::Span;
 use upstream::{Tried, Upstream};
 
 pub use dial::DialError;
 pub use error::{Cause, Side, TunnelError};
 pub use observer::{NoObserver, Observer, Place};
 pub use stream::{Stream, originate};
-pub use timings::Timings;
+pub use timings::{Timings, Took};
 pub use upstream::NotMade;
 
 /// Limits of opening a tunnel.
@@ -166,6 +167,7 @@ impl Tunneler {
             // On the heap: all ways to a tunnel together are large, and soon behind it.
             let opening = Box::pin(turn.open(request, deadline, &mut attempt)).await;
             observer.took(&label, attempt.protocol, &attempt.timings);
+            attempt.tell(request.span, opening.as_ref().err());
             let cause = match opening {
                 Ok((stream, opened)) => {
                     turn.worked(attempt.address);
@@ -217,6 +219,8 @@ pub struct Request<'a> {
     pub target: &'a Target,
     /// What goes to the proxy with the request, see [`connect::request`].
     pub headers: &'a [(HeaderName, HeaderValue)],
+    /// Below which each phase of each try is told.
+    pub span: &'a Span,
 }
 
 /// How long opening a tunnel may take.
@@ -258,6 +262,30 @@ struct Attempt {
     endpoint: Option<Arc<str>>,
     protocol: TunnelProtocol,
     timings: Timings,
+}
+
+impl Attempt {
+    /// Tells its phases, of which the last one failed if there is a cause.
+    fn tell(&self, span: &Span, cause: Option<&Cause>) {
+        if !span.is_recorded() {
+            return;
+        }
+        let mut phases = self.timings.phases().peekable();
+        while let Some((name, took)) = phases.next() {
+            let mut phase = span.past(name, took.start.into_std(), took.time);
+            phase.text("underpass.proxy.endpoint", self.endpoint.as_deref());
+            if name != "dns" {
+                phase.text("network.peer.address", self.address.map(|addr| addr.ip()));
+                phase.number(
+                    "network.peer.port",
+                    self.address.map(|addr| addr.port().into()),
+                );
+            }
+            if let Some(cause) = cause.filter(|_| phases.peek().is_none()) {
+                phase.failed(cause.reason(), cause);
+            }
+        }
+    }
 }
 
 /// An open tunnel.

@@ -16,6 +16,7 @@ use crate::sockets::Carrier;
 use crate::telemetry::{
     self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode, TunnelLog,
 };
+use crate::trace::Kind;
 use crate::tunnel::{self, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
 /// For TLS with the target, once the tunnel is open.
@@ -30,7 +31,7 @@ impl Way {
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
-        let mut upstream = match connecting.await {
+        let mut upstream = match record.span().around("direct", connecting).await {
             Ok(Ok(stream)) => stream.into(),
             Ok(Err(error)) => {
                 return Err(Failure::new(
@@ -94,7 +95,10 @@ impl Way {
         if let Some(tls) = decision.tls.as_ref().filter(|_| !arrived.speaks_tls) {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
             let early = std::mem::take(&mut early);
-            stream = originate(stream, early, &tls.client, &tls.name, deadline)
+            let originating = originate(stream, early, &tls.client, &tls.name, deadline);
+            stream = record
+                .span()
+                .attempt("originate", originating)
                 .await
                 .map_err(|error| {
                     let error = format!("TLS with {}: {error}", decision.target);
@@ -130,6 +134,9 @@ impl Way {
                 has_others: tried < order.len(),
             };
             record.proxy(Label::of(proxy));
+            let mut span = record.span().child("tunnel", Kind::Internal);
+            span.text("underpass.proxy", Some(proxy));
+            span.text("underpass.target", Some(&decision.target));
             let headers: Vec<(HeaderName, HeaderValue)> = proxy
                 .headers
                 .iter()
@@ -139,6 +146,7 @@ impl Way {
                 proxy,
                 target: &decision.target,
                 headers: &headers,
+                span: &span,
             };
             match self.tunneler.open(&request, time).await {
                 Ok(tunnel) => {
@@ -147,6 +155,7 @@ impl Way {
                     return Ok(tunnel);
                 }
                 Err(error) => {
+                    span.failed(error.reason(), &error);
                     record.endpoint(endpoint(proxy, error.endpoint()));
                     let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
                     record.answered(error.protocol().into(), code);
