@@ -14,6 +14,8 @@ pub mod connections;
 pub mod label;
 pub mod logging;
 pub mod metrics;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod outcome;
 pub mod record;
 pub mod request;

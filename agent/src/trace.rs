@@ -19,7 +19,7 @@ pub use span::{Finished, Kind, MAX_TEXT, Span, Value};
 /// Takes finished spans. It is called where connections are served, so it must not wait.
 pub trait Sink: fmt::Debug + Send + Sync {
     /// A span has ended.
-    fn take(&self, span: Box<Finished>);
+    fn take(&self, span: Finished);
 }
 
 /// Begins spans, or none where nothing is traced, the default. Clones are the same.
@@ -85,8 +85,8 @@ pub(crate) mod testing {
     }
 
     impl Sink for Kept {
-        fn take(&self, span: Box<Finished>) {
-            self.0.lock().push(*span);
+        fn take(&self, span: Finished) {
+            self.0.lock().push(span);
         }
     }
 

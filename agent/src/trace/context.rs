@@ -23,7 +23,7 @@ pub struct TraceId([u8; 16]);
 
 impl TraceId {
     /// A new one. `None`: the system gives no random numbers.
-    pub(super) fn random() -> Option<Self> {
+    pub(crate) fn random() -> Option<Self> {
         random().map(Self)
     }
 

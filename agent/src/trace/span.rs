@@ -62,7 +62,7 @@ struct Open {
     clock: Clock,
     began: Instant,
     ended: Option<Instant>,
-    finished: Box<Finished>,
+    finished: Finished,
 }
 
 /// What the time was, by both clocks. It is read once for all spans below the first of ours, so that
@@ -129,7 +129,7 @@ impl Span {
             clock,
             began,
             ended: None,
-            finished: Box::new(Finished {
+            finished: Finished {
                 context,
                 parent,
                 name,
@@ -139,7 +139,7 @@ impl Span {
                 attributes: Vec::new(),
                 error: None,
                 link: None,
-            }),
+            },
         })))
     }
 

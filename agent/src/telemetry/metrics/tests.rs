@@ -12,7 +12,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 38] = [
+const EXPECTED: [(&str, &str, &[&str]); 40] = [
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
         "istio_request_duration_milliseconds",
@@ -87,7 +87,11 @@ const EXPECTED: [(&str, &str, &[&str]); 38] = [
         "counter",
         &["result", "source"],
     ),
-    ("underpass_trace_spans_dropped_total", "counter", &["reason"]),
+    (
+        "underpass_trace_spans_dropped_total",
+        "counter",
+        &["reason"],
+    ),
     ("underpass_trace_spans_exported_total", "counter", &[]),
     (
         "underpass_tunnel_establish_duration_seconds",
