@@ -4,6 +4,7 @@
 //! what is refused and what is recorded stand here, in `refused` and in `upstream`. `http1` reads
 //! and answers requests of HTTP/1.1.
 
+mod forward;
 mod http1;
 mod refused;
 mod upstream;

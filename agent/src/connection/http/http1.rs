@@ -8,9 +8,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::forward::can_forward;
 use super::refused::Refused;
 use super::upstream::{Key, Pool, Upstream};
-use super::{KEEP_ALIVE, Requests};
+use super::{KEEP_ALIVE, Requests, Route};
 use crate::connection::Failure;
 use crate::connection::first_bytes::{REJECTION_DEADLINE, last_words};
 use crate::inspect::InspectError;
@@ -170,9 +171,16 @@ impl Session<'_> {
         let route = requests.decide(&mut facts, record).await;
         record.show_on(self.connection);
         let route = route?;
-        let key = Key::of(&route);
         self.check(request)?;
-        let mut pooled = self.pool.take(&key);
+        let forward = match &route {
+            Route::Direct => None,
+            Route::Tunnel(decision) => Some(decision).filter(|it| can_forward(request, it)),
+        };
+        let mut pooled = None;
+        if forward.is_some() {
+            pooled = self.pool.take(&Key::of(&route, true));
+        }
+        pooled = pooled.or_else(|| self.pool.take(&Key::of(&route, false)));
         loop {
             let reused = pooled.is_some();
             let mut upstream = match pooled.take() {
@@ -183,17 +191,29 @@ impl Session<'_> {
                 None => {
                     let arrived = self.requests.arrived();
                     let way = &self.requests.way;
-                    way.reach(&arrived, &route, &mut facts, record).await?
+                    way.reach(&arrived, &route, forward.is_some(), &mut facts, record)
+                        .await?
                 }
             };
             self.check_more(request).await?;
             self.connection
                 .moves(record.traffic() as _, upstream.proxy());
+            let written = match (&upstream.forwarder, forward) {
+                (Some(forwarder), Some(decision)) => {
+                    Some(forwarder.write(request, &self.requests.arrived(), decision))
+                }
+                _ => None,
+            };
+            let request = written.as_ref().unwrap_or(request);
             let exchanged = self.exchange(request, &mut upstream, record).await;
             self.connection.rests();
+            if let Some(forwarder) = &mut upstream.forwarder {
+                forwarder.note(exchanged.as_ref().err(), record);
+            }
             match exchanged {
                 Ok(answered) => {
                     if answered.upstream_persists {
+                        let key = Key::of(&route, upstream.forwarder.is_some());
                         self.pool.put(key, upstream);
                     }
                     return Ok(answered.after);
@@ -202,6 +222,9 @@ impl Session<'_> {
                 Err(ExchangeError::NoAnswer(_))
                     if reused && !record.progress().heard() && request.is_replayable() => {}
                 Err(error) => {
+                    if let (Some(forwarder), Some(decision)) = (&upstream.forwarder, forward) {
+                        return Err(forwarder.refused(&error, decision));
+                    }
                     let who = route.leads_to(&self.requests.origin);
                     return Err(Refused::exchange(&error, &who));
                 }
@@ -236,7 +259,7 @@ impl Session<'_> {
         &mut self,
         request: &Request,
         upstream: &mut Upstream,
-        record: &RequestRecord,
+        record: &mut RequestRecord,
     ) -> Result<Done, ExchangeError> {
         let progress = record.progress();
         let traffic = record.traffic();
@@ -276,6 +299,10 @@ impl Session<'_> {
                 upstream_persists: false,
                 after: After::End,
             });
+        }
+        if let Some(error) = &answered.proxy_error {
+            let error = String::from_utf8_lossy(error);
+            record.refused_by_proxy(&format_args!("the proxy answered by itself: {error}"));
         }
         upstream.stream.finish_on_drop();
         Ok(Done {

@@ -11,9 +11,10 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::outbound::ORIGINATION_DEADLINE;
+use super::super::outbound::{ORIGINATION_DEADLINE, Opened};
 use super::super::{Arrived, Way};
 use super::Route;
+use super::forward::Forwarder;
 use super::refused::Refused;
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
@@ -41,6 +42,8 @@ pub(super) struct Upstream {
     /// Whether it may serve other requests for which policy says the same.
     keep: bool,
     through: Option<OpenTunnel>,
+    /// The proxy that is at its end, if it does not lead to the target.
+    pub(super) forwarder: Option<Forwarder>,
 }
 
 impl Upstream {
@@ -50,6 +53,7 @@ impl Upstream {
             early: Bytes::new(),
             keep,
             through: None,
+            forwarder: None,
         }
     }
 
@@ -67,17 +71,21 @@ impl Upstream {
 }
 
 impl Way {
-    /// A new connection for a request on this route.
+    /// A new connection for a request on this route; `forward`: a proxy may get it as it is.
     pub(super) async fn reach(
         &self,
         arrived: &Arrived,
         route: &Route,
+        forward: bool,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
         match route {
             Route::Direct => self.reach_directly(arrived, true, record.span()).await,
-            Route::Tunnel(decision) => self.reach_by_tunnel(arrived, decision, facts, record).await,
+            Route::Tunnel(decision) => {
+                self.reach_by_proxy(arrived, decision, forward, facts, record)
+                    .await
+            }
         }
     }
 
@@ -104,10 +112,11 @@ impl Way {
         }
     }
 
-    async fn reach_by_tunnel(
+    async fn reach_by_proxy(
         &self,
         arrived: &Arrived,
         decision: &TunnelDecision,
+        forward: bool,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
@@ -116,8 +125,24 @@ impl Way {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Refused::new(failure.flag, status, &failure.error)
         })?;
-        let tunnel = match self.open(arrived, decision, record).await {
-            Ok(opened) => opened,
+        let opened = if forward {
+            self.open_or_connect(arrived, decision, record).await
+        } else {
+            let opened = self.open(arrived, decision, record).await;
+            opened.map(Opened::Tunnel)
+        };
+        let tunnel = match opened {
+            Ok(Opened::Tunnel(tunnel)) => tunnel,
+            Ok(Opened::Line(proxy, line)) => {
+                record.is_forwarded();
+                return Ok(Upstream {
+                    stream: line.stream,
+                    early: Bytes::new(),
+                    keep: true,
+                    through: record.take_tunnel(),
+                    forwarder: Some(Forwarder::new(&proxy, line.endpoint, line.trial)),
+                });
+            }
             Err(error) => {
                 drop(pending);
                 // A refusal is the proxy's decision, not its failure.
@@ -160,6 +185,7 @@ impl Way {
             early,
             keep: true,
             through,
+            forwarder: None,
         })
     }
 }
@@ -168,6 +194,8 @@ impl Way {
 #[derive(Debug)]
 pub(super) enum Key {
     Direct,
+    /// Whatever the target is.
+    Forward(Arc<[RankedProxy]>),
     Tunnel {
         policy: Arc<str>,
         proxies: Arc<[RankedProxy]>,
@@ -177,9 +205,11 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn of(route: &Route) -> Self {
+    /// Of connections for this route; `forward`: of those that end at a proxy.
+    pub(super) fn of(route: &Route, forward: bool) -> Self {
         match route {
             Route::Direct => Self::Direct,
+            Route::Tunnel(decision) if forward => Self::Forward(Arc::clone(&decision.proxies)),
             Route::Tunnel(decision) => Self::Tunnel {
                 policy: Arc::clone(&decision.policy),
                 proxies: Arc::clone(&decision.proxies),
@@ -211,7 +241,10 @@ impl PartialEq for Key {
             },
         ) = (self, other)
         else {
-            return matches!((self, other), (Self::Direct, Self::Direct));
+            return match (self, other) {
+                (Self::Forward(proxies), Self::Forward(other)) => Arc::ptr_eq(proxies, other),
+                _ => matches!((self, other), (Self::Direct, Self::Direct)),
+            };
         };
         let same_tls = match (tls, other_tls) {
             (None, None) => true,

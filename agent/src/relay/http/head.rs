@@ -1,8 +1,10 @@
 //! The heads of messages, checked.
 
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 
 use super::body::Body;
 use crate::inspect::http_head::{MAX_FIELDS, RequestHead, parse_head};
@@ -55,6 +57,10 @@ impl Fields {
             name: Bytes::from_static(name.as_bytes()),
             value: Bytes::copy_from_slice(value.as_bytes()),
         }));
+    }
+
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Field) -> bool) {
+        self.0.retain(keep);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Field> {
@@ -136,7 +142,9 @@ pub struct Request {
     pub(super) fields: Fields,
     framing: Framing,
     host: Option<Host>,
-    form: Form,
+    pub(super) form: Form,
+    /// What a proxy gets besides, if it is for one.
+    pub(super) for_proxy: Option<Arc<[(HeaderName, HeaderValue)]>>,
 }
 
 impl Request {
@@ -172,6 +180,7 @@ impl Request {
             fields,
             host,
             form,
+            for_proxy: None,
         })
     }
 

@@ -237,7 +237,7 @@ fn everything() -> (Registry, Arc<Metrics>) {
         tls: None,
         connect: took(Duration::from_secs(20)),
     };
-    let asked = crate::policy::TunnelProtocol::Http1Connect;
+    let asked = crate::tunnel::Spoken::Http1Connect;
     metrics.proxy.took(PROXY.as_str(), asked, &timings);
     let mut served = ConnectionRecord::begin(&metrics, "10.0.0.1:4000".parse().unwrap());
     served.decided(Decision::Tunnel, Some(Label::fixed("all")), None);
