@@ -41,21 +41,21 @@ impl Sink for Nowhere {
 }
 
 fn tracer(sampler: &str, share: &str) -> Tracer {
-    let sampler = Sampler::parse(sampler, Some(share)).unwrap();
+    let sampler = Sampler::parse(sampler, Some(share)).expect("a sampler");
     Tracer::new(sampler, Arc::new(Nowhere))
 }
 
 /// Allocations for a connection with two requests, one of which tells of a trace.
 fn allocations(tracer: &Tracer, parent: &[u8]) -> usize {
     let before = ALLOCATIONS.get();
-    let src = "10.0.0.1:4000".parse().unwrap();
+    let src = "10.0.0.1:4000".parse().expect("an address");
     let mut trail = Trail::new(tracer.clone(), Instant::now(), src);
     for parents in [&[parent][..], &[]] {
         let mut request = trail.request(parents.iter().copied());
         request.text("underpass.target", Some(format_args!("{src}")));
         request.number("http.response.status_code", 200);
         drop(request.child("tunnel", Kind::Internal));
-        assert!(request.onward().is_none() == !request.is_recorded());
+        assert_eq!(request.onward().is_some(), request.is_recorded());
         drop(black_box(request));
     }
     drop(black_box(trail));

@@ -15,6 +15,7 @@ use crate::sockets::Carrier;
 use crate::telemetry::{
     self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode, TunnelLog,
 };
+use crate::tls::TlsError;
 use crate::trace::{Kind, Span};
 use crate::tunnel::{self, Line, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
@@ -97,7 +98,7 @@ impl Way {
             let originating = originate(stream, early, &tls.client, &tls.name, deadline);
             stream = record
                 .span()
-                .attempt("originate", originating)
+                .attempt("originate", originating, TlsError::reason)
                 .await
                 .map_err(|error| {
                     let error = format!("TLS with {}: {error}", decision.target);
@@ -119,10 +120,10 @@ impl Way {
     ) -> Result<Tunnel, TunnelError> {
         let mut turns = self.turns(decision);
         loop {
-            let (proxy, time) = turns.next(record);
-            match self.open_at(proxy, time, arrived, decision, record).await {
+            let turn = turns.next(decision, record);
+            match self.open_at(&turn, arrived, decision, record).await {
                 Ok(tunnel) => return Ok(tunnel),
-                Err(error) => turns.failed(proxy, error, record)?,
+                Err(error) => turns.failed(turn, error, record)?,
             }
         }
     }
@@ -137,22 +138,21 @@ impl Way {
     ) -> Result<Opened, TunnelError> {
         let mut turns = self.turns(decision);
         loop {
-            let (proxy, time) = turns.next(record);
+            let turn = turns.next(decision, record);
+            let proxy = turn.proxy;
             let opened = match proxy.plain_http {
                 PlainHttp::Connect => self
-                    .open_at(proxy, time, arrived, decision, record)
+                    .open_at(&turn, arrived, decision, record)
                     .await
                     .map(Opened::Tunnel),
                 PlainHttp::AbsoluteForm => {
-                    let mut span = leg("forward", proxy, decision, record);
                     let request = tunnel::Request {
                         proxy,
                         target: &decision.target,
                         headers: &[],
-                        span: &span,
+                        span: &turn.span,
                     };
-                    let line = self.tunneler.connect(&request, time).await;
-                    let line = line.inspect_err(|error| span.failed(error.reason(), error));
+                    let line = self.tunneler.connect(&request, turn.time).await;
                     line.map(|line| {
                         record.endpoint(endpoint(proxy, line.endpoint.as_ref()));
                         Opened::Line(Arc::clone(proxy), line)
@@ -161,29 +161,27 @@ impl Way {
             };
             match opened {
                 Ok(opened) => return Ok(opened),
-                Err(error) => turns.failed(proxy, error, record)?,
+                Err(error) => turns.failed(turn, error, record)?,
             }
         }
     }
 
     async fn open_at(
         &self,
-        proxy: &Arc<Proxy>,
-        time: tunnel::Time,
+        turn: &Turn<'_>,
         arrived: &Arrived,
         decision: &TunnelDecision,
         record: &mut impl TunnelLog,
     ) -> Result<Tunnel, TunnelError> {
+        let proxy = turn.proxy;
         let headers = proxy.headers_for(&arrived.context(decision));
-        let mut span = leg("tunnel", proxy, decision, record);
         let request = tunnel::Request {
             proxy,
             target: &decision.target,
             headers: &headers,
-            span: &span,
+            span: &turn.span,
         };
-        let opened = self.tunneler.open(&request, time).await;
-        let tunnel = opened.inspect_err(|error| span.failed(error.reason(), error))?;
+        let tunnel = self.tunneler.open(&request, turn.time).await?;
         record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
         record.answered(tunnel.spoken.into(), TunnelCode::Status(tunnel.code));
         Ok(tunnel)
@@ -278,9 +276,16 @@ struct Turns<'a> {
     deadline: Instant,
 }
 
+/// A proxy that is tried.
+struct Turn<'a> {
+    proxy: &'a Arc<Proxy>,
+    time: tunnel::Time,
+    span: Span,
+}
+
 impl<'a> Turns<'a> {
     /// The proxy whose turn it is; there is one, unless the last one [failed](Self::failed).
-    fn next(&mut self, record: &mut impl TunnelLog) -> (&'a Arc<Proxy>, tunnel::Time) {
+    fn next(&mut self, decision: &TunnelDecision, record: &mut impl TunnelLog) -> Turn<'a> {
         let proxy = self.order[self.tried];
         self.tried += 1;
         record.proxy(Label::of(proxy));
@@ -288,16 +293,23 @@ impl<'a> Turns<'a> {
             deadline: self.deadline,
             has_others: self.tried < self.order.len(),
         };
-        (proxy, time)
+        let mut span = record.span().child("tunnel", Kind::Internal);
+        span.text("underpass.proxy", Some(proxy));
+        span.text("underpass.target", Some(&decision.target));
+        Turn { proxy, time, span }
     }
 
     /// The proxy that was tried gave nothing. Gives the error back if no other is to be tried.
     fn failed(
         &self,
-        proxy: &Proxy,
+        turn: Turn<'_>,
         error: TunnelError,
         record: &mut impl TunnelLog,
     ) -> Result<(), TunnelError> {
+        let Turn {
+            proxy, mut span, ..
+        } = turn;
+        span.failed(error.reason(), &error);
         record.endpoint(endpoint(proxy, error.endpoint()));
         let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
         record.answered(error.spoken().into(), code);
@@ -309,19 +321,6 @@ impl<'a> Turns<'a> {
         tracing::info!(%error, "trying the next proxy");
         Ok(())
     }
-}
-
-/// The span of the way to a proxy, or through it.
-fn leg(
-    name: &'static str,
-    proxy: &Proxy,
-    decision: &TunnelDecision,
-    record: &mut impl TunnelLog,
-) -> Span {
-    let mut span = record.span().child(name, Kind::Internal);
-    span.text("underpass.proxy", Some(proxy));
-    span.text("underpass.target", Some(&decision.target));
-    span
 }
 
 /// The flag of a tunnel that could not be opened.

@@ -50,6 +50,10 @@ impl Fields {
         Self(fields.iter().map(field).collect())
     }
 
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Field) -> bool) {
+        self.0.retain(keep);
+    }
+
     /// Has one field of this name, with this value, or none.
     fn set(&mut self, name: &'static str, value: Option<&str>) {
         self.0.retain(|field| !field.is(name));
@@ -57,10 +61,6 @@ impl Fields {
             name: Bytes::from_static(name.as_bytes()),
             value: Bytes::copy_from_slice(value.as_bytes()),
         }));
-    }
-
-    pub(super) fn retain(&mut self, keep: impl FnMut(&Field) -> bool) {
-        self.0.retain(keep);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Field> {
