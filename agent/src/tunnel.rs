@@ -42,7 +42,7 @@ pub use dial::DialError;
 pub use error::{Cause, Side, TunnelError};
 pub use forward::{Line, Trial};
 pub use observer::{NoObserver, Observer, Place, Spoken};
-pub use stream::{Stream, originate};
+pub use stream::{Early, Stream, originate};
 pub use timings::{Timings, Took};
 pub use upstream::NotMade;
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::forward::can_forward;
 use super::refused::Refused;
-use super::upstream::{Key, Pool, Upstream};
+use super::upstream::{Key, Pool, Upstream, Wanted};
 use super::{KEEP_ALIVE, Requests, Route};
 use crate::connection::Failure;
 use crate::connection::first_bytes::{REJECTION_DEADLINE, last_words};
@@ -21,8 +21,11 @@ use crate::relay::http::{
 };
 use crate::relay::{Shared, broken, relay};
 use crate::sockets::Carrier;
-use crate::telemetry::{ConnectionRecord, RequestRecord, ResponseFlag, TunnelLog as _};
+use crate::telemetry::{RequestRecord, ResponseFlag, TunnelLog as _};
 use crate::trace::{Onward, TRACEPARENT};
+
+/// The protocol that is spoken to targets (RFC 7301 section 6).
+const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// What comes after a request.
 enum After {
@@ -39,7 +42,6 @@ struct Session<'a> {
     requests: Requests,
     socket: &'a TcpStream,
     input: Input<Shared<'a>>,
-    connection: &'a mut ConnectionRecord,
     pool: Pool,
 }
 
@@ -48,13 +50,11 @@ pub(super) async fn serve(
     requests: Requests,
     workload: &TcpStream,
     early: Bytes,
-    record: &mut ConnectionRecord,
 ) -> Result<(), Failure> {
     let mut session = Session {
         requests,
         socket: workload,
         input: Input::new(Shared(workload), early),
-        connection: record,
         pool: Pool::default(),
     };
     session.run().await
@@ -169,7 +169,7 @@ impl Session<'_> {
         let requests = &self.requests;
         let mut facts = requests.facts(request.host());
         let route = requests.decide(&mut facts, record).await;
-        record.show_on(self.connection);
+        record.show_on(&requests.live);
         let route = route?;
         self.check(request)?;
         let forward = match &route {
@@ -191,13 +191,16 @@ impl Session<'_> {
                 None => {
                     let arrived = self.requests.arrived();
                     let way = &self.requests.way;
-                    way.reach(&arrived, &route, forward.is_some(), &mut facts, record)
+                    let wanted = Wanted {
+                        forward: forward.is_some(),
+                        protocols: ALPN,
+                    };
+                    way.reach(&arrived, &route, wanted, &mut facts, record)
                         .await?
                 }
             };
             self.check_more(request).await?;
-            self.connection
-                .moves(record.traffic() as _, upstream.proxy());
+            let moving = record.moves(&self.requests.live, upstream.proxy());
             let written = match (&upstream.forwarder, forward) {
                 (Some(forwarder), Some(decision)) => {
                     Some(forwarder.write(request, &self.requests.arrived(), decision))
@@ -206,7 +209,7 @@ impl Session<'_> {
             };
             let request = written.as_ref().unwrap_or(request);
             let exchanged = self.exchange(request, &mut upstream, record).await;
-            self.connection.rests();
+            drop(moving);
             if let Some(forwarder) = &mut upstream.forwarder {
                 forwarder.note(exchanged.as_ref().err(), record);
             }

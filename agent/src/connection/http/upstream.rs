@@ -24,14 +24,11 @@ use crate::tls::{ClientTls, TlsError};
 use crate::trace::Span;
 use crate::tunnel::{Stream, Tunnel, originate};
 
-/// The protocol that is spoken to targets (RFC 7301 section 6).
-const ALPN: &[&[u8]] = &[b"http/1.1"];
-
 /// How many idle connections one connection of a workload may have.
-const MAX_IDLE: usize = 8;
+pub(super) const MAX_IDLE: usize = 8;
 
 /// How long an idle connection is kept.
-const KEEP_IDLE: Duration = Duration::from_secs(90);
+pub(super) const KEEP_IDLE: Duration = Duration::from_secs(90);
 
 /// A connection to a target, direct or through a tunnel.
 #[derive(Debug)]
@@ -42,6 +39,8 @@ pub(super) struct Upstream {
     /// Whether it may serve other requests for which policy says the same.
     keep: bool,
     through: Option<OpenTunnel>,
+    /// Whether TLS is spoken with the target.
+    pub(super) is_encrypted: bool,
     /// The proxy that is at its end, if it does not lead to the target.
     pub(super) forwarder: Option<Forwarder>,
 }
@@ -53,8 +52,19 @@ impl Upstream {
             early: Bytes::new(),
             keep,
             through: None,
+            is_encrypted: false,
             forwarder: None,
         }
+    }
+
+    /// Whether it may serve other requests for which policy says the same.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keep
+    }
+
+    /// Its tunnel, if it goes through one.
+    pub(super) fn into_parts(self) -> (Stream, Bytes, Option<OpenTunnel>) {
+        (self.stream, self.early, self.through)
     }
 
     /// Writes down that a request uses it again.
@@ -70,20 +80,29 @@ impl Upstream {
     }
 }
 
+/// What is wanted of a new connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    /// A proxy may get requests as they are.
+    pub(super) forward: bool,
+    /// The protocols of which a target of TLS may choose (ALPN).
+    pub(super) protocols: &'a [&'a [u8]],
+}
+
 impl Way {
-    /// A new connection for a request on this route; `forward`: a proxy may get it as it is.
+    /// A new connection for a request on this route.
     pub(super) async fn reach(
         &self,
         arrived: &Arrived,
         route: &Route,
-        forward: bool,
+        wanted: Wanted<'_>,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
         match route {
             Route::Direct => self.reach_directly(arrived, true, record.span()).await,
             Route::Tunnel(decision) => {
-                self.reach_by_proxy(arrived, decision, forward, facts, record)
+                self.reach_by_proxy(arrived, decision, wanted, facts, record)
                     .await
             }
         }
@@ -116,7 +135,7 @@ impl Way {
         &self,
         arrived: &Arrived,
         decision: &TunnelDecision,
-        forward: bool,
+        wanted: Wanted<'_>,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
@@ -125,7 +144,7 @@ impl Way {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Refused::new(failure.flag, status, &failure.error)
         })?;
-        let opened = if forward {
+        let opened = if wanted.forward {
             self.open_or_connect(arrived, decision, record).await
         } else {
             let opened = self.open(arrived, decision, record).await;
@@ -140,6 +159,7 @@ impl Way {
                     early: Bytes::new(),
                     keep: true,
                     through: record.take_tunnel(),
+                    is_encrypted: false,
                     forwarder: Some(Forwarder::new(&proxy, line.endpoint, line.trial)),
                 });
             }
@@ -164,7 +184,7 @@ impl Way {
         } = tunnel;
         if let Some(tls) = &decision.tls {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
-            let client = tls.client.offering(ALPN);
+            let client = tls.client.offering(wanted.protocols);
             let early = std::mem::take(&mut early);
             let originating = originate(stream, early, &client, &tls.name, deadline);
             stream = record
@@ -185,13 +205,14 @@ impl Way {
             early,
             keep: true,
             through,
+            is_encrypted: decision.tls.is_some(),
             forwarder: None,
         })
     }
 }
 
 /// What a connection is good for: requests for which policy says just the same.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Key {
     Direct,
     /// Whatever the target is.
@@ -298,6 +319,14 @@ impl Pool {
             upstream,
             until: Instant::now() + KEEP_IDLE,
         });
+    }
+
+    /// Drops those that have come to their end by now.
+    pub(super) fn prune(&mut self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let now = Instant::now();
+        self.0
+            .retain_mut(|idle| idle.until > now && !idle.has_ended(&mut cx));
     }
 
     /// Drops those that their peers end, or that have been idle too long. Never ends.
