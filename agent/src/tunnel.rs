@@ -159,8 +159,7 @@ impl Tunneler {
             } = &mut step;
             // On the heap: all ways to a tunnel together are large, and soon behind it.
             let opening = Box::pin(turn.open(request, *deadline, attempt)).await;
-            walk.took(attempt);
-            attempt.tell(request.span, opening.as_ref().err());
+            walk.took(attempt, opening.as_ref().err());
             match opening {
                 Ok((stream, opened)) => {
                     let Try { turn, attempt, .. } = step;
@@ -195,7 +194,7 @@ impl Tunneler {
                 attempt,
             } = &mut step;
             let connecting = Box::pin(turn.connect(*deadline, attempt)).await;
-            walk.took(attempt);
+            walk.took(attempt, connecting.as_ref().err());
             match connecting {
                 Ok(stream) => {
                     let Try { turn, attempt, .. } = step;

@@ -15,6 +15,7 @@ use crate::sockets::Carrier;
 use crate::telemetry::{
     self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode, TunnelLog,
 };
+use crate::tls::TlsError;
 use crate::trace::{Kind, Span};
 use crate::tunnel::{self, Line, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
@@ -97,7 +98,7 @@ impl Way {
             let originating = originate(stream, early, &tls.client, &tls.name, deadline);
             stream = record
                 .span()
-                .attempt("originate", originating)
+                .attempt("originate", originating, TlsError::reason)
                 .await
                 .map_err(|error| {
                     let error = format!("TLS with {}: {error}", decision.target);

@@ -72,10 +72,11 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// How long a try took, good or bad.
-    pub(super) fn took(&self, attempt: &Attempt) {
+    /// How long a try took, and what went wrong with it if anything did.
+    pub(super) fn took(&self, attempt: &Attempt, cause: Option<&Cause>) {
         self.observer
             .took(&self.label, attempt.spoken, &attempt.timings);
+        attempt.tell(self.request.span, cause);
     }
 
     /// A try failed.
