@@ -27,6 +27,7 @@ mod proxy_url;
 mod rule;
 mod schema;
 mod source;
+mod target;
 #[cfg(test)]
 mod testing;
 mod workloads;
@@ -54,4 +55,8 @@ pub use proxy::{
 pub use proxy_url::ProxyUrlError;
 pub use schema::{CustomResource, custom_resources};
 pub use source::{LoadError, Loaded, Paths, Sources, load};
+pub use target::{
+    HttpRoute, HttpRoutes, HttpSettings, Outliers, PathMatch, Retries, RetryOn, RouteMatch,
+    TargetPolicy, TargetSettings,
+};
 pub use workloads::View;

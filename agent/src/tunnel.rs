@@ -34,6 +34,7 @@ use crate::dns::Resolver;
 use crate::name::Target;
 use crate::policy::Proxy;
 use crate::sockets::SocketFactory;
+use crate::trace::Span;
 use upstream::Upstream;
 use walk::{Try, Walk};
 
@@ -42,7 +43,7 @@ pub use error::{Cause, Side, TunnelError};
 pub use forward::{Line, Trial};
 pub use observer::{NoObserver, Observer, Place, Spoken};
 pub use stream::{Stream, originate};
-pub use timings::Timings;
+pub use timings::{Timings, Took};
 pub use upstream::NotMade;
 
 /// Limits of opening a tunnel.
@@ -163,6 +164,7 @@ impl Tunneler {
             // On the heap: all ways to a tunnel together are large, and soon behind it.
             let opening = Box::pin(turn.open(request, *deadline, attempt)).await;
             walk.took(attempt);
+            attempt.tell(request.span, opening.as_ref().err());
             match opening {
                 Ok((stream, opened)) => {
                     let Try { turn, attempt, .. } = step;
@@ -233,6 +235,8 @@ pub struct Request<'a> {
     pub target: &'a Target,
     /// What goes to the proxy with the request, see [`connect::request`].
     pub headers: &'a [(HeaderName, HeaderValue)],
+    /// Below which each phase of each try is told.
+    pub span: &'a Span,
 }
 
 /// How long opening a tunnel may take.
@@ -274,6 +278,30 @@ struct Attempt {
     endpoint: Option<Arc<str>>,
     spoken: Spoken,
     timings: Timings,
+}
+
+impl Attempt {
+    /// Tells its phases, of which the last one failed if there is a cause.
+    fn tell(&self, span: &Span, cause: Option<&Cause>) {
+        if !span.is_recorded() {
+            return;
+        }
+        let mut phases = self.timings.phases().peekable();
+        while let Some((name, took)) = phases.next() {
+            let mut phase = span.past(name, took.start.into_std(), took.time);
+            phase.text("underpass.proxy.endpoint", self.endpoint.as_deref());
+            if name != "dns" {
+                phase.text("network.peer.address", self.address.map(|addr| addr.ip()));
+                phase.number(
+                    "network.peer.port",
+                    self.address.map(|addr| addr.port().into()),
+                );
+            }
+            if let Some(cause) = cause.filter(|_| phases.peek().is_none()) {
+                phase.failed(cause.reason(), cause);
+            }
+        }
+    }
 }
 
 /// An open tunnel.

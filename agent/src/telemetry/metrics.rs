@@ -12,6 +12,7 @@ mod policy;
 mod process;
 mod proxy;
 mod target;
+mod traces;
 
 use prometheus::core::Collector;
 use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
@@ -25,6 +26,7 @@ pub use limits::LimitMetrics;
 pub use policy::PolicyMetrics;
 pub use proxy::{ActiveGuard, ProxyMetrics};
 pub(crate) use target::{TargetMetrics, target_values};
+pub use traces::TraceMetrics;
 
 /// All metrics of the agent, registered in one registry.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct Metrics {
     pub policy: PolicyMetrics,
     /// Proxies and tunnels.
     pub proxy: ProxyMetrics,
+    /// Spans.
+    pub traces: TraceMetrics,
     /// Targets, under Istio's names.
     pub(crate) target: TargetMetrics,
     /// Requests to them, likewise.
@@ -63,11 +67,21 @@ impl Metrics {
                 option_env!("UNDERPASS_REVISION").unwrap_or("unknown"),
             ])
             .set(1);
+        // The panel of Istio's mesh dashboard that says what is installed in which version.
+        gauges(
+            registry,
+            "istio_build",
+            "Always 1; the same under Istio's name and labels.",
+            &["component", "tag"],
+        )?
+        .with_label_values(&["underpass", env!("CARGO_PKG_VERSION")])
+        .set(1);
         Ok(Self {
             capture: CaptureMetrics::new(registry)?,
             limits: LimitMetrics::new(registry)?,
             policy: PolicyMetrics::new(registry)?,
             proxy: ProxyMetrics::new(registry)?,
+            traces: TraceMetrics::new(registry)?,
             target: TargetMetrics::new(registry)?,
             http: http::HttpMetrics::new(registry)?,
             bytes: bytes::ByteMetrics::new(registry, ConnectionTable::default())?,

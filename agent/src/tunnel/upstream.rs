@@ -26,7 +26,7 @@ use self::multiplexed::Dialer;
 use super::connect::{self, Opened};
 use super::http2::{Method, NoConnection, Pool, PoolConfig, PoolError, TunnelRequest};
 use super::observer::Observer;
-use super::timings::timed;
+use super::timings::{Took, timed};
 use super::{Attempt, Cause, Request, Spoken, Stream};
 use crate::dns::Resolver;
 use crate::policy::{Proxy, TunnelProtocol};
@@ -260,7 +260,7 @@ impl Upstream {
         if !opened.reused {
             attempt.timings = opened.info.timings;
         }
-        attempt.timings.connect = Some(opened.took);
+        attempt.timings.connect = Some(Took::until_now(opened.took));
         let code = opened.code;
         let early = bytes::Bytes::new();
         Ok((opened.stream.into(), Opened { code, early }))

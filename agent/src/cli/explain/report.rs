@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use super::destination::{Assumed, Destination};
+use super::target::Shown;
 use crate::policy::{
     Decision, Explanation, Fallback, NameSource, PlainHttp, RankedProxy, TargetSource,
     TunnelDecision,
@@ -35,6 +36,7 @@ impl Report<'_> {
             "captured": self.explanation.captured,
             "service": self.explanation.service.as_deref(),
             "note": verdict.note.as_ref().map(ToString::to_string),
+            "target_policy": verdict.target.as_deref().map(|target| Shown(target).to_json()),
             "considered": self.explanation.considered,
         });
         let decision = match &verdict.decision {
@@ -183,6 +185,9 @@ impl fmt::Display for Report<'_> {
                 writeln!(f, "  decision:       Tunnel, by {}", tunnel.policy)?;
                 self.tunnel(tunnel, f)?;
             }
+        }
+        if let Some(target) = &verdict.target {
+            write!(f, "{}", Shown(target))?;
         }
         if let Some(note) = &verdict.note {
             writeln!(f, "  note:           {note}")?;

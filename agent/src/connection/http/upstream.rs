@@ -19,8 +19,9 @@ use super::refused::Refused;
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
 use crate::telemetry::request::OpenTunnel;
-use crate::telemetry::{self, Label, RequestRecord, ResponseFlag};
+use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelLog as _};
 use crate::tls::ClientTls;
+use crate::trace::Span;
 use crate::tunnel::{Stream, Tunnel, originate};
 
 /// The protocol that is spoken to targets (RFC 7301 section 6).
@@ -80,7 +81,7 @@ impl Way {
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
         match route {
-            Route::Direct => self.reach_directly(arrived, true).await,
+            Route::Direct => self.reach_directly(arrived, true, record.span()).await,
             Route::Tunnel(decision) => {
                 self.reach_by_proxy(arrived, decision, forward, facts, record)
                     .await
@@ -88,9 +89,15 @@ impl Way {
         }
     }
 
-    async fn reach_directly(&self, arrived: &Arrived, keep: bool) -> Result<Upstream, Refused> {
+    async fn reach_directly(
+        &self,
+        arrived: &Arrived,
+        keep: bool,
+        span: &Span,
+    ) -> Result<Upstream, Refused> {
         let dst = arrived.dst;
-        match timeout(self.direct_deadline, self.sockets.connect(dst.0)).await {
+        let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
+        match span.around("direct", connecting).await {
             Ok(Ok(stream)) => Ok(Upstream::direct(stream.into(), keep)),
             Ok(Err(error)) => Err(Refused::new(
                 ResponseFlag::UpstreamFailure,
@@ -146,7 +153,7 @@ impl Way {
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Direct, by);
                 // The next request is to find out anew whether the proxy is there.
-                return self.reach_directly(arrived, false).await;
+                return self.reach_directly(arrived, false, record.span()).await;
             }
         };
         let through = record.take_tunnel();
@@ -159,7 +166,10 @@ impl Way {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
             let client = tls.client.offering(ALPN);
             let early = std::mem::take(&mut early);
-            stream = originate(stream, early, &client, &tls.name, deadline)
+            let originating = originate(stream, early, &client, &tls.name, deadline);
+            stream = record
+                .span()
+                .attempt("originate", originating)
                 .await
                 .map_err(|error| {
                     Refused::new(

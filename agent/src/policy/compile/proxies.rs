@@ -40,7 +40,7 @@ pub(super) struct Proxies<'a> {
     /// Those of DestinationRules.
     settings: &'a [TlsSetting],
     settings_by_host: &'a HostTable<usize>,
-    traffic: Traffic<'a>,
+    traffic: &'a Traffic<'a>,
     described: HashMap<String, Described<'a>>,
     made: Vec<Arc<Proxy>>,
     /// Hosts that turned out to be proxies.
@@ -78,6 +78,7 @@ impl<'a> Proxies<'a> {
         tls: TlsConfigs<'a>,
         settings: &'a [TlsSetting],
         settings_by_host: &'a HostTable<usize>,
+        traffic: &'a Traffic<'a>,
     ) -> Self {
         let mut described = HashMap::new();
         for document in &documents.services {
@@ -107,7 +108,7 @@ impl<'a> Proxies<'a> {
             tls,
             settings,
             settings_by_host,
-            traffic: Traffic::new(documents),
+            traffic,
             described,
             made: Vec::new(),
             hosts: HashSet::new(),
@@ -188,7 +189,7 @@ impl<'a> Proxies<'a> {
                 .map_err(|reason| (at("healthCheck.interval"), reason))?,
             settings: ProxySettings {
                 warm: wanted.warm,
-                ..self.traffic.settings(&names)
+                ..self.traffic.settings(&names, port)
             },
         })
     }

@@ -11,7 +11,7 @@ use prometheus::{
 };
 
 use crate::telemetry::label::Label;
-use crate::telemetry::outcome::{Phase, TunnelCode, TunnelProtocol};
+use crate::telemetry::outcome::{TunnelCode, TunnelProtocol};
 use crate::tunnel::{Observer, Place, Spoken, Timings};
 
 use super::{counters, gauges, register};
@@ -235,17 +235,10 @@ impl Observer for ProxyMetrics {
 
     fn took(&self, proxy: &str, spoken: Spoken, timings: &Timings) {
         let protocol = TunnelProtocol::from(spoken);
-        for (phase, took) in [
-            (Phase::Dns, timings.dns),
-            (Phase::Tcp, timings.tcp),
-            (Phase::Tls, timings.tls),
-            (Phase::Connect, timings.connect),
-        ] {
-            if let Some(took) = took {
-                self.establish
-                    .with_label_values(&[proxy, protocol.as_str(), phase.as_str()])
-                    .observe(took.as_secs_f64());
-            }
+        for (phase, took) in timings.phases() {
+            self.establish
+                .with_label_values(&[proxy, protocol.as_str(), phase])
+                .observe(took.time.as_secs_f64());
         }
     }
 }

@@ -17,6 +17,7 @@ use super::*;
 use crate::name::Target;
 use crate::policy::{self, Credentials, Ejection, ProxySettings};
 use crate::sockets::PlainSockets;
+use crate::trace::Span;
 use crate::tunnel::{Place, Time, Timings, Tunnel, TunnelConfig, TunnelError, Tunneler};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
@@ -106,6 +107,7 @@ impl World {
             proxy,
             target: &target,
             headers: &[],
+            span: &Span::none(),
         };
         let time = Time {
             deadline: self.tunneler.deadline(),
