@@ -330,7 +330,7 @@ pub(super) fn flag(error: &TunnelError) -> ResponseFlag {
         "connect_timeout" | "dial_timeout" | "ping_timeout" | "pool_timeout"
         | "settings_timeout" | "tcp_timeout" | "tls_timeout" => ResponseFlag::UpstreamTimeout,
         "malformed" | "no_http2" => ResponseFlag::UpstreamProtocol,
-        "pool_busy" | "too_many_connections" => ResponseFlag::Overflow,
+        "pool_busy" | "too_many_connections" | "too_many_pending" => ResponseFlag::Overflow,
         _ => ResponseFlag::UpstreamFailure,
     }
 }
