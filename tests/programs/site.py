@@ -3,6 +3,7 @@
     POST /sum      the length and SHA-256 of the body, its framing, and the trailers
     GET /bytes/N   N zeros, in chunks
     GET /short     less than it promises, and then a reset
+    GET /cut       less than it promises, and then the end
     GET /none      no answer at all
     GET /hints     103, then 200
     GET /status/N  that status, without a body
@@ -35,6 +36,7 @@ class Handler(socketserver.StreamRequestHandler):
         if not line:
             return False
         self.method, path, _ = line.split(" ")
+        path = path.partition("?")[0]
         raw = []
         while (field := self.rfile.readline().decode("latin-1").rstrip("\r\n")):
             raw.append(field)
@@ -58,6 +60,9 @@ class Handler(socketserver.StreamRequestHandler):
             # What was written first has to be there first.
             self.rfile.readline()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            return False
+        elif path == "/cut":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
             return False
         elif path == "/none":
             return False
@@ -114,6 +119,7 @@ class Handler(socketserver.StreamRequestHandler):
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
+    address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 
 
 Server((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
