@@ -21,12 +21,13 @@ use crate::dns::Resolver;
 use crate::inspect::{self, Form, Seen};
 use crate::limits::{Admission, Refusal};
 use crate::name::OriginalDst;
-use crate::policy::{self, Facts, Policy, Verdict, View};
+use crate::policy::{self, Facts, HeaderContext, Policy, Verdict, View};
 use crate::relay::Timeouts;
 use crate::sockets::{SocketFactory, finish_on_close};
 use crate::telemetry::{
-    self, ConnectionRecord, Deduction, Inspection, Label, Metrics, ResponseFlag,
+    self, ConnectionRecord, Deduction, Inspection, Label, Metrics, ResponseFlag, TunnelLog as _,
 };
+use crate::trace::Tracer;
 use crate::tunnel::Tunneler;
 use crate::workload::Workload;
 
@@ -45,6 +46,7 @@ pub(crate) struct Way {
     pub(crate) sockets: Arc<dyn SocketFactory>,
     pub(crate) tunneler: Tunneler,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tracer: Tracer,
     pub(crate) inspection: inspect::Limits,
     pub(crate) relay: Timeouts,
     /// For the TCP handshake of a direct connection.
@@ -70,7 +72,7 @@ impl Failure {
 
 impl Way {
     /// Carries a connection to its end. When `cut` is cancelled, it ends at once.
-    pub(crate) async fn serve(&self, accepted: Accepted, cut: &CancellationToken) {
+    pub(crate) async fn serve(self: &Arc<Self>, accepted: Accepted, cut: &CancellationToken) {
         let mut record = self.begin(&accepted);
         // It came to be reset when it is closed, whatever happens, a crash of the agent included:
         // only a relay that saw the end of both directions may let the workload believe that it
@@ -112,6 +114,7 @@ impl Way {
 
     fn begin(&self, accepted: &Accepted) -> ConnectionRecord {
         let mut record = ConnectionRecord::begin(&self.metrics, accepted.client);
+        record.traced(&self.tracer, accepted.at);
         record.captured(
             accepted.original_dst,
             Some(accepted.pid),
@@ -121,7 +124,7 @@ impl Way {
     }
 
     async fn carry(
-        &self,
+        self: &Arc<Self>,
         workload: &mut TcpStream,
         origin: Origin,
         record: &mut ConnectionRecord,
@@ -162,7 +165,8 @@ impl Way {
         } else {
             self.metrics.policy.inspected(Inspection::Skipped);
         }
-        let verdict = self.judge(&policy, &mut facts, &view).await;
+        let judging = self.judge(&policy, &mut facts, &view);
+        let verdict = record.span().around("policy", judging).await;
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
@@ -239,4 +243,15 @@ struct Arrived {
     /// Read already.
     bytes: Bytes,
     speaks_tls: bool,
+}
+
+impl Arrived {
+    /// What fields for a proxy may tell of it.
+    fn context<'a>(&'a self, decision: &'a policy::TunnelDecision) -> HeaderContext<'a> {
+        HeaderContext {
+            workload: &self.who,
+            target: &decision.target,
+            original_dst: self.dst,
+        }
+    }
 }

@@ -27,6 +27,7 @@ mod proxy_url;
 mod rule;
 mod schema;
 mod source;
+mod target;
 #[cfg(test)]
 mod testing;
 mod workloads;
@@ -48,10 +49,14 @@ pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
 pub use problem::Problem;
 pub use proxy::{
-    Balance, Credentials, Ejection, Endpoint, InvalidCredentials, Proxy, ProxySettings,
+    Balance, Credentials, Ejection, Endpoint, InvalidCredentials, PlainHttp, Proxy, ProxySettings,
     RankedProxy, TunnelProtocol,
 };
 pub use proxy_url::ProxyUrlError;
 pub use schema::{CustomResource, custom_resources};
 pub use source::{LoadError, Loaded, Paths, Sources, load};
+pub use target::{
+    HttpRoute, HttpRoutes, HttpSettings, Outliers, PathMatch, Retries, RetryOn, RouteMatch,
+    TargetPolicy, TargetSettings,
+};
 pub use workloads::View;

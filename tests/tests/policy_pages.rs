@@ -210,11 +210,11 @@ fn every_field_is_on_its_page() {
                     "spec.trafficPolicy.tunnel.proxy",
                 );
                 described_elsewhere(&mut fields, beside, inside, &own);
-                let (port, all) = (
-                    "spec.trafficPolicy.portLevelSettings[].tls.",
-                    "spec.trafficPolicy.tls.",
-                );
-                described_elsewhere(&mut fields, port, all, &own);
+                for what in ["tls", "connectionPool", "loadBalancer", "outlierDetection"] {
+                    let port = format!("spec.trafficPolicy.portLevelSettings[].{what}.");
+                    let all = format!("spec.trafficPolicy.{what}.");
+                    described_elsewhere(&mut fields, &port, &all, &own);
+                }
             }
             "Tunnel" => {
                 described_elsewhere(&mut fields, "spec.proxies[].", "spec.proxy.", &own);

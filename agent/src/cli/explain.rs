@@ -2,6 +2,7 @@
 
 mod destination;
 mod report;
+mod target;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

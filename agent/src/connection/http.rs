@@ -1,40 +1,36 @@
-//! A connection of plain HTTP/1.1: every request has a decision, a target and a record of its own.
+//! Connections of plain HTTP: every request has a decision, a target and a record of its own.
+//!
+//! What a request is does not depend on how it is written: what is known of it, what policy says,
+//! what is refused and what is recorded stand here, in `refused` and in `upstream`. `http1` reads
+//! and answers requests of HTTP/1.1.
 
+mod forward;
+mod http1;
 mod refused;
 mod upstream;
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use super::first_bytes::{REJECTION_DEADLINE, claim, last_words};
+use super::first_bytes::claim;
 use super::outbound::target_source;
 use super::{Arrived, Failure, InForce, Origin, Way};
-use crate::inspect::{InspectError, Source};
+use crate::inspect::Source;
+use crate::name::Host;
 use crate::policy::{self, Facts, TunnelDecision, View};
-use crate::relay::http::{
-    Body, Client, ExchangeError, Framing, Input, Patience, Request, exchange, next_request,
-    own_answer,
-};
-use crate::relay::{Shared, broken, relay};
-use crate::sockets::Carrier;
 use crate::telemetry::request::Captured;
 use crate::telemetry::{
-    self, ConnectionRecord, Deduction, Destination, Label, RequestRecord, ResponseFlag,
+    self, ConnectionRecord, Deduction, Destination, Label, RequestRecord, Trail, TunnelLog as _,
 };
+use crate::workload::Workload;
 use refused::Refused;
-use upstream::{Key, Pool, Upstream};
 
 /// How long a connection is kept for the next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
-
-/// The protocol that is spoken to targets (RFC 7301 section 6).
-const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// Where a request goes.
 #[derive(Clone, Debug)]
@@ -43,227 +39,87 @@ enum Route {
     Tunnel(TunnelDecision),
 }
 
-/// What comes after a request.
-enum After {
-    /// The end of the connection, which its peers have seen.
-    End,
-    /// The end of the connection, of which the workload has still to be told.
-    Close,
-    /// Another request.
-    Next,
+impl Route {
+    /// Whom it leads to, for messages.
+    fn leads_to(&self, origin: &Origin) -> String {
+        match self {
+            Self::Direct => origin.dst.to_string(),
+            Self::Tunnel(decision) => decision.target.to_string(),
+        }
+    }
 }
 
-/// One connection of a workload.
-struct Session<'a> {
-    way: &'a Way,
-    socket: &'a TcpStream,
-    input: Input<Shared<'a>>,
+/// What the requests of one connection have in common.
+struct Requests {
+    way: Arc<Way>,
     origin: Origin,
-    /// What has arrived is in `input`.
-    arrived: Arrived,
     captured: Captured,
-    connection: &'a mut ConnectionRecord,
+    trail: Mutex<Trail>,
+    outlook: Mutex<Outlook>,
+}
+
+/// Policy, and what it looks like from the workload.
+#[derive(Clone)]
+struct Outlook {
     policy: Arc<InForce>,
+    who: Arc<Workload>,
     view: Arc<View>,
-    pool: Pool,
 }
 
 impl Way {
     /// Serves a connection whose first bytes are the head of a request.
     pub(super) async fn requests(
-        &self,
+        self: &Arc<Self>,
         workload: &TcpStream,
-        mut arrived: Arrived,
+        arrived: Arrived,
         origin: Origin,
         (policy, view): (Arc<InForce>, Arc<View>),
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         record.by_request();
-        let early = std::mem::take(&mut arrived.bytes);
-        let mut session = Session {
-            way: self,
-            socket: workload,
-            input: Input::new(Shared(workload), early),
-            policy,
-            view,
+        let requests = Requests {
+            way: Arc::clone(self),
             origin,
             captured: origin.seen_from(record),
-            arrived,
-            connection: record,
-            pool: Pool::default(),
+            trail: Mutex::new(std::mem::take(record.trail())),
+            outlook: Mutex::new(Outlook {
+                policy,
+                who: arrived.who,
+                view,
+            }),
         };
         // On the heap: a tunnel of bytes has no use for the room.
-        Box::pin(session.run()).await
+        Box::pin(http1::serve(requests, workload, arrived.bytes, record)).await
     }
 }
 
-impl Session<'_> {
-    async fn run(&mut self) -> Result<(), Failure> {
-        loop {
-            let after = match self.next().await {
-                Ok(None) => return Ok(()),
-                Ok(Some(request)) => Box::pin(self.serve(&request)).await?,
-                Err(InspectError::Read(error)) => {
-                    let error = format!("reading from the workload failed: {error}");
-                    return Err(Failure::new(ResponseFlag::DownstreamClosed, error));
-                }
-                Err(error) => self.reject(&error).await?,
-            };
-            match after {
-                After::Next => {}
-                After::End => return Ok(()),
-                After::Close => {
-                    last_words(self.socket, b"").await;
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// The next request, or the end. Connections to targets are given up meanwhile as they end.
-    async fn next(&mut self) -> Result<Option<Request>, InspectError> {
-        let patience = Patience {
-            idle: KEEP_ALIVE,
-            head: self.way.inspection.rest,
-        };
-        let pool = &mut self.pool;
-        tokio::select! {
-            biased;
-            request = next_request(&mut self.input, &patience) => request,
-            () = pool.watch() => Ok(None),
-            () = self.way.closing.cancelled() => Ok(None),
-        }
-    }
-
-    /// Answers what is no request, or none that can be served.
-    async fn reject(&mut self, error: &InspectError) -> Result<After, Failure> {
+impl Requests {
+    /// A request begins; `parents` are the values of its fields
+    /// [`TRACEPARENT`](crate::trace::TRACEPARENT).
+    fn record<'a>(&self, parents: impl IntoIterator<Item = &'a [u8]>) -> RequestRecord {
         let mut record = RequestRecord::begin(&self.way.metrics, self.captured);
-        let flag = ResponseFlag::DownstreamProtocol;
-        record.failed(flag, error);
-        let refused = Refused::new(flag, error.status(), error);
-        self.answer(&refused, &record, false, true).await?;
-        Ok(After::Close)
+        record.traced(self.trail.lock().request(parents));
+        record
     }
 
-    async fn serve(&mut self, request: &Request) -> Result<After, Failure> {
-        let mut record = RequestRecord::begin(&self.way.metrics, self.captured);
-        record.head(request.method(), request.authority());
-        let socket = self.socket;
-        let result = tokio::select! {
-            biased;
-            result = self.attempt(request, &mut record) => result,
-            error = broken(socket) => Err(Refused::gone(&error)),
-        };
-        let refused = match result {
-            Ok(after) => {
-                record.finished();
-                return Ok(after);
-            }
-            Err(refused) => refused,
-        };
-        refused.note(&mut record);
-        if record.progress().status().is_some() {
-            // The workload must not take what it got for the whole.
-            return Err(refused.into_failure());
-        }
-        let close = request.is_last() || !Body::new(request.framing()).is_over();
-        let head_only = request.method() == "HEAD";
-        self.answer(&refused, &record, head_only, close).await?;
-        Ok(if close { After::Close } else { After::Next })
-    }
-
-    /// Tells the workload what came of its request.
-    async fn answer(
-        &self,
-        refused: &Refused,
-        record: &RequestRecord,
-        head_only: bool,
-        close: bool,
-    ) -> Result<(), Failure> {
-        let Some(status) = refused.status() else {
-            return Err(refused.to_failure());
-        };
-        let answer = own_answer(status, refused.text(), record.id(), head_only, close);
-        let mut socket = Shared(self.socket);
-        match timeout(REJECTION_DEADLINE, socket.write_all(&answer)).await {
-            Ok(Ok(())) => {
-                record.progress().answered(status.as_u16(), answer.len());
-                Ok(())
-            }
-            _ => Err(refused.to_failure()),
-        }
-    }
-
-    /// Decides about a request and carries it out.
-    async fn attempt(
-        &mut self,
-        request: &Request,
-        record: &mut RequestRecord,
-    ) -> Result<After, Refused> {
-        let mut facts = Facts {
+    /// What is known of a request for this host.
+    fn facts(&self, host: Option<&Host>) -> Facts {
+        Facts {
             original_dst: self.origin.dst,
-            claimed: request
-                .host()
-                .map(|host| claim((host.clone(), Source::HttpHost))),
+            claimed: host.map(|host| claim((host.clone(), Source::HttpHost))),
             claimed_is_verified: false,
-        };
-        let route = self.decide(&mut facts, record).await;
-        record.show_on(self.connection);
-        let route = route?;
-        let key = Key::of(&route);
-        self.check(request)?;
-        let mut pooled = self.pool.take(&key);
-        loop {
-            let reused = pooled.is_some();
-            let mut upstream = match pooled.take() {
-                Some(upstream) => {
-                    upstream.reused(record);
-                    upstream
-                }
-                None => {
-                    self.way
-                        .reach(&self.arrived, &route, &mut facts, record)
-                        .await?
-                }
-            };
-            self.check_more(request).await?;
-            self.connection
-                .moves(record.traffic() as _, upstream.proxy());
-            let exchanged = self.exchange(request, &mut upstream, record).await;
-            self.connection.rests();
-            match exchanged {
-                Ok(answered) => {
-                    if answered.upstream_persists {
-                        self.pool.put(key, upstream);
-                    }
-                    return Ok(answered.after);
-                }
-                // It was closed while it was idle, as far as anybody can tell.
-                Err(ExchangeError::NoAnswer(_))
-                    if reused && !record.progress().heard() && request.is_replayable() => {}
-                Err(error) => {
-                    let who = match &route {
-                        Route::Direct => self.origin.dst.to_string(),
-                        Route::Tunnel(decision) => decision.target.to_string(),
-                    };
-                    return Err(Refused::exchange(&error, &who));
-                }
-            }
         }
     }
 
     /// What policy says of a request.
     async fn decide(
-        &mut self,
+        &self,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Route, Refused> {
-        let policy = self.way.policy.load_full();
-        if !Arc::ptr_eq(&policy, &self.policy) {
-            (self.arrived.who, self.view) = self.way.look_from(&policy, self.origin).await;
-            self.policy = policy;
-        }
-        let verdict = self.way.judge(&self.policy, facts, &self.view).await;
+        let Outlook { policy, view, .. } = self.outlook().await;
+        let judging = self.way.judge(&policy, facts, &view);
+        let verdict = record.span().around("policy", judging).await;
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
@@ -296,83 +152,27 @@ impl Session<'_> {
         }
     }
 
-    /// Refuses a body that breaks the rules as far as it has come.
-    fn check(&self, request: &Request) -> Result<(), Refused> {
-        Body::new(request.framing())
-            .check(self.input.buffered())
-            .map_err(|error| {
-                let error = ExchangeError::BrokenRequest(error);
-                Refused::exchange(&error, "the target")
-            })
+    /// The policy in force, found out anew where it has changed.
+    async fn outlook(&self) -> Outlook {
+        let last = self.outlook.lock().clone();
+        let policy = self.way.policy.load_full();
+        if Arc::ptr_eq(&policy, &last.policy) {
+            return last;
+        }
+        let (who, view) = self.way.look_from(&policy, self.origin).await;
+        let outlook = Outlook { policy, who, view };
+        self.outlook.lock().clone_from(&outlook);
+        outlook
     }
 
-    /// The same, with what has come since.
-    async fn check_more(&mut self, request: &Request) -> Result<(), Refused> {
-        if request.framing() == Framing::Chunked && self.input.buffered().len() < MAX_AHEAD {
-            let input = &mut self.input;
-            let read = poll_fn(|cx| match input.poll_fill(cx) {
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Ready(Ok(_)) | Poll::Pending => Poll::Ready(Ok(())),
-            });
-            read.await.map_err(|error| Refused::gone(&error))?;
+    /// What tunnels are told of the workload. What it has sent is none of their business.
+    fn arrived(&self) -> Arrived {
+        Arrived {
+            dst: self.origin.dst,
+            who: Arc::clone(&self.outlook.lock().who),
+            bytes: Bytes::new(),
+            speaks_tls: false,
         }
-        self.check(request)
-    }
-
-    async fn exchange(
-        &mut self,
-        request: &Request,
-        upstream: &mut Upstream,
-        record: &RequestRecord,
-    ) -> Result<Done, ExchangeError> {
-        let progress = record.progress();
-        let traffic = record.traffic();
-        upstream.stream.abort_on_drop();
-        let early = std::mem::take(&mut upstream.early);
-        let mut output = Shared(self.socket);
-        let client = Client {
-            input: &mut self.input,
-            output: &mut output,
-        };
-        let answered = exchange(
-            request,
-            client,
-            &mut upstream.stream,
-            early,
-            request.is_last(),
-            self.way.relay.idle,
-            &progress,
-        )
-        .await?;
-        if let Some(early) = answered.switched {
-            let ahead = self.input.take();
-            let mut near = Shared(self.socket);
-            let timeouts = &self.way.relay;
-            relay(
-                &mut near,
-                &mut upstream.stream,
-                ahead,
-                early,
-                timeouts,
-                &traffic,
-            )
-            .await
-            .map_err(ExchangeError::Switched)?;
-            upstream.stream.finish_on_drop();
-            return Ok(Done {
-                upstream_persists: false,
-                after: After::End,
-            });
-        }
-        upstream.stream.finish_on_drop();
-        Ok(Done {
-            upstream_persists: answered.upstream_persists,
-            after: if answered.client_persists {
-                After::Next
-            } else {
-                After::Close
-            },
-        })
     }
 }
 
@@ -386,12 +186,4 @@ impl Origin {
             cgroup: self.cgroup_id,
         }
     }
-}
-
-/// What is read of a body before its request has gone anywhere, in bytes.
-const MAX_AHEAD: usize = 16 * 1024;
-
-struct Done {
-    upstream_persists: bool,
-    after: After,
 }

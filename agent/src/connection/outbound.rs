@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::{Arrived, Failure, Way};
 use crate::name::OriginalDst;
-use crate::policy::{self, Facts, Fallback, HeaderContext, Proxy, RankedProxy, TunnelDecision};
+use crate::policy::{self, Facts, Fallback, PlainHttp, Proxy, RankedProxy, TunnelDecision};
 use crate::relay::{RelayError, Shared, Traffic, broken, relay};
 use crate::sockets::Carrier;
 use crate::telemetry::{
     self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode, TunnelLog,
 };
-use crate::tunnel::{self, Observer as _, Tunnel, TunnelError, originate, shuffled};
+use crate::trace::{Kind, Span};
+use crate::tunnel::{self, Line, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
 /// For TLS with the target, once the tunnel is open.
 pub(super) const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ impl Way {
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
-        let mut upstream = match connecting.await {
+        let mut upstream = match record.span().around("direct", connecting).await {
             Ok(Ok(stream)) => stream.into(),
             Ok(Err(error)) => {
                 return Err(Failure::new(
@@ -94,7 +94,10 @@ impl Way {
         if let Some(tls) = decision.tls.as_ref().filter(|_| !arrived.speaks_tls) {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
             let early = std::mem::take(&mut early);
-            stream = originate(stream, early, &tls.client, &tls.name, deadline)
+            let originating = originate(stream, early, &tls.client, &tls.name, deadline);
+            stream = record
+                .span()
+                .attempt("originate", originating)
                 .await
                 .map_err(|error| {
                     let error = format!("TLS with {}: {error}", decision.target);
@@ -114,50 +117,81 @@ impl Way {
         decision: &TunnelDecision,
         record: &mut impl TunnelLog,
     ) -> Result<Tunnel, TunnelError> {
-        let context = HeaderContext {
-            workload: &arrived.who,
-            target: &decision.target,
-            original_dst: arrived.dst,
-        };
-        let order = in_order(&decision.proxies, |proxy| self.tunneler.is_available(proxy));
-        let deadline = self.tunneler.deadline();
-        let mut tried = 0;
+        let mut turns = self.turns(decision);
         loop {
-            let proxy = order[tried];
-            tried += 1;
-            let time = tunnel::Time {
-                deadline,
-                has_others: tried < order.len(),
-            };
-            record.proxy(Label::of(proxy));
-            let headers: Vec<(HeaderName, HeaderValue)> = proxy
-                .headers
-                .iter()
-                .filter_map(|header| header.render(&context))
-                .collect();
-            let request = tunnel::Request {
-                proxy,
-                target: &decision.target,
-                headers: &headers,
-            };
-            match self.tunneler.open(&request, time).await {
-                Ok(tunnel) => {
-                    record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
-                    record.answered(tunnel.protocol.into(), TunnelCode::Status(tunnel.code));
-                    return Ok(tunnel);
-                }
-                Err(error) => {
-                    record.endpoint(endpoint(proxy, error.endpoint()));
-                    let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
-                    record.answered(error.protocol().into(), code);
-                    if tried == order.len() || error.refusal().is_some() {
-                        return Err(error);
-                    }
-                    let failed = proxy.to_string();
-                    self.metrics.proxy.retried(&failed, error.reason());
-                    tracing::info!(%error, "trying the next proxy");
-                }
+            let turn = turns.next(decision, record);
+            match self.open_at(&turn, arrived, decision, record).await {
+                Ok(tunnel) => return Ok(tunnel),
+                Err(error) => turns.failed(turn, error, record)?,
             }
+        }
+    }
+
+    /// As [`open`](Self::open), for a request that a proxy may get as it is: where policy has it
+    /// so, the way ends at the proxy.
+    pub(super) async fn open_or_connect(
+        &self,
+        arrived: &Arrived,
+        decision: &TunnelDecision,
+        record: &mut impl TunnelLog,
+    ) -> Result<Opened, TunnelError> {
+        let mut turns = self.turns(decision);
+        loop {
+            let turn = turns.next(decision, record);
+            let proxy = turn.proxy;
+            let opened = match proxy.plain_http {
+                PlainHttp::Connect => self
+                    .open_at(&turn, arrived, decision, record)
+                    .await
+                    .map(Opened::Tunnel),
+                PlainHttp::AbsoluteForm => {
+                    let request = tunnel::Request {
+                        proxy,
+                        target: &decision.target,
+                        headers: &[],
+                        span: &turn.span,
+                    };
+                    let line = self.tunneler.connect(&request, turn.time).await;
+                    line.map(|line| {
+                        record.endpoint(endpoint(proxy, line.endpoint.as_ref()));
+                        Opened::Line(Arc::clone(proxy), line)
+                    })
+                }
+            };
+            match opened {
+                Ok(opened) => return Ok(opened),
+                Err(error) => turns.failed(turn, error, record)?,
+            }
+        }
+    }
+
+    async fn open_at(
+        &self,
+        turn: &Turn<'_>,
+        arrived: &Arrived,
+        decision: &TunnelDecision,
+        record: &mut impl TunnelLog,
+    ) -> Result<Tunnel, TunnelError> {
+        let proxy = turn.proxy;
+        let headers = proxy.headers_for(&arrived.context(decision));
+        let request = tunnel::Request {
+            proxy,
+            target: &decision.target,
+            headers: &headers,
+            span: &turn.span,
+        };
+        let tunnel = self.tunneler.open(&request, turn.time).await?;
+        record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
+        record.answered(tunnel.spoken.into(), TunnelCode::Status(tunnel.code));
+        Ok(tunnel)
+    }
+
+    fn turns<'a>(&'a self, decision: &'a TunnelDecision) -> Turns<'a> {
+        Turns {
+            way: self,
+            order: in_order(&decision.proxies, |proxy| self.tunneler.is_available(proxy)),
+            tried: 0,
+            deadline: self.tunneler.deadline(),
         }
     }
 
@@ -222,6 +256,69 @@ pub(super) fn target_source(source: policy::TargetSource) -> telemetry::TargetSo
         policy::TargetSource::OriginalDst => telemetry::TargetSource::OriginalDst,
         policy::TargetSource::ServiceEntry => telemetry::TargetSource::Declared,
         policy::TargetSource::Sni => telemetry::TargetSource::Sni,
+    }
+}
+
+/// What a request goes on.
+pub(super) enum Opened {
+    /// To a proxy that gets the request itself.
+    Line(Arc<Proxy>, Line),
+    /// To the target.
+    Tunnel(Tunnel),
+}
+
+/// The proxies of a decision, one after the other, within one deadline.
+struct Turns<'a> {
+    way: &'a Way,
+    order: Vec<&'a Arc<Proxy>>,
+    tried: usize,
+    deadline: Instant,
+}
+
+/// A proxy that is tried.
+struct Turn<'a> {
+    proxy: &'a Arc<Proxy>,
+    time: tunnel::Time,
+    span: Span,
+}
+
+impl<'a> Turns<'a> {
+    /// The proxy whose turn it is; there is one, unless the last one [failed](Self::failed).
+    fn next(&mut self, decision: &TunnelDecision, record: &mut impl TunnelLog) -> Turn<'a> {
+        let proxy = self.order[self.tried];
+        self.tried += 1;
+        record.proxy(Label::of(proxy));
+        let time = tunnel::Time {
+            deadline: self.deadline,
+            has_others: self.tried < self.order.len(),
+        };
+        let mut span = record.span().child("tunnel", Kind::Internal);
+        span.text("underpass.proxy", Some(proxy));
+        span.text("underpass.target", Some(&decision.target));
+        Turn { proxy, time, span }
+    }
+
+    /// The proxy that was tried gave nothing. Gives the error back if no other is to be tried.
+    fn failed(
+        &self,
+        turn: Turn<'_>,
+        error: TunnelError,
+        record: &mut impl TunnelLog,
+    ) -> Result<(), TunnelError> {
+        let Turn {
+            proxy, mut span, ..
+        } = turn;
+        span.failed(error.reason(), &error);
+        record.endpoint(endpoint(proxy, error.endpoint()));
+        let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
+        record.answered(error.spoken().into(), code);
+        if self.tried == self.order.len() || error.refusal().is_some() {
+            return Err(error);
+        }
+        let failed = proxy.to_string();
+        self.way.metrics.proxy.retried(&failed, error.reason());
+        tracing::info!(%error, "trying the next proxy");
+        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@ use super::via::Pseudonym;
 use crate::connection::in_order;
 use crate::name::OriginalDst;
 use crate::policy::{Fallback, HeaderContext, Policy, TargetSource, TunnelDecision};
+use crate::trace::Span;
 use crate::tunnel::{Request, Time, Tunnel, Tunneler, originate};
 use crate::workload::Workload;
 use plan::{NOWHERE, Plan, Way};
@@ -148,18 +149,15 @@ impl Chained {
         let mut left = order.len() as u32 + u32::from(may_pass);
         let mut failure = DialError::NoAddress;
         for proxy in order {
-            let rendered = proxy
-                .headers
-                .iter()
-                .filter_map(|field| field.render(&context));
             let mut fields = self.name.added_to(asked.fields, asked.version);
-            fields.extend(rendered);
+            fields.extend(proxy.headers_for(&context));
             let share = deadline.saturating_duration_since(Instant::now()) / left;
             left -= 1;
             let request = Request {
                 proxy,
                 target: &decision.target,
                 headers: &fields,
+                span: &Span::none(),
             };
             let time = Time {
                 deadline: Instant::now() + share,

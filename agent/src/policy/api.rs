@@ -5,7 +5,9 @@
 //! `deploy/crds` come from.
 
 pub(super) mod destination_rule;
+pub(super) mod http_route;
 pub(super) mod metadata;
+pub(super) mod quantity;
 pub(super) mod secret;
 pub(super) mod service;
 pub(super) mod service_entry;

@@ -1,12 +1,14 @@
 //! Documents into the policy that lookups use.
 
 mod credentials;
+mod http_routes;
 mod plan;
 mod proxies;
 mod redirects;
 mod rules;
 mod services;
 mod shadowed;
+mod targets;
 mod tls;
 mod traffic;
 mod warnings;
@@ -27,7 +29,8 @@ use super::ports::PortSet;
 use super::prefix::PrefixTable;
 use super::problem::Problem;
 use super::proxy::{Proxy, RankedProxy};
-use super::rule::{Action, Route, Rule, Scope, Service, TargetRule};
+use super::rule::{Action, Route, Rule, Scope, Service, TargetRule, TargetRules};
+use super::target::{HttpRoutes, TargetSettings};
 use super::workloads::{View, WorkloadMatch};
 use crate::name::HostName;
 use crate::tls::{ClientTls, SystemRoots};
@@ -35,6 +38,7 @@ use crate::workload::Workload;
 use proxies::Proxies;
 use services::Services;
 use tls::TlsConfigs;
+use traffic::Traffic;
 
 /// What a policy is compiled with besides documents.
 #[derive(Clone, Debug, Default)]
@@ -86,6 +90,10 @@ pub struct Policy {
     pub(super) tls_by_host: HostTable<usize>,
     /// Whether some of them are not only about proxies.
     pub(super) has_tls_to_targets: bool,
+    /// Limits of targets.
+    pub(super) targets: TargetRules<TargetSettings>,
+    /// Times and retries of requests to them.
+    pub(super) http_routes: TargetRules<HttpRoutes>,
     wants_workload: bool,
     /// What a workload sees of which nothing is known.
     pub(super) stranger: Arc<View>,
@@ -153,17 +161,24 @@ impl Policy {
         let mut configs = TlsConfigs::new(documents, materials);
         let settings = configs.of_rules(&mut report);
         let by_host = tls::by_host(&settings);
-        let mut proxies = Proxies::new(documents, configs, &settings, &by_host);
+        let traffic = Traffic::new(documents);
+        let mut proxies = Proxies::new(documents, configs, &settings, &by_host, &traffic);
         let mut ranked = rules::compile(documents, &mut proxies, &mut report);
         ranked.extend(redirects::compile(documents, &mut proxies, &mut report));
         shadowed::warn(&ranked, documents, &mut report);
+        let hosts_of_proxies = proxies.into_hosts();
+        let targets = targets::compile(&traffic, &hosts_of_proxies, &mut report);
+        let http_routes = http_routes::compile(documents, &mut report);
         let mut services = Services::new(documents);
         let rules = services.settle(ranked);
         if !report.problems.is_empty() {
             return Err(sorted(report.problems));
         }
-        let hosts_of_proxies = proxies.into_hosts();
+        traffic::warn(documents, &hosts_of_proxies, &mut report);
         let mut policy = Self::assemble(rules, services, settings, &hosts_of_proxies, options);
+        policy.targets = targets;
+        policy.http_routes = http_routes;
+        policy.look_from_afar();
         report.warnings.extend_from_slice(documents.ignored());
         report
             .warnings
@@ -231,13 +246,20 @@ impl Policy {
                 .iter()
                 .any(|setting| !hosts_of_proxies.iter().any(|host| setting.is_only(host))),
             tls_settings,
+            targets: TargetRules::default(),
+            http_routes: TargetRules::default(),
             wants_workload: false,
             stranger: Arc::default(),
             warnings: Vec::new(),
         };
-        policy.wants_workload = policy.asks_for_workloads();
-        policy.stranger = Arc::new(policy.make_view(&Workload::default()));
+        policy.look_from_afar();
         policy
+    }
+
+    /// What it is for nobody in particular, once all rules are there.
+    fn look_from_afar(&mut self) {
+        self.wants_workload = self.asks_for_workloads();
+        self.stranger = Arc::new(self.make_view(&Workload::default()));
     }
 
     /// What is to be captured.
@@ -286,6 +308,8 @@ impl Policy {
         let tls = self.tls_settings.iter().any(|s| !s.workloads.is_everyone());
         selects
             || tls
+            || self.targets.wants_workload()
+            || self.http_routes.wants_workload()
             || self.services.iter().any(shows)
             || self
                 .proxies()
@@ -318,6 +342,8 @@ impl Policy {
                 .filter(|(_, setting)| setting.workloads.matches(workload))
                 .map(|(index, _)| index)
                 .collect(),
+            targets: self.targets.of_workload(workload),
+            http_routes: self.http_routes.of_workload(workload),
             namespace: workload.namespace.clone(),
         }
     }

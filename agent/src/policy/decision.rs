@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::lookup::NameSource;
 use super::no_proxy::HostEntry;
 use super::proxy::RankedProxy;
+use super::target::TargetPolicy;
 use crate::name::{Host, Target};
 use crate::tls::ClientTls;
 
@@ -19,6 +20,8 @@ pub struct Verdict {
     /// Why it is not something else. As long as there is one, the decision would be another if the
     /// claimed name were verified: only then is it worth resolving.
     pub note: Option<Note>,
+    /// What policy says of the target, if it says anything.
+    pub target: Option<Arc<TargetPolicy>>,
 }
 
 impl From<Decision> for Verdict {
@@ -26,6 +29,7 @@ impl From<Decision> for Verdict {
         Self {
             decision,
             note: None,
+            target: None,
         }
     }
 }

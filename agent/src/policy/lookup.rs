@@ -12,6 +12,7 @@ use super::decision::{
 use super::external::Side;
 use super::failure_mode::FailureMode;
 use super::rule::{Action, Route, Rule, Scope, Service, TargetRule};
+use super::target::TargetPolicy;
 use super::workloads::View;
 use crate::name::{Host, HostName, OriginalDst, Target};
 
@@ -103,7 +104,11 @@ impl Policy {
             let target = at.and_then(|service| service.target.as_ref());
             return target.is_some_and(|host| self.tls_by_host.matching(host).next().is_some());
         }
-        if self.has_tls_to_targets || !self.host_rules.is_empty() || !self.by_host.is_empty() {
+        if self.has_tls_to_targets
+            || self.says_something_of_targets()
+            || !self.host_rules.is_empty()
+            || !self.by_host.is_empty()
+        {
             return true;
         }
         let Some(rule) = self.rule_for(None, at, dst.port(), view) else {
@@ -114,6 +119,7 @@ impl Policy {
             Action::Tunnel(route) => {
                 route.no_proxy.match_addr(dst.ip(), dst.port()).is_none()
                     && (route.no_proxy.has_names()
+                        || route.forwards_requests()
                         || match route.target_host {
                             TargetRule::AutoSni => true,
                             TargetRule::BestKnown => at.and_then(|s| s.target.as_ref()).is_none(),
@@ -234,8 +240,65 @@ impl Policy {
         }
     }
 
-    /// The decision by the rule that was picked. `nameless` is what the address alone is under.
+    /// The decision by the rule that was picked, and what is said of its target. `nameless` is what
+    /// the address alone is under.
     fn settle(
+        &self,
+        picked: Picked<'_>,
+        nameless: Picked<'_>,
+        name: Option<&HostName>,
+        facts: &Facts,
+        view: &View,
+    ) -> Verdict {
+        let mut verdict = self.settle_by_rule(picked, nameless, name, facts, view);
+        if self.says_something_of_targets() {
+            let (target, declared) = match &verdict.decision {
+                Decision::Deny { .. } => return verdict,
+                Decision::Direct(_) => (None, picked.service.map(|service| &service.declared)),
+                Decision::Tunnel(tunnel) => {
+                    (Some(&tunnel.target), tunnel.destination_service.as_ref())
+                }
+            };
+            let host = named_host(name, picked.service, target);
+            verdict.target = host.and_then(|host| {
+                self.of_target(host, facts.original_dst.port(), declared, view)
+                    .map(Arc::new)
+            });
+        }
+        verdict
+    }
+
+    fn says_something_of_targets(&self) -> bool {
+        !self.targets.is_empty() || !self.http_routes.is_empty()
+    }
+
+    /// What is said of a target, by the documents of its most particular name.
+    fn of_target(
+        &self,
+        host: &HostName,
+        port: u16,
+        declared: Option<&Arc<str>>,
+        view: &View,
+    ) -> Option<TargetPolicy> {
+        let settings = self.targets.of(host, port, &view.targets);
+        let routes = self.http_routes.of(host, port, &view.http_routes);
+        let pattern = match (settings, routes) {
+            (Some(settings), _) => &settings.host,
+            (None, Some(routes)) => &routes.host,
+            (None, None) => return None,
+        };
+        Some(TargetPolicy {
+            host: host.clone(),
+            port,
+            declared: declared.map_or_else(|| pattern.to_string().into(), Arc::clone),
+            settings: settings
+                .map(|rule| Arc::clone(&rule.says))
+                .unwrap_or_default(),
+            routes: routes.map(|rule| Arc::clone(&rule.says)),
+        })
+    }
+
+    fn settle_by_rule(
         &self,
         picked: Picked<'_>,
         nameless: Picked<'_>,
@@ -298,7 +361,11 @@ impl Policy {
             tls,
             fallback: self.fallback(index, route, nameless, facts),
         });
-        Verdict { decision, note }
+        Verdict {
+            decision,
+            note,
+            target: None,
+        }
     }
 
     /// What becomes of a connection whose proxy cannot be reached. `open` of a rule that only a
@@ -333,9 +400,7 @@ impl Policy {
         port: u16,
         view: &View,
     ) -> Option<TargetTls> {
-        let host = name
-            .or_else(|| service?.target.as_ref())
-            .or_else(|| target.host.name())?;
+        let host = named_host(name, service, Some(target))?;
         let mut settings = self.tls_by_host.matching(host).filter(|index| {
             let only = self.tls_settings[**index].port;
             view.tls_settings.contains(**index) && only.is_none_or(|only| only == port)
@@ -404,6 +469,16 @@ fn target_host(
             Some(first.or_else(claimed).unwrap_or_else(original))
         }
     }
+}
+
+/// By which name what is said of a target is found.
+fn named_host<'a>(
+    name: Option<&'a HostName>,
+    service: Option<&'a Service>,
+    target: Option<&'a Target>,
+) -> Option<&'a HostName> {
+    name.or_else(|| service?.target.as_ref())
+        .or_else(|| target?.host.name())
 }
 
 /// The host that policy declares for a connection.

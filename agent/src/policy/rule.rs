@@ -9,10 +9,12 @@ use super::api::service_entry::PortProtocol;
 use super::api::value::HostPattern;
 use super::bits::Bits;
 use super::failure_mode::FailureMode;
+use super::hosts::HostTable;
 use super::no_proxy::HostList;
-use super::proxy::RankedProxy;
+use super::proxy::{PlainHttp, RankedProxy};
 use super::workloads::{Visibility, WorkloadMatch};
 use crate::name::{Host, HostName};
+use crate::workload::Workload;
 
 /// A service, from a ServiceEntry.
 #[derive(Clone, Debug)]
@@ -124,6 +126,68 @@ pub(super) struct Route {
     pub(super) target_port: Option<u16>,
     pub(super) no_proxy: HostList,
     pub(super) failure_mode: FailureMode,
+}
+
+impl Route {
+    /// Whether some proxy of it gets requests and not tunnels.
+    pub(super) fn forwards_requests(&self) -> bool {
+        let mut proxies = self.proxies.iter();
+        proxies.any(|ranked| ranked.proxy.plain_http == PlainHttp::AbsoluteForm)
+    }
+}
+
+/// What documents say of targets, by host; of one host in the order of precedence.
+#[derive(Clone, Debug)]
+pub(super) struct TargetRules<T> {
+    pub(super) list: Vec<ByTarget<T>>,
+    pub(super) by_host: HostTable<usize>,
+}
+
+/// What one of them says.
+#[derive(Clone, Debug)]
+pub(super) struct ByTarget<T> {
+    pub(super) host: HostPattern,
+    /// Unset: every port that is not mentioned before.
+    pub(super) port: Option<u16>,
+    pub(super) workloads: WorkloadMatch,
+    pub(super) says: Arc<T>,
+}
+
+impl<T> Default for TargetRules<T> {
+    fn default() -> Self {
+        Self {
+            list: Vec::new(),
+            by_host: HostTable::default(),
+        }
+    }
+}
+
+impl<T> TargetRules<T> {
+    /// The first about this host and port, of those that are for a workload.
+    pub(super) fn of(&self, host: &HostName, port: u16, mine: &Bits) -> Option<&ByTarget<T>> {
+        let mut found = self.by_host.matching(host).copied();
+        let is_it = |index: &usize| {
+            mine.contains(*index) && self.list[*index].port.is_none_or(|only| only == port)
+        };
+        found.find(is_it).map(|index| &self.list[index])
+    }
+
+    /// Those that are for a workload.
+    pub(super) fn of_workload(&self, workload: &Workload) -> Bits {
+        let list = self.list.iter().enumerate();
+        let mine = list.filter(|(_, rule)| rule.workloads.matches(workload));
+        mine.map(|(index, _)| index).collect()
+    }
+
+    /// Whether it matters who connects.
+    pub(super) fn wants_workload(&self) -> bool {
+        self.list.iter().any(|rule| !rule.workloads.is_everyone())
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
 }
 
 /// How the host of a target is found.

@@ -137,6 +137,10 @@ pub struct View {
     pub(super) for_all: Option<usize>,
     /// The settings of TLS to targets that are for the workload.
     pub(super) tls_settings: Bits,
+    /// The settings of targets that are.
+    pub(super) targets: Bits,
+    /// The routes of requests that are.
+    pub(super) http_routes: Bits,
     /// The workload's namespace.
     pub(super) namespace: Option<Box<str>>,
 }

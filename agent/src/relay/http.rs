@@ -7,12 +7,14 @@
 
 mod body;
 mod exchange;
+mod forward;
 mod head;
 mod input;
 mod write;
 
 pub use body::{Body, BodyError};
 pub use exchange::{Answered, Client, ExchangeError, Progress, exchange};
+pub use forward::Challenge;
 pub use head::{Framing, Request};
 pub use input::{Input, Patience, next_request};
 pub use write::own_answer;

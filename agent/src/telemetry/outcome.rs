@@ -49,28 +49,17 @@ label_values! {
 }
 
 label_values! {
-    /// How a tunnel is asked for.
+    /// How a tunnel is asked for, if it is.
     pub enum TunnelProtocol {
+        /// It is not: the proxy gets requests of HTTP/1.1 with a whole URI (RFC 9112 section
+        /// 3.2.2).
+        Http1Absolute = "http1-absolute",
         /// CONNECT of HTTP/1.1 (RFC 9110 section 9.3.6).
         Http1Connect = "http1-connect",
         /// CONNECT of HTTP/2 (RFC 9113 section 8.5).
         Http2Connect = "http2-connect",
         /// POST of HTTP/2.
         Http2Post = "http2-post",
-    }
-}
-
-label_values! {
-    /// A part of establishing a tunnel.
-    pub enum Phase {
-        /// From sending CONNECT to the end of the head of its answer.
-        Connect = "connect",
-        /// Resolving the name of the proxy.
-        Dns = "dns",
-        /// The TCP handshake with the proxy.
-        Tcp = "tcp",
-        /// The TLS handshake with the proxy.
-        Tls = "tls",
     }
 }
 
@@ -133,6 +122,20 @@ label_values! {
 }
 
 label_values! {
+    /// Why a span came to nobody.
+    pub enum SpanLoss {
+        /// More came than could be sent: the queue was full.
+        QueueFull = "queue_full",
+        /// The collector said no.
+        Refused = "refused",
+        /// The agent ended first.
+        Stopped = "stopped",
+        /// The collector was not reached for too long.
+        Unreachable = "unreachable",
+    }
+}
+
+label_values! {
     /// What came of reading the policy again.
     pub enum Reload {
         /// Nothing of it could be used; the last good one stays in force.
@@ -179,7 +182,7 @@ label_values! {
     /// | flag | the connection |
     /// |---|---|
     /// | `-` | was served and ended in order |
-    /// | `CONNECT` | the proxy answered, but not with 2xx; `tunnel.code` has what |
+    /// | `CONNECT` | the proxy answered, but not with 2xx, or, asked in absolute form, by itself |
     /// | `DC` | the workload closed before it was served, or reset the connection |
     /// | `DENY` | policy refused it |
     /// | `DPE` | the workload broke the rules of the protocol it spoke |

@@ -17,6 +17,8 @@ use crate::telemetry::outcome::{
 };
 use crate::telemetry::record::{ACCESS_LOG, ConnectionRecord, MAX_ERROR, TunnelLog};
 use crate::telemetry::text::printable;
+use crate::telemetry::trail::{Told, host_and_port};
+use crate::trace::Span;
 
 /// Bytes of what a workload sent, in the log.
 const MAX_QUOTE: usize = 260;
@@ -34,13 +36,14 @@ pub struct Captured {
     pub cgroup: u64,
 }
 
-/// A tunnel that may serve several requests; it counts as active as long as this lives.
+/// A way through a proxy that may serve several requests. If it is a tunnel, that counts as active
+/// as long as this lives.
 #[derive(Debug)]
 pub struct OpenTunnel {
     proxy: Label,
     endpoint: Label,
     protocol: TunnelProtocol,
-    _active: ActiveGuard,
+    _active: Option<ActiveGuard>,
 }
 
 impl OpenTunnel {
@@ -77,8 +80,10 @@ pub struct RequestRecord {
     code: Option<TunnelCode>,
     flag: Option<ResponseFlag>,
     error: Option<String>,
+    refused: Option<String>,
     progress: Arc<Progress>,
     tunnel: Option<ActiveGuard>,
+    span: Span,
 }
 
 impl RequestRecord {
@@ -103,9 +108,16 @@ impl RequestRecord {
             code: None,
             flag: None,
             error: None,
+            refused: None,
             progress: Arc::default(),
             tunnel: None,
+            span: Span::none(),
         }
+    }
+
+    /// It is recorded as this span as well.
+    pub fn traced(&mut self, span: Span) {
+        self.span = span;
     }
 
     /// Identifies the request in the log, and for whoever gets an answer of ours.
@@ -161,20 +173,33 @@ impl RequestRecord {
         self.protocol = Some(tunnel.protocol);
     }
 
-    /// The tunnel that was opened for it.
+    /// The proxy gets it as it is.
+    pub fn is_forwarded(&mut self) {
+        self.protocol = Some(TunnelProtocol::Http1Absolute);
+    }
+
+    /// The answer is the proxy's own, as the proxy says.
+    pub fn refused_by_proxy(&mut self, error: &dyn Display) {
+        self.refused = Some(printable(error, MAX_ERROR));
+    }
+
+    /// The way that was opened for it.
     pub fn take_tunnel(&mut self) -> Option<OpenTunnel> {
         Some(OpenTunnel {
-            _active: self.tunnel.take()?,
+            _active: self.tunnel.take(),
             proxy: self.proxy.clone().unwrap_or_default(),
             endpoint: self.endpoint.clone().unwrap_or_default(),
             protocol: self.protocol?,
         })
     }
 
-    /// It was served and ended in order.
+    /// It was served and ended in order, if perhaps by the proxy itself.
     pub fn finished(&mut self) {
-        self.flag = Some(ResponseFlag::None);
-        self.error = None;
+        self.error = self.refused.take();
+        self.flag = Some(match self.error {
+            Some(_) => ResponseFlag::Connect,
+            None => ResponseFlag::None,
+        });
     }
 
     /// It failed, or ended out of order. The last call before the drop counts. `error` is escaped
@@ -207,9 +232,12 @@ impl TunnelLog for RequestRecord {
         let proxy = self.proxy.clone().unwrap_or_default();
         let policy = self.policy.clone().unwrap_or_default();
         self.metrics.proxy.answered(&proxy, &policy, protocol, code);
-        self.tunnel = code
-            .is_success()
-            .then(|| self.metrics.proxy.tunnel(&proxy, protocol));
+        let stands = code.is_success() && protocol != TunnelProtocol::Http1Absolute;
+        self.tunnel = stands.then(|| self.metrics.proxy.tunnel(&proxy, protocol));
+    }
+
+    fn span(&mut self) -> &Span {
+        &self.span
     }
 }
 
@@ -235,10 +263,53 @@ impl Drop for RequestRecord {
             self.metrics.policy.denied(&policy, reason);
         }
         self.log_access(&ended);
+        self.describe(&ended);
     }
 }
 
 impl RequestRecord {
+    /// Tells the span what is known in the end.
+    fn describe(&mut self, ended: &Ended) {
+        let mut span = std::mem::take(&mut self.span);
+        if !span.is_recorded() {
+            return;
+        }
+        let method = self.method.as_deref().and_then(known);
+        if let Some(method) = method {
+            span.rename(method);
+        }
+        let asked = self.method.as_ref().map(|_| method.unwrap_or("_OTHER"));
+        span.word("http.request.method", asked);
+        if let Some(authority) = &self.authority {
+            let (host, port) = host_and_port(authority);
+            span.text("server.address", Some(host));
+            span.number("server.port", i64::from(port.unwrap_or(80)));
+        }
+        span.word("url.scheme", "http");
+        let status = ended.status.filter(|status| *status >= 400);
+        if status.is_some() {
+            span.text("error.type", status);
+            span.is_an_error();
+        }
+        let answered = ended.status.map(i64::from);
+        span.number("http.response.status_code", answered);
+        span.text("underpass.request.id", Some(&self.id));
+        let told = Told {
+            target: self.target.as_ref().map(|(target, from)| (target, *from)),
+            decision: self.decision,
+            policy: self.policy.as_ref(),
+            proxy: self.proxy.as_ref(),
+            endpoint: self.endpoint.as_ref(),
+            protocol: self.protocol,
+            code: self.code.and_then(TunnelCode::status),
+            flag: ended.flag,
+            error: self.error.as_deref(),
+            sent: ended.request_bytes,
+            received: ended.response_bytes,
+        };
+        told.to(&mut span);
+    }
+
     /// Writes the line, as that of a connection is written.
     fn log_access(&self, ended: &Ended) {
         let captured = &self.captured;
@@ -279,6 +350,14 @@ impl RequestRecord {
             line!(Level::WARN);
         }
     }
+}
+
+/// A method that others know, too (RFC 9110 section 9, RFC 5789): spans are named by it.
+fn known(method: &str) -> Option<&'static str> {
+    const KNOWN: [&str; 9] = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+    ];
+    KNOWN.into_iter().find(|known| *known == method)
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use super::destination::{Assumed, Destination};
+use super::target::Shown;
 use crate::policy::{
-    Decision, Explanation, Fallback, NameSource, RankedProxy, TargetSource, TunnelDecision,
+    Decision, Explanation, Fallback, NameSource, PlainHttp, RankedProxy, TargetSource,
+    TunnelDecision,
 };
 use crate::tls::{ClientTls, Roots, TlsSettings};
 
@@ -34,6 +36,7 @@ impl Report<'_> {
             "captured": self.explanation.captured,
             "service": self.explanation.service.as_deref(),
             "note": verdict.note.as_ref().map(ToString::to_string),
+            "target_policy": verdict.target.as_deref().map(|target| Shown(target).to_json()),
             "considered": self.explanation.considered,
         });
         let decision = match &verdict.decision {
@@ -93,6 +96,9 @@ impl Report<'_> {
             write!(f, "  proxy:          {proxy}, {}", proxy.protocol.as_str())?;
             if proxy.credentials.is_some() {
                 f.write_str(", with credentials")?;
+            }
+            if proxy.plain_http == PlainHttp::AbsoluteForm {
+                f.write_str(", plain HTTP in absolute form")?;
             }
             if tunnel.proxies.len() > 1 {
                 write!(
@@ -179,6 +185,9 @@ impl fmt::Display for Report<'_> {
                 writeln!(f, "  decision:       Tunnel, by {}", tunnel.policy)?;
                 self.tunnel(tunnel, f)?;
             }
+        }
+        if let Some(target) = &verdict.target {
+            write!(f, "{}", Shown(target))?;
         }
         if let Some(note) = &verdict.note {
             writeln!(f, "  note:           {note}")?;

@@ -77,6 +77,7 @@ impl Refused {
                 ResponseFlag::UpstreamProtocol,
                 Some(StatusCode::BAD_GATEWAY),
             ),
+            ExchangeError::Challenged(_) => (ResponseFlag::Connect, Some(StatusCode::BAD_GATEWAY)),
             ExchangeError::BrokeOff(_) | ExchangeError::NoAnswer(_) => {
                 (ResponseFlag::UpstreamClosed, Some(StatusCode::BAD_GATEWAY))
             }

@@ -11,16 +11,21 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::outbound::ORIGINATION_DEADLINE;
+use super::super::outbound::{ORIGINATION_DEADLINE, Opened};
 use super::super::{Arrived, Way};
+use super::Route;
+use super::forward::Forwarder;
 use super::refused::Refused;
-use super::{ALPN, Route};
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
 use crate::telemetry::request::OpenTunnel;
-use crate::telemetry::{self, Label, RequestRecord, ResponseFlag};
+use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelLog as _};
 use crate::tls::ClientTls;
+use crate::trace::Span;
 use crate::tunnel::{Stream, Tunnel, originate};
+
+/// The protocol that is spoken to targets (RFC 7301 section 6).
+const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// How many idle connections one connection of a workload may have.
 const MAX_IDLE: usize = 8;
@@ -37,6 +42,8 @@ pub(super) struct Upstream {
     /// Whether it may serve other requests for which policy says the same.
     keep: bool,
     through: Option<OpenTunnel>,
+    /// The proxy that is at its end, if it does not lead to the target.
+    pub(super) forwarder: Option<Forwarder>,
 }
 
 impl Upstream {
@@ -46,6 +53,7 @@ impl Upstream {
             early: Bytes::new(),
             keep,
             through: None,
+            forwarder: None,
         }
     }
 
@@ -63,23 +71,33 @@ impl Upstream {
 }
 
 impl Way {
-    /// A new connection for a request on this route.
+    /// A new connection for a request on this route; `forward`: a proxy may get it as it is.
     pub(super) async fn reach(
         &self,
         arrived: &Arrived,
         route: &Route,
+        forward: bool,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
         match route {
-            Route::Direct => self.reach_directly(arrived, true).await,
-            Route::Tunnel(decision) => self.reach_by_tunnel(arrived, decision, facts, record).await,
+            Route::Direct => self.reach_directly(arrived, true, record.span()).await,
+            Route::Tunnel(decision) => {
+                self.reach_by_proxy(arrived, decision, forward, facts, record)
+                    .await
+            }
         }
     }
 
-    async fn reach_directly(&self, arrived: &Arrived, keep: bool) -> Result<Upstream, Refused> {
+    async fn reach_directly(
+        &self,
+        arrived: &Arrived,
+        keep: bool,
+        span: &Span,
+    ) -> Result<Upstream, Refused> {
         let dst = arrived.dst;
-        match timeout(self.direct_deadline, self.sockets.connect(dst.0)).await {
+        let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
+        match span.around("direct", connecting).await {
             Ok(Ok(stream)) => Ok(Upstream::direct(stream.into(), keep)),
             Ok(Err(error)) => Err(Refused::new(
                 ResponseFlag::UpstreamFailure,
@@ -94,10 +112,11 @@ impl Way {
         }
     }
 
-    async fn reach_by_tunnel(
+    async fn reach_by_proxy(
         &self,
         arrived: &Arrived,
         decision: &TunnelDecision,
+        forward: bool,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
@@ -106,8 +125,24 @@ impl Way {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Refused::new(failure.flag, status, &failure.error)
         })?;
-        let tunnel = match self.open(arrived, decision, record).await {
-            Ok(opened) => opened,
+        let opened = if forward {
+            self.open_or_connect(arrived, decision, record).await
+        } else {
+            let opened = self.open(arrived, decision, record).await;
+            opened.map(Opened::Tunnel)
+        };
+        let tunnel = match opened {
+            Ok(Opened::Tunnel(tunnel)) => tunnel,
+            Ok(Opened::Line(proxy, line)) => {
+                record.is_forwarded();
+                return Ok(Upstream {
+                    stream: line.stream,
+                    early: Bytes::new(),
+                    keep: true,
+                    through: record.take_tunnel(),
+                    forwarder: Some(Forwarder::new(&proxy, line.endpoint, line.trial)),
+                });
+            }
             Err(error) => {
                 drop(pending);
                 // A refusal is the proxy's decision, not its failure.
@@ -118,7 +153,7 @@ impl Way {
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Direct, by);
                 // The next request is to find out anew whether the proxy is there.
-                return self.reach_directly(arrived, false).await;
+                return self.reach_directly(arrived, false, record.span()).await;
             }
         };
         let through = record.take_tunnel();
@@ -131,7 +166,10 @@ impl Way {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
             let client = tls.client.offering(ALPN);
             let early = std::mem::take(&mut early);
-            stream = originate(stream, early, &client, &tls.name, deadline)
+            let originating = originate(stream, early, &client, &tls.name, deadline);
+            stream = record
+                .span()
+                .attempt("originate", originating)
                 .await
                 .map_err(|error| {
                     Refused::new(
@@ -147,6 +185,7 @@ impl Way {
             early,
             keep: true,
             through,
+            forwarder: None,
         })
     }
 }
@@ -155,6 +194,8 @@ impl Way {
 #[derive(Debug)]
 pub(super) enum Key {
     Direct,
+    /// Whatever the target is.
+    Forward(Arc<[RankedProxy]>),
     Tunnel {
         policy: Arc<str>,
         proxies: Arc<[RankedProxy]>,
@@ -164,9 +205,11 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn of(route: &Route) -> Self {
+    /// Of connections for this route; `forward`: of those that end at a proxy.
+    pub(super) fn of(route: &Route, forward: bool) -> Self {
         match route {
             Route::Direct => Self::Direct,
+            Route::Tunnel(decision) if forward => Self::Forward(Arc::clone(&decision.proxies)),
             Route::Tunnel(decision) => Self::Tunnel {
                 policy: Arc::clone(&decision.policy),
                 proxies: Arc::clone(&decision.proxies),
@@ -198,7 +241,10 @@ impl PartialEq for Key {
             },
         ) = (self, other)
         else {
-            return matches!((self, other), (Self::Direct, Self::Direct));
+            return match (self, other) {
+                (Self::Forward(proxies), Self::Forward(other)) => Arc::ptr_eq(proxies, other),
+                _ => matches!((self, other), (Self::Direct, Self::Direct)),
+            };
         };
         let same_tls = match (tls, other_tls) {
             (None, None) => true,

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::service_entry::ExportTo;
 use super::tls::TlsFields;
 use super::traffic::{ConnectionPool, LoadBalancer, OutlierDetection};
-use super::tunnel::CredentialRef;
+use super::tunnel::{CredentialRef, PlainHttpField};
 use super::value::{HostField, HostPattern, Port, TargetHost};
 use super::words::words;
 use super::{ISTIO_VERSIONS, Resource, Spec};
@@ -24,8 +24,6 @@ impl Spec for DestinationRuleSpec {
     const NOTES: FieldNotes = FieldNotes {
         ignored: &[
             "spec.subsets",
-            "spec.trafficPolicy.connectionPool.http",
-            "spec.trafficPolicy.connectionPool.tcp.idleTimeout",
             "spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration",
             "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive",
             "spec.trafficPolicy.loadBalancer.consistentHash",
@@ -33,15 +31,17 @@ impl Spec for DestinationRuleSpec {
             "spec.trafficPolicy.loadBalancer.warmup",
             "spec.trafficPolicy.loadBalancer.warmupDurationSecs",
             "spec.trafficPolicy.outlierDetection.consecutiveErrors",
-            "spec.trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
-            "spec.trafficPolicy.outlierDetection.interval",
             "spec.trafficPolicy.outlierDetection.minHealthPercent",
-            "spec.trafficPolicy.outlierDetection.splitExternalLocalOriginErrors",
             "spec.trafficPolicy.proxyProtocol",
             "spec.trafficPolicy.retryBudget",
-            "spec.trafficPolicy.portLevelSettings[].connectionPool",
-            "spec.trafficPolicy.portLevelSettings[].loadBalancer",
-            "spec.trafficPolicy.portLevelSettings[].outlierDetection",
+            "spec.trafficPolicy.portLevelSettings[].connectionPool.tcp.maxConnectionDuration",
+            "spec.trafficPolicy.portLevelSettings[].connectionPool.tcp.tcpKeepalive",
+            "spec.trafficPolicy.portLevelSettings[].loadBalancer.consistentHash",
+            "spec.trafficPolicy.portLevelSettings[].loadBalancer.localityLbSetting",
+            "spec.trafficPolicy.portLevelSettings[].loadBalancer.warmup",
+            "spec.trafficPolicy.portLevelSettings[].loadBalancer.warmupDurationSecs",
+            "spec.trafficPolicy.portLevelSettings[].outlierDetection.consecutiveErrors",
+            "spec.trafficPolicy.portLevelSettings[].outlierDetection.minHealthPercent",
             "spec.trafficPolicy.tls.caCrl",
         ],
         required: &[],
@@ -96,13 +96,13 @@ pub(in crate::policy) struct TrafficPolicy {
     pub(in crate::policy) proxy: Option<TunnelProxy>,
     /// TLS to the host.
     pub(in crate::policy) tls: Option<TlsFields>,
-    /// Limits on connections, to a proxy.
+    /// Limits on connections and requests.
     pub(in crate::policy) connection_pool: Option<ConnectionPool>,
     /// Which endpoint of a proxy connections go to.
     pub(in crate::policy) load_balancer: Option<LoadBalancer>,
-    /// When an endpoint of a proxy is passed over.
+    /// When an endpoint of a proxy is passed over, or a target refused.
     pub(in crate::policy) outlier_detection: Option<OutlierDetection>,
-    /// TLS for one port.
+    /// The same for single ports.
     pub(in crate::policy) port_level_settings: Vec<PortPolicy>,
 }
 
@@ -118,6 +118,12 @@ pub(in crate::policy) struct PortPolicy {
     pub(in crate::policy) port: PortRef,
     /// TLS to the port.
     pub(in crate::policy) tls: Option<TlsFields>,
+    /// Limits on connections and requests.
+    pub(in crate::policy) connection_pool: Option<ConnectionPool>,
+    /// Which endpoint of a proxy connections go to.
+    pub(in crate::policy) load_balancer: Option<LoadBalancer>,
+    /// When an endpoint of a proxy is passed over, or a target refused.
+    pub(in crate::policy) outlier_detection: Option<OutlierDetection>,
 }
 
 /// A port by number.
@@ -170,4 +176,7 @@ pub(in crate::policy) struct TunnelProxy {
     pub(in crate::policy) port: Option<Port>,
     /// What it wants to see before it opens a tunnel.
     pub(in crate::policy) authorization: Option<CredentialRef>,
+    /// How requests of plain HTTP/1.1 go to it; unset: CONNECT.
+    #[serde(default, rename = "plainHTTP")]
+    pub(in crate::policy) plain_http: PlainHttpField,
 }

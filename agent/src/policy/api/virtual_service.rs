@@ -1,14 +1,16 @@
-//! `kind: VirtualService`, as far as it sends connections to a forward proxy.
+//! `kind: VirtualService`, as far as it sends connections to a forward proxy, or says how long and
+//! how often requests are tried.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::http_route::HttpRoute;
 use super::service_entry::ExportTo;
 use super::value::{HostField, HostPattern, Port};
 use super::{Resource, Spec};
 use crate::policy::yaml::FieldNotes;
 
-/// Sends connections to a host elsewhere: to a forward proxy.
+/// Sends connections to a host elsewhere, to a forward proxy; gives requests times and retries.
 pub(in crate::policy) type VirtualService = Resource<VirtualServiceSpec>;
 
 impl Spec for VirtualServiceSpec {
@@ -20,7 +22,10 @@ impl Spec for VirtualServiceSpec {
     ];
     const NOTES: FieldNotes = FieldNotes {
         ignored: &[
-            "spec.http",
+            "spec.http[].match[].statPrefix",
+            "spec.http[].retries.retryIgnorePreviousHosts",
+            "spec.http[].retries.retryRemoteLocalities",
+            "spec.http[].route[].destination.subset",
             "spec.tls[].match[].destinationSubnets",
             "spec.tls[].match[].gateways",
             "spec.tls[].match[].sourceLabels",
@@ -50,6 +55,9 @@ pub(in crate::policy) struct VirtualServiceSpec {
     /// Where it applies; on a node there is only `mesh`.
     #[serde(default)]
     pub(in crate::policy) gateways: Vec<String>,
+    /// Times and retries of requests of HTTP.
+    #[serde(default)]
+    pub(in crate::policy) http: Vec<HttpRoute>,
     /// Routes of TLS connections, by server name.
     #[serde(default)]
     pub(in crate::policy) tls: Vec<TlsRoute>,

@@ -27,11 +27,6 @@ impl Policy {
                 doubts.extend(never_captured(document));
             }
         }
-        for document in &documents.destination_rules {
-            let host = &document.object.spec.host;
-            let of_proxy = proxies.iter().any(|proxy| host.matches(proxy));
-            doubts.extend(traffic::idle(document, of_proxy));
-        }
         doubts
     }
 
@@ -101,7 +96,8 @@ impl Policy {
         }
     }
 
-    /// TLS for a host that is no proxy, and that nothing tunnels, is never spoken.
+    /// TLS for a host that is no proxy, and that nothing tunnels, is never spoken; nor is anything
+    /// counted of a host that no rule is about.
     fn doubt_targets(
         &self,
         documents: &Documents,
@@ -117,27 +113,49 @@ impl Policy {
         }
         for document in &documents.destination_rules {
             let spec = &document.object.spec;
-            let has_tls = spec.traffic_policy.tls.is_some();
             let of_proxy = proxies.iter().any(|proxy| spec.host.matches(proxy));
-            if !has_tls || of_proxy || spec.traffic_policy.tunnel.is_some() {
+            if of_proxy || spec.traffic_policy.tunnel.is_some() {
                 continue;
             }
-            let Some(name) = spec.host.name() else {
+            let Some(name) = spec.host.name().filter(|name| !self.has_rule_for(name)) else {
                 continue;
             };
-            let tunnelled = self.host_rules.matching(name).next().is_some()
-                || self.by_host.matching(name).any(|service| {
-                    let service = &self.services[*service];
-                    (0..self.rules.len()).any(|rule| service.rules.contains(rule))
-                });
-            if !tunnelled {
+            if spec.traffic_policy.tls.is_some() {
                 let reason = format!(
                     "it has no effect: `{name}` is neither tunnelled nor a proxy; TLS is \
                      originated inside tunnels only"
                 );
                 doubts.push(document.problem("spec.trafficPolicy.tls", reason));
             }
+            if traffic::is_about_targets(&spec.traffic_policy) {
+                let reason = format!(
+                    "its limits have no effect: `{name}` is neither a proxy nor a host that a rule \
+                     is about"
+                );
+                doubts.push(document.problem("spec.trafficPolicy", reason));
+            }
         }
+        for document in &documents.virtual_services {
+            let spec = &document.object.spec;
+            if spec.http.is_empty() {
+                continue;
+            }
+            for (index, host) in spec.hosts.iter().enumerate() {
+                if let Some(name) = host.name().filter(|name| !self.has_rule_for(name)) {
+                    let reason = format!("`http` has no effect: no rule is about `{name}`");
+                    doubts.push(document.problem(&format!("spec.hosts[{index}]"), reason));
+                }
+            }
+        }
+    }
+
+    /// Whether some rule is about connections to this host in particular.
+    fn has_rule_for(&self, name: &HostName) -> bool {
+        self.host_rules.matching(name).next().is_some()
+            || self.by_host.matching(name).any(|service| {
+                let service = &self.services[*service];
+                (0..self.rules.len()).any(|rule| service.rules.contains(rule))
+            })
     }
 }
 

@@ -1,8 +1,10 @@
 //! The heads of messages, checked.
 
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 
 use super::body::Body;
 use crate::inspect::http_head::{MAX_FIELDS, RequestHead, parse_head};
@@ -46,6 +48,19 @@ impl Fields {
             value: raw.slice_ref(field.value),
         };
         Self(fields.iter().map(field).collect())
+    }
+
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Field) -> bool) {
+        self.0.retain(keep);
+    }
+
+    /// Has one field of this name, with this value, or none.
+    fn set(&mut self, name: &'static str, value: Option<&str>) {
+        self.0.retain(|field| !field.is(name));
+        self.0.extend(value.map(|value| Field {
+            name: Bytes::from_static(name.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        }));
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Field> {
@@ -127,7 +142,9 @@ pub struct Request {
     pub(super) fields: Fields,
     framing: Framing,
     host: Option<Host>,
-    form: Form,
+    pub(super) form: Form,
+    /// What a proxy gets besides, if it is for one.
+    pub(super) for_proxy: Option<Arc<[(HeaderName, HeaderValue)]>>,
 }
 
 impl Request {
@@ -163,6 +180,7 @@ impl Request {
             fields,
             host,
             form,
+            for_proxy: None,
         })
     }
 
@@ -180,6 +198,17 @@ impl Request {
     /// The value of Host as it was sent, empty if there is none.
     pub fn authority(&self) -> &[u8] {
         self.fields.values("host").next().unwrap_or_default()
+    }
+
+    /// The values of all fields of this name.
+    pub fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]> {
+        self.fields.values(name)
+    }
+
+    /// Has it say this of `name`, once, or nothing. Not for what frames or routes it, which has been
+    /// read.
+    pub fn set(&mut self, name: &'static str, value: Option<&str>) {
+        self.fields.set(name, value);
     }
 
     /// How its body is delimited.

@@ -16,6 +16,7 @@ use super::*;
 use crate::name::Target;
 use crate::policy::{self, Credentials, Ejection, ProxySettings};
 use crate::sockets::PlainSockets;
+use crate::trace::Span;
 use crate::tunnel::{Place, Time, Timings, Tunnel, TunnelConfig, TunnelError, Tunneler};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
@@ -53,7 +54,7 @@ impl Observer for Notes {
     fn retried(&self, _: &str, reason: &'static str) {
         self.note(format!("retried {reason}"));
     }
-    fn took(&self, _: &str, _: TunnelProtocol, _: &Timings) {}
+    fn took(&self, _: &str, _: Spoken, _: &Timings) {}
 }
 
 struct World {
@@ -99,6 +100,7 @@ impl World {
             proxy,
             target: &target,
             headers: &[],
+            span: &Span::none(),
         };
         let time = Time {
             deadline: self.tunneler.deadline(),
