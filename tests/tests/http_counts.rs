@@ -136,10 +136,6 @@ fn by_metrics(metrics: &Metrics) -> BTreeMap<String, u64> {
 }
 
 #[test]
-#[expect(
-    clippy::print_stdout,
-    reason = "the seed, for whoever wants the same again"
-)]
 fn counts_agree() {
     let seed = Random::seed_from("MIX_SEED");
     // Small enough for JSON and Python to mean the same.
