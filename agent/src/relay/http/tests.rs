@@ -16,6 +16,7 @@ use super::*;
 use crate::inspect::InspectError;
 
 mod malformed;
+mod together;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
