@@ -15,6 +15,7 @@ use crate::sockets::Carrier;
 use crate::telemetry::{
     self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode, TunnelLog,
 };
+use crate::tls::TlsError;
 use crate::trace::{Kind, Span};
 use crate::tunnel::{self, Line, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
@@ -97,7 +98,7 @@ impl Way {
             let originating = originate(stream, early, &tls.client, &tls.name, deadline);
             stream = record
                 .span()
-                .attempt("originate", originating)
+                .attempt("originate", originating, TlsError::reason)
                 .await
                 .map_err(|error| {
                     let error = format!("TLS with {}: {error}", decision.target);
@@ -329,7 +330,7 @@ pub(super) fn flag(error: &TunnelError) -> ResponseFlag {
         "connect_timeout" | "dial_timeout" | "ping_timeout" | "pool_timeout"
         | "settings_timeout" | "tcp_timeout" | "tls_timeout" => ResponseFlag::UpstreamTimeout,
         "malformed" | "no_http2" => ResponseFlag::UpstreamProtocol,
-        "pool_busy" | "too_many_connections" => ResponseFlag::Overflow,
+        "pool_busy" | "too_many_connections" | "too_many_pending" => ResponseFlag::Overflow,
         _ => ResponseFlag::UpstreamFailure,
     }
 }

@@ -20,7 +20,7 @@ use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
 use crate::telemetry::request::OpenTunnel;
 use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelLog as _};
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, TlsError};
 use crate::trace::Span;
 use crate::tunnel::{Stream, Tunnel, originate};
 
@@ -189,7 +189,7 @@ impl Way {
             let originating = originate(stream, early, &client, &tls.name, deadline);
             stream = record
                 .span()
-                .attempt("originate", originating)
+                .attempt("originate", originating, TlsError::reason)
                 .await
                 .map_err(|error| {
                     Refused::new(
