@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::quantity::Time;
 use super::tls::TlsFields;
-use super::traffic::Time;
 use super::value::{HostField, Port, TargetHost};
 use super::words::words;
 use super::workload_selector::WorkloadSelector;

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{Turn, Upstream};
 use crate::name::OriginalDst;
 use crate::policy::{Check, HeaderContext, Proxy};
+use crate::trace::Span;
 use crate::tunnel::{Attempt, Cause, Request};
 use crate::workload::Workload;
 
@@ -56,6 +57,7 @@ async fn once(turn: Turn, proxy: &Arc<Proxy>, check: &Check) {
         proxy,
         target: &check.target,
         headers: &headers,
+        span: &Span::none(),
     };
     let deadline = Instant::now() + LONGEST.min(check.interval);
     let mut attempt = Attempt::default();
