@@ -117,7 +117,7 @@ struct Collector(Running);
 impl Collector {
     fn spans(&self) -> Vec<Span> {
         let told = self.0.stdout();
-        let spans = told.lines().map(|line| serde_json::from_str(line));
+        let spans = told.lines().map(serde_json::from_str);
         spans.map(|span| Span(span.must("read a span"))).collect()
     }
 
