@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
+use underpass::relay::Progress;
 use underpass::relay::http::{
-    Answered, Client, ExchangeError, Framing, Input, Patience, Progress, Request, exchange,
-    next_request,
+    Answered, Client, ExchangeError, Framing, Input, Patience, Request, exchange, next_request,
 };
 
 /// Nothing here waits, so this is never over.
