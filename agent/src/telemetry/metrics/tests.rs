@@ -12,7 +12,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 43] = [
+const EXPECTED: [(&str, &str, &[&str]); 44] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -59,6 +59,11 @@ const EXPECTED: [(&str, &str, &[&str]); 43] = [
         &[],
     ),
     ("underpass_policy_reload_total", "counter", &["result"]),
+    (
+        "underpass_proxy_checks_total",
+        "counter",
+        &["endpoint", "proxy", "result"],
+    ),
     (
         "underpass_proxy_connections_active",
         "gauge",
