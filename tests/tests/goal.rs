@@ -156,9 +156,13 @@ istio_request_duration_milliseconds_count{{{target}}} 2
 istio_requests_total{{{target}}} 2
 istio_response_bytes_sum{{{target}}} {answers}
 istio_response_bytes_count{{{target}}} 2
+underpass_proxy_checks_total{{endpoint="{endpoint}",proxy="{proxy}",result="failure"}} 0
+underpass_proxy_checks_total{{endpoint="{endpoint}",proxy="{proxy}",result="success"}} 0
 underpass_proxy_connections_active{{endpoint="{endpoint}",proxy="{proxy}"}} 0
 underpass_proxy_connections_total{{endpoint="{endpoint}",proxy="{proxy}"}} 1
 underpass_proxy_endpoint_healthy{{endpoint="{endpoint}",proxy="{proxy}"}} 1
+underpass_proxy_limit_refused_total{{limit="connections",proxy="{proxy}"}} 0
+underpass_proxy_limit_refused_total{{limit="pending",proxy="{proxy}"}} 0
 underpass_proxy_received_bytes_total{{proxy="{proxy}"}} {answers}
 underpass_proxy_sent_bytes_total{{proxy="{proxy}"}} {asked}
 {phases}underpass_tunnel_requests_total{{code="200",policy="{policy}",protocol="http1-connect",proxy="{proxy}"}} 1
