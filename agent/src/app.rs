@@ -32,6 +32,7 @@ use crate::capture::{
     Attachment, Canary, Capture, CaptureConfig, CaptureError, Flows, Listener, Workloads,
     cgroup::{self, Hierarchy},
 };
+use crate::circuit::Circuits;
 use crate::connection::{InForce, Way};
 use crate::dns::Resolver;
 use crate::inspect;
@@ -180,6 +181,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
         workloads: Arc::new(Workloads::new(Hierarchy::find()?)),
         sockets,
         metrics: Arc::clone(&metrics),
+        circuits: Circuits::new(Arc::clone(&metrics)),
         inspection: inspect::Limits::default(),
         relay: Timeouts::default(),
         direct_deadline: DIRECT_DEADLINE,

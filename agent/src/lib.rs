@@ -19,6 +19,7 @@ pub mod tunnel;
 
 pub mod limits;
 
+mod circuit;
 mod connection;
 
 pub mod app;

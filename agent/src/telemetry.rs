@@ -26,8 +26,8 @@ pub use label::{Destination, Label, Workload};
 pub use logging::{LogConfig, LogHandle};
 pub use metrics::Metrics;
 pub use outcome::{
-    Decision, Deduction, DenyReason, Inspection, Limit, Phase, Reload, ResponseFlag, TargetSource,
-    TunnelCode, TunnelProtocol,
+    Decision, Deduction, DenyReason, Inspection, Limit, Phase, Reload, ResponseFlag, TargetLimit,
+    TargetSource, TunnelCode, TunnelProtocol,
 };
 pub use record::{ConnectionRecord, TunnelLog};
 pub use request::RequestRecord;

@@ -109,7 +109,7 @@ impl Way {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Refused::new(failure.flag, status, &failure.error)
         })?;
-        let tunnel = match self.open(arrived, decision, record).await {
+        let tunnel = match self.open(arrived, decision, None, record).await {
             Ok(opened) => opened,
             Err(error) => {
                 drop(pending);
