@@ -31,6 +31,7 @@ use crate::telemetry::{
 use crate::tunnel::Tunneler;
 use crate::workload::Workload;
 
+use http::Version;
 pub(crate) use in_force::InForce;
 pub(crate) use outbound::in_order;
 
@@ -154,12 +155,18 @@ impl Way {
             let inspected = self.inspect(workload, origin, record).await?;
             facts.claimed = inspected.claimed_host().map(first_bytes::claim);
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
+            let version = match &inspected.seen {
+                Seen::Http(head) if head.form != Form::Authority => Some(Version::Http1),
+                Seen::Http2 => Some(Version::Http2),
+                _ => None,
+            };
             arrived.bytes = inspected.bytes;
-            let is_request =
-                matches!(&inspected.seen, Seen::Http(head) if head.form != Form::Authority);
-            if is_request && policy.serves_requests(&facts, &view) {
+            let served = version.filter(|_| policy.serves_requests(&facts, &view));
+            if let Some(version) = served {
                 let seen = (policy, view);
-                return self.requests(workload, arrived, origin, seen, record).await;
+                return self
+                    .requests(workload, arrived, origin, seen, version, record)
+                    .await;
             }
         } else {
             self.metrics.policy.inspected(Inspection::Skipped);

@@ -36,7 +36,7 @@ use upstream::{Tried, Upstream};
 pub use dial::DialError;
 pub use error::{Cause, Side, TunnelError};
 pub use observer::{NoObserver, Observer, Place};
-pub use stream::{Stream, originate};
+pub use stream::{Early, Stream, originate};
 pub use timings::Timings;
 pub use upstream::NotMade;
 

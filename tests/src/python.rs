@@ -10,10 +10,19 @@ use crate::{Must as _, Place};
 impl Place {
     /// A command that runs `programs/NAME.py`.
     pub fn python(&self, name: &str) -> Cmd {
+        self.script(interpreter(), name)
+    }
+
+    /// The same by the interpreter of the distribution, which alone finds its libraries.
+    pub fn system_python(&self, name: &str) -> Cmd {
+        self.script(Path::new("/usr/bin/python3"), name)
+    }
+
+    fn script(&self, interpreter: &Path, name: &str) -> Cmd {
         let script = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("programs")
             .join(name);
-        self.command(interpreter()).arg(script.with_extension("py"))
+        self.command(interpreter).arg(script.with_extension("py"))
     }
 }
 

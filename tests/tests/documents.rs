@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use underpass_tests::addr::proxy_v4;
+use underpass_tests::addr::{OTHER_V4, proxy_v4};
 use underpass_tests::agent::{Agent, METRICS, binary, tunnel_policy, underpass};
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
 use underpass_tests::{Must as _, Scene, World, http};
@@ -281,6 +281,13 @@ fn the_metrics_documented_are_those_there_are() {
     scene.captured(&site).expect_ok();
     let plain = scene.curl("http://site.example/").args(["-4"]);
     scene.captured(&plain).expect_ok();
+    let inet = scene.world.inet();
+    let calls = inet.system_python("grpc_site");
+    let mut calls = calls.args([&OTHER_V4.to_string(), "8080"]).start();
+    calls.wait_until_listening(inet, (OTHER_V4, 8080).into());
+    let client = scene.grpc_client("other.example:8080");
+    let client = client.input(r#"[["echo", "abc"]]"#).run(SECONDS);
+    assert!(client.expect_success().stdout.contains("ok"));
     let nameless = scene.curl("https://203.0.113.10/").args(["--insecure"]);
     assert_ne!(scene.captured(&nameless).exit, 0);
     proxy.set_answer(Answer::Reset);

@@ -147,7 +147,7 @@ fn plain_http_becomes_tls_inside_the_tunnel() {
          destination_service=\"www.google.com\",destination_service_name=\"www.google.com\",\
          destination_service_namespace=\"unknown\",destination_version=\"unknown\",\
          destination_workload=\"unknown\",destination_workload_namespace=\"unknown\",\
-         reporter=\"source\",request_protocol=\"http\",response_code=\"200\",\
+         grpc_response_status=\"\",reporter=\"source\",request_protocol=\"http\",response_code=\"200\",\
          response_flags=\"-\",source_app=\"unknown\",source_canonical_revision=\"unknown\",\
          source_canonical_service=\"unknown\",source_cluster=\"unknown\",\
          source_principal=\"unknown\",source_version=\"unknown\",source_workload=\"unknown\",\

@@ -97,7 +97,8 @@ fn inspection(seen: &Seen) -> Inspection {
             Some(_) => Inspection::Http,
             None => Inspection::HttpNoName,
         },
-        Seen::Http2 | Seen::Opaque => Inspection::Opaque,
+        Seen::Http2 => Inspection::Http2,
+        Seen::Opaque => Inspection::Opaque,
         Seen::Silent => Inspection::Silent,
         Seen::Closed => Inspection::Closed,
     }

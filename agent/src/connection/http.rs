@@ -2,10 +2,13 @@
 //!
 //! What a request is does not depend on how it is written: what is known of it, what policy says,
 //! what is refused and what is recorded stand here, in `refused` and in `upstream`. `http1` reads
-//! and answers requests of HTTP/1.1.
+//! and answers requests of HTTP/1.1; `http2` those of HTTP/2, many at a time, for which `targets`
+//! has the connections.
 
 mod http1;
+mod http2;
 mod refused;
+mod targets;
 mod upstream;
 
 use std::sync::Arc;
@@ -21,6 +24,7 @@ use super::{Arrived, Failure, InForce, Origin, Way};
 use crate::inspect::Source;
 use crate::name::Host;
 use crate::policy::{self, Facts, TunnelDecision, View};
+use crate::telemetry::record::Live;
 use crate::telemetry::request::Captured;
 use crate::telemetry::{self, ConnectionRecord, Deduction, Destination, Label, RequestRecord};
 use crate::workload::Workload;
@@ -28,6 +32,13 @@ use refused::Refused;
 
 /// How long a connection is kept for the next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
+
+/// How requests are written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Version {
+    Http1,
+    Http2,
+}
 
 /// Where a request goes.
 #[derive(Clone, Debug)]
@@ -51,6 +62,7 @@ struct Requests {
     way: Arc<Way>,
     origin: Origin,
     captured: Captured,
+    live: Live,
     outlook: Mutex<Outlook>,
 }
 
@@ -63,13 +75,14 @@ struct Outlook {
 }
 
 impl Way {
-    /// Serves a connection whose first bytes are the head of a request.
+    /// Serves a connection whose first bytes are the head of a request, or the preface of HTTP/2.
     pub(super) async fn requests(
         self: &Arc<Self>,
         workload: &TcpStream,
         arrived: Arrived,
         origin: Origin,
         (policy, view): (Arc<InForce>, Arc<View>),
+        version: Version,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         record.by_request();
@@ -77,6 +90,7 @@ impl Way {
             way: Arc::clone(self),
             origin,
             captured: origin.seen_from(record),
+            live: record.live(),
             outlook: Mutex::new(Outlook {
                 policy,
                 who: arrived.who,
@@ -84,7 +98,10 @@ impl Way {
             }),
         };
         // On the heap: a tunnel of bytes has no use for the room.
-        Box::pin(http1::serve(requests, workload, arrived.bytes, record)).await
+        match version {
+            Version::Http1 => Box::pin(http1::serve(requests, workload, arrived.bytes)).await,
+            Version::Http2 => Box::pin(http2::serve(requests, workload, arrived.bytes)).await,
+        }
     }
 }
 

@@ -169,6 +169,8 @@ label_values! {
         Http = "http",
         /// An HTTP/1 head without a name in Host.
         HttpNoName = "http_no_name",
+        /// The preface of HTTP/2.
+        Http2 = "http2",
         /// Began as TLS or HTTP and then broke its rules.
         Malformed = "malformed",
         /// Neither TLS nor HTTP.

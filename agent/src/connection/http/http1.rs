@@ -20,7 +20,10 @@ use crate::relay::http::{
 };
 use crate::relay::{Shared, broken, relay};
 use crate::sockets::Carrier;
-use crate::telemetry::{ConnectionRecord, RequestRecord, ResponseFlag};
+use crate::telemetry::{RequestRecord, ResponseFlag};
+
+/// The protocol that is spoken to targets (RFC 7301 section 6).
+const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// What comes after a request.
 enum After {
@@ -37,7 +40,6 @@ struct Session<'a> {
     requests: Requests,
     socket: &'a TcpStream,
     input: Input<Shared<'a>>,
-    connection: &'a mut ConnectionRecord,
     pool: Pool,
 }
 
@@ -46,13 +48,11 @@ pub(super) async fn serve(
     requests: Requests,
     workload: &TcpStream,
     early: Bytes,
-    record: &mut ConnectionRecord,
 ) -> Result<(), Failure> {
     let mut session = Session {
         requests,
         socket: workload,
         input: Input::new(Shared(workload), early),
-        connection: record,
         pool: Pool::default(),
     };
     session.run().await
@@ -164,7 +164,7 @@ impl Session<'_> {
         let requests = &self.requests;
         let mut facts = requests.facts(request.host());
         let route = requests.decide(&mut facts, record).await;
-        record.show_on(self.connection);
+        record.show_on(&requests.live);
         let route = route?;
         let key = Key::of(&route);
         self.check(request)?;
@@ -179,14 +179,14 @@ impl Session<'_> {
                 None => {
                     let arrived = self.requests.arrived();
                     let way = &self.requests.way;
-                    way.reach(&arrived, &route, &mut facts, record).await?
+                    way.reach(&arrived, (&route, ALPN), &mut facts, record)
+                        .await?
                 }
             };
             self.check_more(request).await?;
-            self.connection
-                .moves(record.traffic() as _, upstream.proxy());
+            let moving = record.moves(&self.requests.live, upstream.proxy());
             let exchanged = self.exchange(request, &mut upstream, record).await;
-            self.connection.rests();
+            drop(moving);
             match exchanged {
                 Ok(answered) => {
                     if answered.upstream_persists {

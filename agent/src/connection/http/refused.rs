@@ -2,28 +2,34 @@
 
 use std::fmt::Display;
 use std::io;
+use std::time::Duration;
 
+use h2::Reason;
 use http::StatusCode;
 
 use super::super::Failure;
 use super::super::outbound::flag as flag_of;
 use crate::relay::RelayError;
 use crate::relay::http::ExchangeError;
+use crate::relay::http2;
 use crate::telemetry::text::printable;
 use crate::telemetry::{DenyReason, RequestRecord, ResponseFlag};
 use crate::tunnel::TunnelError;
+use crate::tunnel::http2::HandshakeError;
 
 /// Bytes of the reason that a workload is told.
 const MAX_TEXT: usize = 512;
 
 /// Why a request was not served, or not to the end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Refused {
     flag: ResponseFlag,
     /// None: nobody is left to hear it.
     status: Option<StatusCode>,
     denied: Option<DenyReason>,
     text: String,
+    /// How a stream of HTTP/2 ends where no answer can be given.
+    reset: Reason,
 }
 
 impl Refused {
@@ -37,6 +43,7 @@ impl Refused {
             status: status.into(),
             denied: None,
             text: printable(text, MAX_TEXT),
+            reset: Reason::INTERNAL_ERROR,
         }
     }
 
@@ -102,6 +109,96 @@ impl Refused {
             }
             _ => Self::new(flag, status, &format_args!("{who}: {error}")),
         }
+    }
+
+    /// There was no answer of `who`, or not all of it, on a stream.
+    pub(super) fn stream(error: &http2::ExchangeError, who: &str) -> Self {
+        use http2::ExchangeError as Error;
+        let (flag, status) = match error {
+            Error::BadAnswer(_) | Error::BrokenAnswer(_) => (
+                ResponseFlag::UpstreamProtocol,
+                Some(StatusCode::BAD_GATEWAY),
+            ),
+            Error::BrokeOff(_) | Error::Lost(_) | Error::NoAnswer(_) => {
+                (ResponseFlag::UpstreamClosed, Some(StatusCode::BAD_GATEWAY))
+            }
+            Error::NotTaken(_) => (
+                ResponseFlag::UpstreamClosed,
+                Some(StatusCode::SERVICE_UNAVAILABLE),
+            ),
+            // The workload hears from the target itself.
+            Error::Reset(_) => (ResponseFlag::UpstreamClosed, None),
+            Error::BrokenRequest(_) => (ResponseFlag::DownstreamProtocol, None),
+            Error::ClientReset(_) | Error::Client(_) => (ResponseFlag::DownstreamClosed, None),
+        };
+        let refused = match error {
+            Error::BrokenRequest(_) | Error::ClientReset(_) | Error::Client(_) => {
+                Self::new(flag, status, error)
+            }
+            _ => Self::new(flag, status, &format_args!("{who}: {error}")),
+        };
+        Self {
+            reset: error.reset(),
+            ..refused
+        }
+    }
+
+    /// `who` was reached, but does not speak HTTP/2.
+    pub(super) fn greeting(error: &HandshakeError, who: &str) -> Self {
+        let (flag, status) = match error {
+            HandshakeError::Timeout => (ResponseFlag::UpstreamTimeout, StatusCode::GATEWAY_TIMEOUT),
+            _ => (ResponseFlag::UpstreamProtocol, StatusCode::BAD_GATEWAY),
+        };
+        let text = match error {
+            HandshakeError::Ended(ended) => http2::why(ended),
+            error => error.to_string(),
+        };
+        Self::new(
+            flag,
+            status,
+            &format_args!("{who} does not speak HTTP/2: {text}"),
+        )
+    }
+
+    /// Nothing moved for too long.
+    pub(super) fn silent(patience: Duration) -> Self {
+        let text = format!("no byte in either direction for {patience:?}");
+        let status = StatusCode::GATEWAY_TIMEOUT;
+        Self::new(ResponseFlag::UpstreamTimeout, status, &text)
+    }
+
+    /// The workload has waited for as long as it said it would.
+    pub(super) fn late(timeout: Duration) -> Self {
+        let text = format!("no answer within the {timeout:?} of the call (grpc-timeout)");
+        let status = StatusCode::GATEWAY_TIMEOUT;
+        Self::new(ResponseFlag::UpstreamTimeout, status, &text)
+    }
+
+    /// What gRPC has for it.
+    pub(super) fn grpc_status(&self) -> u16 {
+        if self.denied.is_some() {
+            return 7;
+        }
+        match self.status {
+            Some(StatusCode::GATEWAY_TIMEOUT) => 4,
+            Some(StatusCode::BAD_REQUEST) => 13,
+            Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => 8,
+            Some(StatusCode::NOT_IMPLEMENTED) => 12,
+            _ => 14,
+        }
+    }
+
+    /// How a stream ends where no answer can be given.
+    pub(super) fn reset(&self) -> Reason {
+        self.reset
+    }
+
+    /// Whether the workload itself gave the request up.
+    pub(super) fn is_given_up(&self) -> bool {
+        matches!(
+            self.flag,
+            ResponseFlag::DownstreamClosed | ResponseFlag::DownstreamProtocol
+        ) && self.status.is_none()
     }
 
     pub(super) fn status(&self) -> Option<StatusCode> {

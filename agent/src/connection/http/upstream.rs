@@ -22,14 +22,11 @@ use crate::telemetry::{self, Label, RequestRecord, ResponseFlag};
 use crate::tls::ClientTls;
 use crate::tunnel::{Stream, Tunnel, originate};
 
-/// The protocol that is spoken to targets (RFC 7301 section 6).
-const ALPN: &[&[u8]] = &[b"http/1.1"];
-
 /// How many idle connections one connection of a workload may have.
-const MAX_IDLE: usize = 8;
+pub(super) const MAX_IDLE: usize = 8;
 
 /// How long an idle connection is kept.
-const KEEP_IDLE: Duration = Duration::from_secs(90);
+pub(super) const KEEP_IDLE: Duration = Duration::from_secs(90);
 
 /// A connection to a target, direct or through a tunnel.
 #[derive(Debug)]
@@ -40,6 +37,8 @@ pub(super) struct Upstream {
     /// Whether it may serve other requests for which policy says the same.
     keep: bool,
     through: Option<OpenTunnel>,
+    /// Whether TLS is spoken with the target.
+    pub(super) is_encrypted: bool,
 }
 
 impl Upstream {
@@ -49,7 +48,18 @@ impl Upstream {
             early: Bytes::new(),
             keep,
             through: None,
+            is_encrypted: false,
         }
+    }
+
+    /// Whether it may serve other requests for which policy says the same.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keep
+    }
+
+    /// Its tunnel, if it goes through one.
+    pub(super) fn into_parts(self) -> (Stream, Bytes, Option<OpenTunnel>) {
+        (self.stream, self.early, self.through)
     }
 
     /// Writes down that a request uses it again.
@@ -66,17 +76,21 @@ impl Upstream {
 }
 
 impl Way {
-    /// A new connection for a request on this route.
+    /// A new connection for a request on this route; a target of TLS chooses one of `protocols`
+    /// (ALPN).
     pub(super) async fn reach(
         &self,
         arrived: &Arrived,
-        route: &Route,
+        (route, protocols): (&Route, &[&[u8]]),
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
         match route {
             Route::Direct => self.reach_directly(arrived, true).await,
-            Route::Tunnel(decision) => self.reach_by_tunnel(arrived, decision, facts, record).await,
+            Route::Tunnel(decision) => {
+                let way = (decision, protocols);
+                self.reach_by_tunnel(arrived, way, facts, record).await
+            }
         }
     }
 
@@ -100,7 +114,7 @@ impl Way {
     async fn reach_by_tunnel(
         &self,
         arrived: &Arrived,
-        decision: &TunnelDecision,
+        (decision, protocols): (&TunnelDecision, &[&[u8]]),
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
@@ -132,7 +146,7 @@ impl Way {
         } = tunnel;
         if let Some(tls) = &decision.tls {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
-            let client = tls.client.offering(ALPN);
+            let client = tls.client.offering(protocols);
             let early = std::mem::take(&mut early);
             stream = originate(stream, early, &client, &tls.name, deadline)
                 .await
@@ -150,12 +164,13 @@ impl Way {
             early,
             keep: true,
             through,
+            is_encrypted: decision.tls.is_some(),
         })
     }
 }
 
 /// What a connection is good for: requests for which policy says just the same.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Key {
     Direct,
     Tunnel {
@@ -255,6 +270,14 @@ impl Pool {
             upstream,
             until: Instant::now() + KEEP_IDLE,
         });
+    }
+
+    /// Drops those that have come to their end by now.
+    pub(super) fn prune(&mut self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let now = Instant::now();
+        self.0
+            .retain_mut(|idle| idle.until > now && !idle.has_ended(&mut cx));
     }
 
     /// Drops those that their peers end, or that have been idle too long. Never ends.

@@ -30,7 +30,7 @@ enum State {
 
 /// What stands at the beginning of some bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Piece {
+pub(in crate::relay) enum Piece {
     /// So many bytes of the body itself.
     Data(usize),
     /// Nothing: the body is over.
@@ -77,7 +77,7 @@ impl Body {
     }
 
     /// Looks at what `bytes` begin with, and goes past it. `ended`: nothing comes behind `bytes`.
-    pub(super) fn next(&mut self, bytes: &[u8], ended: bool) -> Result<Piece, BodyError> {
+    pub(in crate::relay) fn next(&mut self, bytes: &[u8], ended: bool) -> Result<Piece, BodyError> {
         if self.is_over() {
             return Ok(Piece::End);
         }

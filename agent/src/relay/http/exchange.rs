@@ -3,21 +3,19 @@
 use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::sleep;
 
 use super::body::{Body, BodyError, Piece};
 use super::head::{Answer, Framing, Request};
 use super::input::Input;
 use super::write::{Manner, answer_head, last_chunk, request_head};
 use crate::inspect::http_head::find_end;
-use crate::relay::{RelayError, Traffic};
+use crate::relay::{Progress, RelayError};
 
 /// The longest head of an answer, in bytes.
 const MAX_ANSWER_HEAD: usize = 64 * 1024;
@@ -32,33 +30,6 @@ pub struct Client<'a, R, W> {
     pub input: &'a mut Input<R>,
     /// To the client.
     pub output: &'a mut W,
-}
-
-/// How far an exchange has come, for whoever looks at it from outside or after its end.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Bytes passed on, heads included.
-    pub traffic: Arc<Traffic>,
-    status: AtomicU16,
-    heard: AtomicBool,
-}
-
-impl Progress {
-    /// The status of the answer whose head has begun to go to the client.
-    pub fn status(&self) -> Option<u16> {
-        Some(self.status.load(Relaxed)).filter(|status| *status != 0)
-    }
-
-    /// Whether the target has sent anything.
-    pub fn heard(&self) -> bool {
-        self.heard.load(Relaxed)
-    }
-
-    /// The client got an answer of ours.
-    pub fn answered(&self, status: u16, bytes: usize) {
-        self.status.store(status, Relaxed);
-        self.traffic.add_received(bytes);
-    }
 }
 
 /// What came of an exchange that ended in order.
@@ -163,7 +134,7 @@ where
     let exchanged = tokio::select! {
         biased;
         result = exchanging => result,
-        () = silence(progress, patience) => Err(ExchangeError::Silent(patience)),
+        () = progress.silence(patience) => Err(ExchangeError::Silent(patience)),
     };
     let manner = exchanged.map_err(|error| match error {
         // It was told that the client has gone, and did what most do then.
@@ -295,7 +266,7 @@ where
         let framing = if switches {
             Framing::None
         } else {
-            answer.framing(request)
+            answer.framing(request.is_head())
         };
         let closes = request.is_last()
             || framing == Framing::UntilClose
@@ -329,11 +300,11 @@ where
                 .map_err(ExchangeError::Client)?;
         }
     };
-    let framing = answer.framing(request);
+    let framing = answer.framing(request.is_head());
     if answer.is_last() || framing == Framing::UntilClose {
         state.upstream_closes.store(true, Relaxed);
     }
-    progress.status.store(answer.status, Relaxed);
+    progress.begins(answer.status);
     let head = answer_head(&answer, request, &manner);
     send(output, &head, &count)
         .await
@@ -365,14 +336,14 @@ where
     }
 }
 
-async fn read_answer<R: AsyncRead + Unpin>(
+pub(in crate::relay) async fn read_answer<R: AsyncRead + Unpin>(
     from: &mut Input<R>,
     progress: &Progress,
 ) -> Result<Answer, ExchangeError> {
     let mut searched = 0;
     loop {
         if !from.buffered().is_empty() {
-            progress.heard.store(true, Relaxed);
+            progress.hears();
         }
         if let Some(end) = find_end(from.buffered(), searched) {
             let head = from.split_to(end);
@@ -462,16 +433,4 @@ where
     to.write_all(bytes).await?;
     count(bytes.len());
     to.flush().await
-}
-
-/// Waits until nothing has moved for `patience`.
-async fn silence(progress: &Progress, patience: Duration) {
-    let moved = || (progress.traffic.sent(), progress.traffic.received());
-    loop {
-        let before = moved();
-        sleep(patience).await;
-        if moved() == before {
-            return;
-        }
-    }
 }

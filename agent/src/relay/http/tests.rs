@@ -14,6 +14,7 @@ use super::body::Piece;
 use super::write::{last_chunk, request_head};
 use super::*;
 use crate::inspect::InspectError;
+use crate::relay::Progress;
 
 mod malformed;
 

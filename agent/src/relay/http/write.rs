@@ -7,7 +7,7 @@ use super::head::{Answer, Fields, Framing, Request};
 
 /// What concerns two neighbours only, beside what Connection lists. Of those, what frames the body
 /// is written anew.
-const BETWEEN_NEIGHBOURS: [&str; 7] = [
+pub(in crate::relay) const BETWEEN_NEIGHBOURS: [&str; 7] = [
     "connection",
     "content-length",
     "keep-alive",

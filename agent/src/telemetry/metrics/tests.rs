@@ -12,15 +12,17 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 38] = [
+const EXPECTED: [(&str, &str, &[&str]); 40] = [
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
         "istio_request_duration_milliseconds",
         "histogram",
         &ISTIO_HTTP,
     ),
+    ("istio_request_messages_total", "counter", &ISTIO_PEERS),
     ("istio_requests_total", "counter", &ISTIO_HTTP),
     ("istio_response_bytes", "histogram", &ISTIO_HTTP),
+    ("istio_response_messages_total", "counter", &ISTIO_PEERS),
     ("istio_tcp_connections_closed_total", "counter", &ISTIO),
     ("istio_tcp_connections_opened_total", "counter", &ISTIO),
     ("istio_tcp_received_bytes_total", "counter", &ISTIO),
@@ -131,7 +133,31 @@ const ISTIO: [&str; 23] = [
     "source_workload_namespace",
 ];
 
-const ISTIO_HTTP: [&str; 24] = [
+/// Those that say who talks to whom.
+const ISTIO_PEERS: [&str; 20] = [
+    "destination_app",
+    "destination_canonical_revision",
+    "destination_canonical_service",
+    "destination_cluster",
+    "destination_principal",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "destination_version",
+    "destination_workload",
+    "destination_workload_namespace",
+    "reporter",
+    "source_app",
+    "source_canonical_revision",
+    "source_canonical_service",
+    "source_cluster",
+    "source_principal",
+    "source_version",
+    "source_workload",
+    "source_workload_namespace",
+];
+
+const ISTIO_HTTP: [&str; 25] = [
     "connection_security_policy",
     "destination_app",
     "destination_canonical_revision",
@@ -144,6 +170,7 @@ const ISTIO_HTTP: [&str; 24] = [
     "destination_version",
     "destination_workload",
     "destination_workload_namespace",
+    "grpc_response_status",
     "reporter",
     "request_protocol",
     "response_code",
@@ -246,7 +273,11 @@ fn everything() -> (Registry, Arc<Metrics>) {
         pid: 1,
         cgroup: 2,
     };
-    RequestRecord::begin(&metrics, captured).finished();
+    let mut call = RequestRecord::begin(&metrics, captured);
+    call.grpc();
+    let live = ConnectionRecord::begin(&metrics, captured.src).live();
+    drop(call.moves(&live, None));
+    call.finished();
     (registry, metrics)
 }
 

@@ -1,0 +1,241 @@
+//! A connection of HTTP/2: its requests are served at the same time.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use tokio::io::{AsyncReadExt as _, join};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+use super::refused::Refused;
+use super::targets::{Target, Targets};
+use super::upstream::Key;
+use super::{KEEP_ALIVE, Requests};
+use crate::connection::Failure;
+use crate::relay::http2::{
+    Client, End, ExchangeError, Incoming, OwnAnswer, Request, exchange, serve as serve_streams,
+    translate,
+};
+use crate::relay::{Progress, Shared};
+use crate::sockets::Carrier;
+use crate::telemetry::{RequestRecord, ResponseFlag};
+
+/// Connections on which one request is tried.
+const MAX_TRIES: usize = 3;
+
+/// Serves a connection, of which `early` has been read, to its end.
+pub(super) async fn serve(
+    requests: Requests,
+    workload: &TcpStream,
+    early: Bytes,
+) -> Result<(), Failure> {
+    let requests = Arc::new(requests);
+    let targets = Arc::new(Targets::default());
+    let io = join(
+        std::io::Cursor::new(early).chain(Shared(workload)),
+        Shared(workload),
+    );
+    let served = serve_streams(io, KEEP_ALIVE, &requests.way.closing, |incoming| {
+        let session = Session {
+            requests: Arc::clone(&requests),
+            targets: Arc::clone(&targets),
+        };
+        session.serve(incoming)
+    });
+    let served = tokio::select! {
+        served = served => served,
+        () = targets.sweep() => Ok(()),
+    };
+    served.map_err(|error| {
+        let flag = if error.is_io() {
+            ResponseFlag::DownstreamClosed
+        } else {
+            ResponseFlag::DownstreamProtocol
+        };
+        Failure::new(flag, format!("HTTP/2 with the workload failed: {error}"))
+    })
+}
+
+/// What each request has of its connection.
+struct Session {
+    requests: Arc<Requests>,
+    targets: Arc<Targets>,
+}
+
+impl Session {
+    async fn serve(self, incoming: Incoming) -> End {
+        let Incoming { head, mut client } = incoming;
+        let mut record = self.requests.record();
+        let authority = head.uri.authority().map(|one| one.as_str().as_bytes());
+        let host = || {
+            head.headers
+                .get(http::header::HOST)
+                .map(http::HeaderValue::as_bytes)
+        };
+        let authority = authority.or_else(host).unwrap_or_default();
+        record.head(head.method.as_str(), authority);
+        let manner = (false, head.method == Method::HEAD);
+        if head.method == Method::CONNECT {
+            // It asks whom it is sent to for a tunnel; policy is about that one, not about the
+            // target of the tunnel, and of those two there can be only one here.
+            let text = "CONNECT within HTTP/2 is not served";
+            let flag = ResponseFlag::DownstreamProtocol;
+            let refused = Refused::new(flag, StatusCode::NOT_IMPLEMENTED, &text);
+            return end(&refused, &mut client, manner, &mut record);
+        }
+        let request = match Request::check(head) {
+            Ok(request) => request,
+            Err(error) => {
+                let flag = ResponseFlag::DownstreamProtocol;
+                let refused = Refused::new(flag, error.status(), &error);
+                return end(&refused, &mut client, manner, &mut record);
+            }
+        };
+        if request.is_call() {
+            record.grpc();
+        }
+        let manner = (request.is_call(), manner.1);
+        let progress = record.progress();
+        let patience = self.requests.way.relay.idle;
+        let result = tokio::select! {
+            biased;
+            result = Box::pin(self.attempt(&request, &mut client, &mut record)) => result,
+            refused = late(request.timeout(), &progress) => Err(refused),
+            () = progress.silence(patience) => Err(Refused::silent(patience)),
+        };
+        match result {
+            Ok(()) => {
+                record.finished();
+                End::Other
+            }
+            Err(refused) => end(&refused, &mut client, manner, &mut record),
+        }
+    }
+
+    /// Decides about a request and carries it out.
+    async fn attempt(
+        &self,
+        request: &Request,
+        client: &mut Client,
+        record: &mut RequestRecord,
+    ) -> Result<(), Refused> {
+        let requests = &self.requests;
+        let mut facts = requests.facts(request.host());
+        let route = tokio::select! {
+            route = requests.decide(&mut facts, record) => route,
+            error = client.reset() => Err(given_up(error)),
+        };
+        record.show_on(&requests.live);
+        let route = route?;
+        let key = Key::of(&route);
+        let mut avoid = Vec::new();
+        loop {
+            let way = (&route, &key);
+            let (target, reused) = tokio::select! {
+                biased;
+                // Also what has turned out to be malformed meanwhile goes nowhere.
+                error = client.reset() => Err(given_up(error)),
+                reached = self.targets.reach(requests, way, &avoid, &mut facts, record) => reached,
+            }?;
+            let moving = record.moves(&requests.live, target.proxy());
+            let progress = record.progress();
+            let (target, result) = carry(request, client, target, &progress).await;
+            drop(moving);
+            let error = match result {
+                Ok(persists) => {
+                    self.targets.put(&key, target, persists);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let again = match &error {
+                ExchangeError::NotTaken(_) => client.is_untouched(),
+                // It ended while it was idle, as far as anybody can tell.
+                ExchangeError::Lost(_) | ExchangeError::NoAnswer(_) => {
+                    reused && !progress.heard() && client.has_no_body() && request.is_idempotent()
+                }
+                _ => false,
+            };
+            if !again || avoid.len() + 1 >= MAX_TRIES {
+                return Err(Refused::stream(&error, &route.leads_to(&requests.origin)));
+            }
+            if let Target::Http2(line) = target {
+                avoid.push(line);
+            }
+        }
+    }
+}
+
+/// Carries one request to its target. Says whether that can serve another.
+async fn carry(
+    request: &Request,
+    client: &mut Client,
+    target: Target,
+    progress: &Progress,
+) -> (Target, Result<bool, ExchangeError>) {
+    match target {
+        Target::Http2(line) => {
+            let exchanged =
+                exchange(request, client, &line.connection, &line.scheme, progress).await;
+            (Target::Http2(line), exchanged.map(|()| true))
+        }
+        Target::Http1(mut upstream) => {
+            upstream.stream.abort_on_drop();
+            let early = std::mem::take(&mut upstream.early);
+            let stream = &mut upstream.stream;
+            let exchanged = translate(request, client, stream, early, progress).await;
+            if exchanged.is_ok() {
+                upstream.stream.finish_on_drop();
+            }
+            (Target::Http1(upstream), exchanged)
+        }
+    }
+}
+
+/// Tells the workload what came of its request.
+fn end(
+    refused: &Refused,
+    client: &mut Client,
+    manner: (bool, bool),
+    record: &mut RequestRecord,
+) -> End {
+    refused.note(record);
+    let progress = record.progress();
+    let status = refused.status().filter(|_| progress.status().is_none());
+    let answered = status.is_some_and(|status| {
+        let answer = OwnAnswer {
+            status,
+            grpc: refused.grpc_status(),
+            reason: refused.text(),
+            id: record.id(),
+        };
+        client.answer(&answer, manner, &progress).is_ok()
+    });
+    if !answered {
+        client.abort(refused.reset());
+    }
+    if refused.is_given_up() {
+        End::GivenUp
+    } else {
+        End::Other
+    }
+}
+
+/// The workload does not wait for the answer.
+fn given_up(error: h2::Error) -> Refused {
+    Refused::stream(&ExchangeError::waiting(error), "")
+}
+
+/// Ends when the workload would not wait any longer, unless the answer has begun by then.
+async fn late(timeout: Option<Duration>, progress: &Progress) -> Refused {
+    if let Some(timeout) = timeout {
+        sleep(timeout).await;
+        if progress.status().is_none() {
+            return Refused::late(timeout);
+        }
+    }
+    pending().await
+}
