@@ -145,7 +145,7 @@ impl Table {
 
 /// The state of a target, and the settings that somebody is under. Where policy says nothing of a
 /// target, everything is allowed and nothing counted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Circuit(Option<Of>);
 
 #[derive(Clone, Debug)]
@@ -153,6 +153,23 @@ struct Of {
     policy: Arc<TargetPolicy>,
     state: Arc<State>,
     metrics: Arc<Metrics>,
+}
+
+/// Tells targets that are counted together from others. Settings are the same only if they come of
+/// the same reading of policy.
+#[derive(Clone, Debug)]
+pub(crate) struct Id {
+    host: HostName,
+    port: u16,
+    settings: Arc<TargetSettings>,
+}
+
+impl PartialEq for Id {
+    fn eq(&self, other: &Self) -> bool {
+        self.host == other.host
+            && self.port == other.port
+            && Arc::ptr_eq(&self.settings, &other.settings)
+    }
 }
 
 /// Why something is not done.
@@ -172,6 +189,16 @@ impl Circuit {
     /// What policy says of the target.
     pub(crate) fn settings(&self) -> Option<&TargetSettings> {
         self.0.as_ref().map(|of| &*of.policy.settings)
+    }
+
+    /// What is counted together, under the same settings.
+    pub(crate) fn id(&self) -> Option<Id> {
+        let of = self.0.as_ref()?;
+        Some(Id {
+            host: of.policy.host.clone(),
+            port: of.policy.port,
+            settings: Arc::clone(&of.policy.settings),
+        })
     }
 
     /// Asks whether the target may be tried now. What comes of it is to be said.
@@ -336,10 +363,16 @@ impl Drop for Holding {
 }
 
 /// The place of a connection among those of its target.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Place(Option<Holding>);
 
 impl Place {
+    /// Whether somebody waits for a connection.
+    pub(crate) fn is_wanted(&self) -> bool {
+        let state = self.0.as_ref().map(|holding| &holding.of.state);
+        state.is_some_and(|state| state.inner.lock().counts.is_awaited())
+    }
+
     /// Ends when somebody waits for a connection, while this one is idle.
     pub(crate) fn wanted(&self) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
         let Some(holding) = &self.0 else {

@@ -7,8 +7,10 @@
 
 mod http1;
 mod http2;
+mod lease;
 mod refused;
 mod targets;
+mod tries;
 mod upstream;
 
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use super::outbound::target_source;
 use super::{Arrived, Failure, InForce, Origin, Way};
 use crate::inspect::Source;
 use crate::name::Host;
-use crate::policy::{self, Facts, TunnelDecision, View};
+use crate::policy::{self, Facts, TargetPolicy, TunnelDecision, View};
 use crate::telemetry::record::Live;
 use crate::telemetry::request::Captured;
 use crate::telemetry::{self, ConnectionRecord, Deduction, Destination, Label, RequestRecord};
@@ -120,12 +122,12 @@ impl Requests {
         }
     }
 
-    /// What policy says of a request.
+    /// What policy says of a request, and of its target.
     async fn decide(
         &self,
         facts: &mut Facts,
         record: &mut RequestRecord,
-    ) -> Result<Route, Refused> {
+    ) -> Result<(Route, Option<Arc<TargetPolicy>>), Refused> {
         let Outlook { policy, view, .. } = self.outlook().await;
         let verdict = self.way.judge(&policy, facts, &view).await;
         match verdict.decision {
@@ -145,7 +147,7 @@ impl Requests {
             policy::Decision::Direct(rule) => {
                 let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by);
-                Ok(Route::Direct)
+                Ok((Route::Direct, verdict.target))
             }
             policy::Decision::Tunnel(decision) => {
                 let by = Some(Label::of(&decision.policy));
@@ -155,7 +157,7 @@ impl Requests {
                     let host = Label::of(service);
                     record.destination(Destination::declared(host, Label::default()));
                 }
-                Ok(Route::Tunnel(decision))
+                Ok((Route::Tunnel(decision), verdict.target))
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A connection of HTTP/1.1.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -9,16 +9,19 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::refused::Refused;
+use super::tries::{Tried, Tries};
 use super::upstream::{Key, Pool, Upstream};
-use super::{KEEP_ALIVE, Requests};
+use super::{KEEP_ALIVE, Requests, Route};
+use crate::circuit::{Circuit, Refusal};
 use crate::connection::Failure;
 use crate::connection::first_bytes::{REJECTION_DEADLINE, last_words};
 use crate::inspect::InspectError;
+use crate::policy::Facts;
 use crate::relay::http::{
     Body, Client, ExchangeError, Framing, Input, Patience, Request, exchange, next_request,
     own_answer,
 };
-use crate::relay::{Shared, broken, relay};
+use crate::relay::{Shared, Timeouts, broken, relay};
 use crate::sockets::Carrier;
 use crate::telemetry::{RequestRecord, ResponseFlag};
 
@@ -163,11 +166,45 @@ impl Session<'_> {
     ) -> Result<After, Refused> {
         let requests = &self.requests;
         let mut facts = requests.facts(request.host());
-        let route = requests.decide(&mut facts, record).await;
+        let decided = requests.decide(&mut facts, record).await;
         record.show_on(&requests.live);
-        let route = route?;
-        let key = Key::of(&route);
+        let (route, target) = decided?;
         self.check(request)?;
+        let tried = Tried {
+            method: request.method(),
+            path: request.path(),
+            is_repeatable: request.is_replayable(),
+        };
+        let tries = self.requests.tries(&route, target.as_ref(), &tried)?;
+        let progress = record.progress();
+        tries.watch(&progress);
+        let whose = route.leads_to(&self.requests.origin);
+        let trying = async {
+            loop {
+                let once = self.once(request, (&route, &whose), &tries, &mut facts, record);
+                match tries.once(&whose, &progress, once).await {
+                    Ok(after) => {
+                        tries.note(record);
+                        return Ok(after);
+                    }
+                    Err(refused) => tries.again(refused, record).await?,
+                }
+            }
+        };
+        tries.in_time(&whose, &progress, trying).await
+    }
+
+    /// Tries once to carry a request out.
+    async fn once(
+        &mut self,
+        request: &Request,
+        (route, whose): (&Route, &str),
+        tries: &Tries,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<After, Refused> {
+        let circuit = tries.circuit();
+        let key = Key::of(route, circuit);
         let mut pooled = self.pool.take(&key);
         loop {
             let reused = pooled.is_some();
@@ -176,16 +213,14 @@ impl Session<'_> {
                     upstream.reused(record);
                     upstream
                 }
-                None => {
-                    let arrived = self.requests.arrived();
-                    let way = &self.requests.way;
-                    way.reach(&arrived, (&route, ALPN), &mut facts, record)
-                        .await?
-                }
+                None => self.reach(route, circuit, facts, record).await?,
             };
             self.check_more(request).await?;
             let moving = record.moves(&self.requests.live, upstream.proxy());
-            let exchanged = self.exchange(request, &mut upstream, record).await;
+            let timeouts = self.requests.way.patience_with(circuit);
+            let exchanged = self
+                .exchange(request, &mut upstream, &timeouts, record)
+                .await;
             drop(moving);
             match exchanged {
                 Ok(answered) => {
@@ -197,12 +232,30 @@ impl Session<'_> {
                 // It was closed while it was idle, as far as anybody can tell.
                 Err(ExchangeError::NoAnswer(_))
                     if reused && !record.progress().heard() && request.is_replayable() => {}
-                Err(error) => {
-                    let who = route.leads_to(&self.requests.origin);
-                    return Err(Refused::exchange(&error, &who));
-                }
+                Err(error) => return Err(Refused::exchange(&error, whose)),
             }
         }
+    }
+
+    /// A new connection. Those that are kept give way if there may be only so many.
+    async fn reach(
+        &mut self,
+        route: &Route,
+        circuit: &Circuit,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<Upstream, Refused> {
+        let limit = |refusal: Refusal| Refused::limit(&refusal);
+        let waiting = circuit.wait().map_err(limit)?;
+        let place = tokio::select! {
+            biased;
+            place = waiting.connection() => place.map_err(limit)?,
+            () = self.pool.watch() => pending().await,
+        };
+        let arrived = self.requests.arrived();
+        let way = &self.requests.way;
+        way.reach(&arrived, (route, ALPN), (circuit, place), facts, record)
+            .await
     }
 
     /// Refuses a body that breaks the rules as far as it has come.
@@ -232,9 +285,11 @@ impl Session<'_> {
         &mut self,
         request: &Request,
         upstream: &mut Upstream,
+        timeouts: &Timeouts,
         record: &RequestRecord,
     ) -> Result<Done, ExchangeError> {
         let progress = record.progress();
+        let last = upstream.lease.serve();
         let traffic = record.traffic();
         upstream.stream.abort_on_drop();
         let early = std::mem::take(&mut upstream.early);
@@ -248,7 +303,7 @@ impl Session<'_> {
             client,
             &mut upstream.stream,
             early,
-            request.is_last(),
+            request.is_last() || last,
             self.requests.way.relay.idle,
             &progress,
         )
@@ -256,7 +311,6 @@ impl Session<'_> {
         if let Some(early) = answered.switched {
             let ahead = self.input.take();
             let mut near = Shared(self.socket);
-            let timeouts = &self.requests.way.relay;
             relay(
                 &mut near,
                 &mut upstream.stream,

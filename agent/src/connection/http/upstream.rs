@@ -1,5 +1,6 @@
 //! Connections to targets, and those that are kept for the next request.
 
+use std::fmt;
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,10 +12,12 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::outbound::ORIGINATION_DEADLINE;
+use super::super::outbound::{ORIGINATION_DEADLINE, until, within};
 use super::super::{Arrived, Way};
 use super::Route;
-use super::refused::Refused;
+use super::lease::Lease;
+use super::refused::{Fault, Refused};
+use crate::circuit::{Circuit, Id, Place};
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
 use crate::telemetry::request::OpenTunnel;
@@ -39,16 +42,19 @@ pub(super) struct Upstream {
     through: Option<OpenTunnel>,
     /// Whether TLS is spoken with the target.
     pub(super) is_encrypted: bool,
+    /// What policy allows it.
+    pub(super) lease: Box<Lease>,
 }
 
 impl Upstream {
-    fn direct(stream: Stream, keep: bool) -> Self {
+    fn direct(stream: Stream, keep: bool, lease: Box<Lease>) -> Self {
         Self {
             stream,
             early: Bytes::new(),
             keep,
             through: None,
             is_encrypted: false,
+            lease,
         }
     }
 
@@ -57,9 +63,9 @@ impl Upstream {
         self.keep
     }
 
-    /// Its tunnel, if it goes through one.
-    pub(super) fn into_parts(self) -> (Stream, Bytes, Option<OpenTunnel>) {
-        (self.stream, self.early, self.through)
+    /// Its tunnel, if it goes through one, and what policy allows it.
+    pub(super) fn into_parts(self) -> (Stream, Bytes, Option<OpenTunnel>, Box<Lease>) {
+        (self.stream, self.early, self.through, self.lease)
     }
 
     /// Writes down that a request uses it again.
@@ -82,39 +88,52 @@ impl Way {
         &self,
         arrived: &Arrived,
         (route, protocols): (&Route, &[&[u8]]),
+        (circuit, place): (&Circuit, Place),
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
+        let lease = Box::new(Lease::new(place, circuit));
         match route {
-            Route::Direct => self.reach_directly(arrived, true).await,
+            Route::Direct => {
+                let stream = self.reach_directly(arrived, circuit).await?;
+                Ok(Upstream::direct(stream, true, lease))
+            }
             Route::Tunnel(decision) => {
                 let way = (decision, protocols);
-                self.reach_by_tunnel(arrived, way, facts, record).await
+                self.reach_by_tunnel(arrived, way, (circuit, lease), facts, record)
+                    .await
             }
         }
     }
 
-    async fn reach_directly(&self, arrived: &Arrived, keep: bool) -> Result<Upstream, Refused> {
+    async fn reach_directly(
+        &self,
+        arrived: &Arrived,
+        circuit: &Circuit,
+    ) -> Result<Stream, Refused> {
         let dst = arrived.dst;
-        match timeout(self.direct_deadline, self.sockets.connect(dst.0)).await {
-            Ok(Ok(stream)) => Ok(Upstream::direct(stream.into(), keep)),
-            Ok(Err(error)) => Err(Refused::new(
+        let time = within(self.direct_deadline, circuit);
+        let refused = match timeout(time, self.sockets.connect(dst.0)).await {
+            Ok(Ok(stream)) => return Ok(stream.into()),
+            Ok(Err(error)) => Refused::new(
                 ResponseFlag::UpstreamFailure,
                 StatusCode::SERVICE_UNAVAILABLE,
                 &format_args!("cannot connect directly to {dst}: {error}"),
-            )),
-            Err(_) => Err(Refused::new(
+            ),
+            Err(_) => Refused::new(
                 ResponseFlag::UpstreamTimeout,
                 StatusCode::GATEWAY_TIMEOUT,
-                &format_args!("no answer from {dst} within {:?}", self.direct_deadline),
-            )),
-        }
+                &format_args!("no answer from {dst} within {time:?}"),
+            ),
+        };
+        Err(refused.because(Fault::NoConnection))
     }
 
     async fn reach_by_tunnel(
         &self,
         arrived: &Arrived,
         (decision, protocols): (&TunnelDecision, &[&[u8]]),
+        (circuit, lease): (&Circuit, Box<Lease>),
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
@@ -123,7 +142,8 @@ impl Way {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Refused::new(failure.flag, status, &failure.error)
         })?;
-        let tunnel = match self.open(arrived, decision, None, record).await {
+        let until = until(circuit);
+        let tunnel = match self.open(arrived, decision, until, record).await {
             Ok(opened) => opened,
             Err(error) => {
                 drop(pending);
@@ -135,7 +155,8 @@ impl Way {
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Direct, by);
                 // The next request is to find out anew whether the proxy is there.
-                return self.reach_directly(arrived, false).await;
+                let stream = self.reach_directly(arrived, circuit).await?;
+                return Ok(Upstream::direct(stream, false, lease));
             }
         };
         let through = record.take_tunnel();
@@ -146,6 +167,7 @@ impl Way {
         } = tunnel;
         if let Some(tls) = &decision.tls {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
+            let deadline = until.map_or(deadline, |until| until.min(deadline));
             let client = tls.client.offering(protocols);
             let early = std::mem::take(&mut early);
             stream = originate(stream, early, &client, &tls.name, deadline)
@@ -156,6 +178,7 @@ impl Way {
                         StatusCode::BAD_GATEWAY,
                         &format_args!("TLS with {}: {error}", decision.target),
                     )
+                    .because(Fault::NoConnection)
                 })?;
         }
         drop(pending);
@@ -165,13 +188,21 @@ impl Way {
             keep: true,
             through,
             is_encrypted: decision.tls.is_some(),
+            lease,
         })
     }
 }
 
 /// What a connection is good for: requests for which policy says just the same.
 #[derive(Clone, Debug)]
-pub(super) enum Key {
+pub(super) struct Key {
+    way: KeyWay,
+    /// What they count among, and the limits of policy.
+    counted: Option<Id>,
+}
+
+#[derive(Clone, Debug)]
+enum KeyWay {
     Direct,
     Tunnel {
         policy: Arc<str>,
@@ -182,10 +213,10 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn of(route: &Route) -> Self {
-        match route {
-            Route::Direct => Self::Direct,
-            Route::Tunnel(decision) => Self::Tunnel {
+    pub(super) fn of(route: &Route, circuit: &Circuit) -> Self {
+        let way = match route {
+            Route::Direct => KeyWay::Direct,
+            Route::Tunnel(decision) => KeyWay::Tunnel {
                 policy: Arc::clone(&decision.policy),
                 proxies: Arc::clone(&decision.proxies),
                 target: decision.target.clone(),
@@ -194,11 +225,21 @@ impl Key {
                     .as_ref()
                     .map(|tls| (Arc::clone(&tls.client), tls.name.clone())),
             },
+        };
+        Self {
+            way,
+            counted: circuit.id(),
         }
     }
 }
 
 impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.way == other.way && self.counted == other.counted
+    }
+}
+
+impl PartialEq for KeyWay {
     /// Settings are the same only if they come of the same reading of policy.
     fn eq(&self, other: &Self) -> bool {
         let (
@@ -242,6 +283,17 @@ struct Idle {
     key: Key,
     upstream: Upstream,
     until: Instant,
+    /// Another request waits for its place.
+    wanted: Wanted,
+}
+
+/// A future that is only polled by who has it.
+struct Wanted(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wanted")
+    }
 }
 
 impl Pool {
@@ -259,7 +311,8 @@ impl Pool {
 
     /// Keeps one.
     pub(super) fn put(&mut self, key: Key, upstream: Upstream) {
-        if !upstream.keep {
+        let lease = &upstream.lease;
+        if !upstream.keep || !lease.is_good() || lease.is_wanted() {
             return;
         }
         if self.0.len() >= MAX_IDLE {
@@ -267,8 +320,9 @@ impl Pool {
         }
         self.0.push(Idle {
             key,
+            until: Instant::now() + lease.idle(),
+            wanted: Wanted(lease.wanted()),
             upstream,
-            until: Instant::now() + KEEP_IDLE,
         });
     }
 
@@ -280,13 +334,13 @@ impl Pool {
             .retain_mut(|idle| idle.until > now && !idle.has_ended(&mut cx));
     }
 
-    /// Drops those that their peers end, or that have been idle too long. Never ends.
+    /// Drops those that their peers end, that have been idle too long, or whose place another
+    /// request waits for. Never ends.
     pub(super) async fn watch(&mut self) {
         loop {
-            let Some(first) = self.0.first() else {
+            let Some(until) = self.0.iter().map(|idle| idle.until).min() else {
                 return pending().await;
             };
-            let until = first.until;
             let ended = poll_fn(|cx| {
                 let before = self.0.len();
                 self.0.retain_mut(|idle| !idle.has_ended(cx));
@@ -301,15 +355,19 @@ impl Pool {
                 () = sleep_until(until) => true,
             };
             if is_late {
-                self.0.remove(0);
+                self.0.retain(|idle| idle.until > until);
             }
         }
     }
 }
 
 impl Idle {
-    /// Whether the peer has closed it, or says what nobody has asked for.
+    /// Whether the peer has closed it, or says what nobody has asked for; or another needs its
+    /// place.
     fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.wanted.0.as_mut().poll(cx).is_ready() {
+            return true;
+        }
         let mut byte = [0];
         let mut byte = ReadBuf::new(&mut byte);
         let stream = Pin::new(&mut self.upstream.stream);
@@ -331,11 +389,18 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap());
         let (near, far) = tokio::join!(near, listener.accept());
-        (Upstream::direct(near.unwrap().into(), true), far.unwrap().0)
+        let lease = Box::new(Lease::new(Place::default(), &Circuit::default()));
+        let upstream = Upstream::direct(near.unwrap().into(), true, lease);
+        (upstream, far.unwrap().0)
     }
 
+    const DIRECT: Key = Key {
+        way: KeyWay::Direct,
+        counted: None,
+    };
+
     fn tunnel(host: &str, port: u16, proxies: &Arc<[RankedProxy]>) -> Key {
-        Key::Tunnel {
+        let way = KeyWay::Tunnel {
             policy: "Tunnel/t".into(),
             proxies: Arc::clone(proxies),
             target: Target {
@@ -343,7 +408,8 @@ mod tests {
                 port,
             },
             tls: None,
-        }
+        };
+        Key { way, counted: None }
     }
 
     #[tokio::test]
@@ -354,7 +420,7 @@ mod tests {
         let (upstream, _far) = pair().await;
         pool.put(tunnel("a.test", 80, &proxies), upstream);
         for other in [
-            Key::Direct,
+            DIRECT,
             tunnel("b.test", 80, &proxies),
             tunnel("a.test", 81, &proxies),
             tunnel("a.test", 80, &read_again),
@@ -370,7 +436,7 @@ mod tests {
         for says in ["", "HTTP/1.1 408 Request Timeout\r\n\r\n"] {
             let mut pool = Pool::default();
             let (upstream, mut far) = pair().await;
-            pool.put(Key::Direct, upstream);
+            pool.put(DIRECT, upstream);
             far.write_all(says.as_bytes()).await?;
             far.shutdown().await?;
             // Ends only when none is left to watch, so a second look must find none.
@@ -380,7 +446,7 @@ mod tests {
                     () = tokio::task::yield_now() => {}
                 }
             }
-            assert!(pool.take(&Key::Direct).is_none(), "{says:?}");
+            assert!(pool.take(&DIRECT).is_none(), "{says:?}");
         }
         Ok(())
     }
@@ -392,13 +458,13 @@ mod tests {
         for _ in 0..MAX_IDLE + 3 {
             let (upstream, far) = pair().await;
             far_ends.push(far);
-            pool.put(Key::Direct, upstream);
+            pool.put(DIRECT, upstream);
         }
         assert_eq!(pool.0.len(), MAX_IDLE);
         let mut pool = Pool::default();
         let (mut upstream, _far) = pair().await;
         upstream.keep = false;
-        pool.put(Key::Direct, upstream);
-        assert!(pool.take(&Key::Direct).is_none());
+        pool.put(DIRECT, upstream);
+        assert!(pool.take(&DIRECT).is_none());
     }
 }

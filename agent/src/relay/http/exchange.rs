@@ -70,6 +70,9 @@ pub enum ExchangeError {
     /// Nothing moved in either direction.
     #[error("no byte in either direction for {0:?}")]
     Silent(Duration),
+    /// The answer has this status, and is not to go to the client ([`Progress::judge`]).
+    #[error("it answered {0}")]
+    Unwanted(u16),
 }
 
 /// Sends `request`, whose head was read from `client`, to `upstream`, and its answer back; both
@@ -303,6 +306,9 @@ where
     let framing = answer.framing(request.is_head());
     if answer.is_last() || framing == Framing::UntilClose {
         state.upstream_closes.store(true, Relaxed);
+    }
+    if !progress.takes(answer.status, None) {
+        return Err(ExchangeError::Unwanted(answer.status));
     }
     progress.begins(answer.status);
     let head = answer_head(&answer, request, &manner);
