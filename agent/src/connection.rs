@@ -22,7 +22,7 @@ use crate::dns::Resolver;
 use crate::inspect::{self, Form, Seen};
 use crate::limits::{Admission, Refusal};
 use crate::name::OriginalDst;
-use crate::policy::{self, Facts, Policy, Verdict, View};
+use crate::policy::{self, Facts, HeaderContext, Policy, Verdict, View};
 use crate::relay::Timeouts;
 use crate::sockets::{SocketFactory, finish_on_close};
 use crate::telemetry::{
@@ -251,4 +251,15 @@ struct Arrived {
     /// Read already.
     bytes: Bytes,
     speaks_tls: bool,
+}
+
+impl Arrived {
+    /// What fields for a proxy may tell of it.
+    fn context<'a>(&'a self, decision: &'a policy::TunnelDecision) -> HeaderContext<'a> {
+        HeaderContext {
+            workload: &self.who,
+            target: &decision.target,
+            original_dst: self.dst,
+        }
+    }
 }

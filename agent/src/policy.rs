@@ -49,7 +49,7 @@ pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
 pub use problem::Problem;
 pub use proxy::{
-    Balance, Credentials, Ejection, Endpoint, InvalidCredentials, Proxy, ProxySettings,
+    Balance, Credentials, Ejection, Endpoint, InvalidCredentials, PlainHttp, Proxy, ProxySettings,
     RankedProxy, TunnelProtocol,
 };
 pub use proxy_url::ProxyUrlError;

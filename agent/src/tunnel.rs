@@ -2,7 +2,8 @@
 //!
 //! [`Tunneler::open`] chooses an endpoint of the proxy, connects to it, by TLS if it is configured
 //! so, and asks it for a stream to the target; when that fails and another endpoint may do better,
-//! it is tried there. [`connect`] is the exchange of HTTP/1.1 on any stream, [`answer`] its parser
+//! it is tried there. [`Tunneler::connect`] stops at the connection,
+//! for requests that the proxy gets as they are. [`connect`] is the exchange of HTTP/1.1 on any stream, [`answer`] its parser
 //! alone; [`http2`] has tunnels that share connections. [`originate`] adds TLS with the target,
 //! inside the tunnel.
 
@@ -10,6 +11,7 @@ pub mod answer;
 pub mod connect;
 mod dial;
 mod error;
+mod forward;
 pub mod http2;
 mod observer;
 mod stream;
@@ -17,6 +19,7 @@ mod stream;
 mod tests;
 mod timings;
 mod upstream;
+mod walk;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,13 +32,15 @@ use tokio::time::Instant;
 
 use crate::dns::Resolver;
 use crate::name::Target;
-use crate::policy::{Proxy, TunnelProtocol};
+use crate::policy::Proxy;
 use crate::sockets::SocketFactory;
-use upstream::{Tried, Upstream};
+use upstream::Upstream;
+use walk::{Try, Walk};
 
 pub use dial::DialError;
 pub use error::{Cause, Side, TunnelError};
-pub use observer::{NoObserver, Observer, Place};
+pub use forward::{Line, Trial};
+pub use observer::{NoObserver, Observer, Place, Spoken};
 pub use stream::{Early, Stream, originate};
 pub use timings::Timings;
 pub use upstream::NotMade;
@@ -54,9 +59,6 @@ impl Default for TunnelConfig {
         }
     }
 }
-
-/// Tries of one tunnel at one proxy.
-const MAX_TRIES: usize = 8;
 
 /// Opens tunnels. Clones are the same.
 #[derive(Clone, Debug)]
@@ -147,27 +149,19 @@ impl Tunneler {
     /// Whatever keeps the tunnel from being there in time; see [`Cause`]. It is the last that was
     /// met; every connection of its own is closed then.
     pub async fn open(&self, request: &Request<'_>, time: Time) -> Result<Tunnel, TunnelError> {
-        let upstream = self.upstream(request.proxy);
-        let observer = &self.0.observer;
-        let label = request.proxy.to_string();
-        let mut tried = Tried::default();
-        let mut last = None;
-        let mut is_refused = false;
-        for _ in 0..MAX_TRIES {
-            let Some(turn) = upstream.next(&tried) else {
-                break;
-            };
-            if let Some((cause, _)) = &last {
-                observer.retried(&label, Cause::reason(cause));
-            }
-            let mut attempt = Attempt::default();
-            let others = time.has_others || upstream.has_others(&tried);
-            let deadline = time.share(others);
+        let mut walk = self.walk(request, time);
+        while let Some(mut step) = walk.next() {
+            let Try {
+                turn,
+                deadline,
+                attempt,
+            } = &mut step;
             // On the heap: all ways to a tunnel together are large, and soon behind it.
-            let opening = Box::pin(turn.open(request, deadline, &mut attempt)).await;
-            observer.took(&label, attempt.protocol, &attempt.timings);
-            let cause = match opening {
+            let opening = Box::pin(turn.open(request, *deadline, attempt)).await;
+            walk.took(attempt);
+            match opening {
                 Ok((stream, opened)) => {
+                    let Try { turn, attempt, .. } = step;
                     turn.worked(attempt.address);
                     return Ok(Tunnel {
                         stream,
@@ -175,40 +169,58 @@ impl Tunneler {
                         code: opened.code,
                         address: attempt.address,
                         endpoint: attempt.endpoint,
-                        protocol: attempt.protocol,
+                        spoken: attempt.spoken,
                         timings: attempt.timings,
                     });
                 }
-                Err(cause) => cause,
-            };
-            if cause.refusal().is_none() {
-                observer.failed(&turn.endpoint().place, cause.reason());
-            }
-            let retryable = cause.retryable();
-            match cause.refusal() {
-                Some(_) if retryable && !is_refused => {
-                    is_refused = true;
-                    turn.refused(&mut tried);
-                }
-                Some(_) => {
-                    turn.worked(attempt.address);
-                    last = Some((cause, attempt));
-                    break;
-                }
-                None if cause.is_our_own() => turn.set_aside(&mut tried),
-                None => turn.failed(&cause, &attempt, &mut tried),
-            }
-            last = Some((cause, attempt));
-            if !retryable || Instant::now() >= time.deadline {
-                break;
+                Err(cause) => walk.failed(step, cause),
             }
         }
-        let (cause, attempt) = last.unwrap_or((Cause::NoEndpoint, Attempt::default()));
-        Err(TunnelError::new(request, attempt, cause))
+        Err(walk.into_error())
+    }
+
+    /// Connects to `request.proxy`, at whichever of its endpoints can, for requests in absolute
+    /// form. Nothing has been sent on the connection.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), as far as it comes.
+    pub async fn connect(&self, request: &Request<'_>, time: Time) -> Result<Line, TunnelError> {
+        let mut walk = self.walk(request, time);
+        while let Some(mut step) = walk.next() {
+            let Try {
+                turn,
+                deadline,
+                attempt,
+            } = &mut step;
+            let connecting = Box::pin(turn.connect(*deadline, attempt)).await;
+            walk.took(attempt);
+            match connecting {
+                Ok(stream) => {
+                    let Try { turn, attempt, .. } = step;
+                    return Ok(Line {
+                        stream,
+                        address: attempt.address,
+                        endpoint: attempt.endpoint,
+                        trial: Trial {
+                            turn,
+                            address: attempt.address,
+                            observer: Arc::clone(&self.0.observer),
+                        },
+                    });
+                }
+                Err(cause) => walk.failed(step, cause),
+            }
+        }
+        Err(walk.into_error())
+    }
+
+    fn walk<'a>(&'a self, request: &'a Request<'a>, time: Time) -> Walk<'a> {
+        let upstream = self.upstream(request.proxy);
+        Walk::new(request, time, upstream, &self.0.observer)
     }
 }
 
-/// What a tunnel is wanted for.
+/// What a proxy is wanted for.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// Through which proxy.
@@ -256,7 +268,7 @@ pub(crate) fn shuffled<T>(items: &[T], weight: impl Fn(&T) -> u16) -> Vec<&T> {
 struct Attempt {
     address: Option<SocketAddr>,
     endpoint: Option<Arc<str>>,
-    protocol: TunnelProtocol,
+    spoken: Spoken,
     timings: Timings,
 }
 
@@ -274,7 +286,7 @@ pub struct Tunnel {
     /// The endpoint that it belongs to, as policy has it.
     pub endpoint: Option<Arc<str>>,
     /// How it was asked for in the end: a proxy that should speak HTTP/2 may not.
-    pub protocol: TunnelProtocol,
+    pub spoken: Spoken,
     /// What took how long.
     pub timings: Timings,
 }

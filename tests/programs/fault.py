@@ -5,6 +5,7 @@ Prints what it saw as its last line. Every wait has a deadline, so that a hang i
 
 import os
 import selectors
+import signal
 import socket
 import struct
 import sys
@@ -89,6 +90,55 @@ def echo_of(text, finish=""):
     if finish:
         sock.shutdown(socket.SHUT_WR)
     return expect(sock, unescaped(text))
+
+
+def answer(sock):
+    """The status of an answer, the length of its body if it is one of 2xx, and how it ended."""
+    got, end = b"", "the end"
+    try:
+        while data := sock.recv(65536):
+            got += data
+    except ConnectionResetError:
+        end = "a reset"
+    if not got:
+        return end.removeprefix("a ")
+    head, _, body = got.partition(b"\r\n\r\n")
+    status = head.decode().split(" ")[1]
+    length = f", {len(body)} bytes" if status.startswith("2") else ""
+    return f"{status}{length}, then {end}"
+
+
+def ask(text):
+    """Says a request and reads its answer."""
+    sock = connected()
+    sock.sendall(unescaped(text))
+    return answer(sock)
+
+
+def ask_in_parts(first, second):
+    """The same, but the second part is said a little later."""
+    sock = connected()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.sendall(unescaped(first))
+    time.sleep(0.3)
+    sock.sendall(unescaped(second))
+    return answer(sock)
+
+
+def ask_and_leave(text, how, read="0"):
+    """Says a request, reads so much of the answer, and leaves when told to."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    sock = connected()
+    sock.sendall(unescaped(text))
+    left = int(read)
+    while left:
+        left -= len(sock.recv(left))
+    print("up", flush=True)
+    signal.sigwait({signal.SIGTERM})
+    if how == "reset":
+        reset_on_close(sock)
+    sock.close()
+    return "gone"
 
 
 def flood_head():

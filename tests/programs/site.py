@@ -3,8 +3,10 @@
     POST /sum      the length and SHA-256 of the body, its framing, and the trailers
     GET /bytes/N   N zeros, in chunks
     GET /short     less than it promises, and then a reset
+    GET /cut       less than it promises, and then the end
     GET /none      no answer at all
     GET /hints     103, then 200
+    GET /status/N  that status, without a body
     GET /bye       an answer, and then the end of the connection, of which it says nothing
     GET /wait      nothing until the client has gone, of which it prints a line
     GET /echo      with an upgrade: every line comes back, in capitals
@@ -34,6 +36,7 @@ class Handler(socketserver.StreamRequestHandler):
         if not line:
             return False
         self.method, path, _ = line.split(" ")
+        path = path.partition("?")[0]
         raw = []
         while (field := self.rfile.readline().decode("latin-1").rstrip("\r\n")):
             raw.append(field)
@@ -58,6 +61,9 @@ class Handler(socketserver.StreamRequestHandler):
             self.rfile.readline()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             return False
+        elif path == "/cut":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+            return False
         elif path == "/none":
             return False
         elif path == "/bye":
@@ -73,6 +79,10 @@ class Handler(socketserver.StreamRequestHandler):
         elif path == "/hints":
             self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n")
             self.say("200 OK", b"with hints\n")
+        elif path.startswith("/status/"):
+            status = path.split("/")[2]
+            length = "" if status == "204" else "Content-Length: 0\r\n"
+            self.wfile.write(f"HTTP/1.1 {status} Told\r\n{length}\r\n".encode())
         elif path == "/echo" and "upgrade" in fields.get("connection", "").lower():
             self.wfile.write(
                 b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n"

@@ -1,6 +1,6 @@
 //! Workloads that need a real program with real sockets: small Python scripts in `programs/`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -10,20 +10,18 @@ use crate::{Must as _, Place};
 impl Place {
     /// A command that runs `programs/NAME.py`.
     pub fn python(&self, name: &str) -> Cmd {
-        self.script(interpreter(), name)
+        self.command(interpreter()).arg(script(name))
     }
 
-    /// The same by the interpreter of the distribution, which alone finds its libraries.
-    pub fn system_python(&self, name: &str) -> Cmd {
-        self.script(Path::new("/usr/bin/python3"), name)
+    /// The same by the interpreter of the distribution, for which its packages bring libraries.
+    pub fn debian_python(&self, name: &str) -> Cmd {
+        self.command("/usr/bin/python3").arg(script(name))
     }
+}
 
-    fn script(&self, interpreter: &Path, name: &str) -> Cmd {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("programs")
-            .join(name);
-        self.command(interpreter).arg(script.with_extension("py"))
-    }
+fn script(name: &str) -> PathBuf {
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+    programs.join(name).with_extension("py")
 }
 
 /// The interpreter that `python3` stands for. A version manager's wrapper script would cost its

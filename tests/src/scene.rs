@@ -64,7 +64,7 @@ impl Scene {
 
     /// A client of gRPC as a workload; it reads what to do.
     pub fn grpc_client(&self, address: &str) -> Cmd {
-        let program = self.world.host().system_python("grpc_call");
+        let program = self.world.host().debian_python("grpc_call");
         program
             .in_cgroup(self.world.workload())
             .env("GRPC_DNS_RESOLVER", "native")

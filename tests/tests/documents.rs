@@ -282,7 +282,7 @@ fn the_metrics_documented_are_those_there_are() {
     let plain = scene.curl("http://site.example/").args(["-4"]);
     scene.captured(&plain).expect_ok();
     let inet = scene.world.inet();
-    let calls = inet.system_python("grpc_site");
+    let calls = inet.debian_python("grpc_site");
     let mut calls = calls.args([&OTHER_V4.to_string(), "8080"]).start();
     calls.wait_until_listening(inet, (OTHER_V4, 8080).into());
     let client = scene.grpc_client("other.example:8080");

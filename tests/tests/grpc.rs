@@ -40,7 +40,7 @@ impl Behind {
         };
         let squid = Squid::start_with(&scene.world, &options);
         let inet = scene.world.inet();
-        let mut site = inet.system_python("grpc_site");
+        let mut site = inet.debian_python("grpc_site");
         site = site.args([&OTHER_V4.to_string(), &PORT.to_string()]);
         if tls {
             site = site.args([scene.pki.certificate(), scene.pki.key()]);

@@ -1,20 +1,17 @@
 //! Workloads that speak plain HTTP/1.1: each request has a target, an answer and a record.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use underpass_tests::addr::{OTHER_V4, PROXY_V4, PROXY_V6, SITE_V4, proxy_v4};
-use underpass_tests::agent::{Agent, Endpoints, METRICS, tunnel_policy, underpass};
-use underpass_tests::http;
-use underpass_tests::pki::{Pki, Request};
+use underpass_tests::addr::{OTHER_V4, SITE_V4, proxy_v4};
+use underpass_tests::agent::{Agent, tunnel_policy};
 use underpass_tests::process::Running;
-use underpass_tests::servers::dns::Dns;
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
-use underpass_tests::servers::nginx::{self, Nginx};
+use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::squid::{Options, Squid};
-use underpass_tests::{Must as _, Scene, World, wait_for};
+use underpass_tests::{Must as _, Scene, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -63,130 +60,6 @@ fn raw(scene: &Scene, host: &str, port: u16, texts: &[&str]) -> Vec<(String, Str
     let program = scene.program("raw").args([host, &port.to_string()]);
     let said = program.input(texts).run(MINUTE).expect_success().stdout;
     serde_json::from_str(&said).must("read JSON")
-}
-
-/// The goal of the design: an application that speaks plain HTTP, TLS by its DestinationRule inside
-/// the tunnel, and metrics for the target and for the proxy.
-#[test]
-fn plain_http_becomes_tls_inside_the_tunnel() {
-    let world = World::new("http-goal");
-    let names: [(&str, &[IpAddr]); 2] = [
-        ("www.google.com", &[IpAddr::V4(SITE_V4)]),
-        (
-            "proxy.example",
-            &[IpAddr::V4(PROXY_V4), IpAddr::V6(PROXY_V6)],
-        ),
-    ];
-    let _dns = Dns::start_with(&world, &names, 0);
-    let pki = Pki::new(&world);
-    let request = Request::server(&["DNS:www.google.com"]);
-    let identity = pki.authority().issue(&world, "google", &request);
-    let options = nginx::Options {
-        identity: &identity,
-        clients: None,
-    };
-    let nginx = Nginx::start_with(&world, &options);
-    let squid = Squid::start(&world);
-    let policy = tunnel_policy(&[])
-        + "---\n\
-           apiVersion: networking.istio.io/v1beta1\n\
-           kind: ServiceEntry\n\
-           metadata: {name: google}\n\
-           spec:\n\
-           \x20 hosts: [www.google.com]\n\
-           \x20 ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}]\n\
-           \x20 location: MESH_EXTERNAL\n\
-           \x20 resolution: DNS\n\
-           ---\n\
-           apiVersion: networking.istio.io/v1beta1\n\
-           kind: DestinationRule\n\
-           metadata: {name: google}\n\
-           spec:\n\
-           \x20 host: www.google.com\n\
-           \x20 trafficPolicy: {tls: {mode: SIMPLE}}\n";
-    let program = underpass(&world)
-        .in_cgroup(world.services())
-        .env("SSL_CERT_FILE", pki.ca());
-    let mut agent = Agent::launch(program, &world, &policy, &[], Endpoints::default());
-    agent.wait_until_ready();
-
-    let curl = underpass_tests::curl::Curl::get("http://www.google.com/search");
-    let url = ["http://www.google.com/again"];
-    let program = world.host().command("curl").in_cgroup(world.workload());
-    let seen = curl.args(url).run(program).expect_ok();
-    assert!(seen.body.starts_with(Nginx::GREETING), "{seen:?}");
-    let requests = nginx.requests();
-    assert_eq!(requests.len(), 2, "{requests:?}");
-    for (request, path) in requests.iter().zip(["/search", "/again"]) {
-        assert_eq!(request.sni, "www.google.com");
-        assert_eq!(request.host, "www.google.com");
-        assert_eq!(request.path, path);
-        assert_eq!(request.alpn, "http/1.1");
-        assert_eq!(request.port, "443");
-    }
-    assert_eq!(squid.connects(1), ["www.google.com:443"]);
-    world.expect_no_direct_arrivals();
-    for record in agent.wait_for_accesses(2) {
-        assert_eq!(record.text("method"), "GET", "{record:?}");
-        assert_eq!(record.text("authority"), "www.google.com", "{record:?}");
-        assert_eq!(record.number("status"), 200, "{record:?}");
-        assert_eq!(record.text("target"), "www.google.com:443", "{record:?}");
-        assert_eq!(record.text("proxy"), "proxy.example:3128", "{record:?}");
-        assert_eq!(record.text("flags"), "", "{record:?}");
-    }
-    agent.wait_for_metric("underpass_tunnels_active", &[], 0.0);
-    let scrape = http::get(world.host(), METRICS, "/metrics").must("scrape");
-    let told = |prefixes: &[&str]| -> Vec<String> {
-        let lines = scrape.body.lines();
-        let told = lines.filter(|line| prefixes.iter().any(|prefix| line.starts_with(prefix)));
-        told.map(str::to_owned).collect()
-    };
-    let common = "connection_security_policy=\"unknown\",destination_app=\"unknown\",\
-         destination_canonical_revision=\"unknown\",destination_canonical_service=\"unknown\",\
-         destination_cluster=\"unknown\",destination_principal=\"unknown\",\
-         destination_service=\"www.google.com\",destination_service_name=\"www.google.com\",\
-         destination_service_namespace=\"unknown\",destination_version=\"unknown\",\
-         destination_workload=\"unknown\",destination_workload_namespace=\"unknown\",\
-         grpc_response_status=\"\",reporter=\"source\",request_protocol=\"http\",response_code=\"200\",\
-         response_flags=\"-\",source_app=\"unknown\",source_canonical_revision=\"unknown\",\
-         source_canonical_service=\"unknown\",source_cluster=\"unknown\",\
-         source_principal=\"unknown\",source_version=\"unknown\",source_workload=\"unknown\",\
-         source_workload_namespace=\"unknown\"";
-    let of_target = [
-        "istio_request_bytes_count",
-        "istio_request_duration_milliseconds_count",
-        "istio_requests_total",
-        "istio_response_bytes_count",
-    ];
-    let expected: Vec<String> = of_target
-        .iter()
-        .map(|name| format!("{name}{{{common}}} 2"))
-        .collect();
-    assert_eq!(told(&of_target), expected);
-    assert_eq!(
-        told(&["istio_tcp_connections"]),
-        [""; 0],
-        "not counted twice"
-    );
-    let of_proxy = [
-        "underpass_proxy_connections_active",
-        "underpass_proxy_connections_total",
-        "underpass_tunnel_requests_total",
-        "underpass_tunnels_active{protocol=\"http1",
-    ];
-    let at = "endpoint=\"proxy.example:3128\",proxy=\"proxy.example:3128\"";
-    assert_eq!(
-        told(&of_proxy),
-        [
-            format!("underpass_proxy_connections_active{{{at}}} 0"),
-            format!("underpass_proxy_connections_total{{{at}}} 1"),
-            "underpass_tunnel_requests_total{code=\"200\",policy=\"Tunnel/everything\",\
-             protocol=\"http1-connect\",proxy=\"proxy.example:3128\"} 1"
-                .to_owned(),
-            "underpass_tunnels_active{protocol=\"http1-connect\",proxy=\"proxy.example:3128\"} 0"
-                .to_owned(),
-        ]
-    );
 }
 
 #[test]
@@ -550,100 +423,3 @@ fn an_agent_that_drains_does_not_wait_for_idle_clients() {
     let ended = behind.agent.process().wait(Duration::from_secs(15));
     assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
 }
-
-/// Nothing of a request that can be understood in two ways goes anywhere.
-#[test]
-fn malformed_requests_reach_nobody() {
-    let scene = Scene::new("http-malformed");
-    let options = Options {
-        connect_ports: &[80],
-        ..Options::default()
-    };
-    let squid = Squid::start_with(&scene.world, &options);
-    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
-    let post =
-        |lines: &str| format!("POST / HTTP/1.1\r\nHost: site.example\r\n{lines}\r\n\r\nabcdef");
-    let chunked = |body: &str| post("Transfer-Encoding: chunked").replace("abcdef", body);
-    let mut shapes: Vec<String> = LINES.iter().map(|lines| post(lines)).collect();
-    shapes.extend(CHUNKS.iter().map(|body| chunked(body)));
-    shapes.extend(HEADS.iter().map(|head| format!("{head}\r\n\r\n")));
-    shapes.push(post(&format!("X: {}", "y".repeat(20_000))));
-    shapes.push(post(&vec!["X: y"; 300].join("\r\n")));
-    assert!(shapes.len() >= 30);
-    let texts: Vec<&str> = shapes.iter().map(String::as_str).collect();
-    let answers = raw(&scene, &SITE_V4.to_string(), 80, &texts);
-    for (shape, (answer, _)) in shapes.iter().zip(&answers) {
-        let refused = ["HTTP/1.1 400 ", "HTTP/1.1 431 "];
-        let is_refused = refused.iter().any(|status| answer.starts_with(status));
-        let shown: String = shape.chars().take(200).collect();
-        assert!(is_refused, "{shown:?} is answered with {answer:?}");
-    }
-    let records = agent.wait_for_accesses(shapes.len());
-    assert_eq!(records.len(), shapes.len(), "one for each");
-    assert!(
-        records.iter().all(|one| one.text("flags") == "DPE"),
-        "{records:?}"
-    );
-    assert_eq!(squid.log(), []);
-    assert_eq!(scene.nginx.requests(), []);
-    scene.world.expect_no_direct_arrivals();
-}
-
-const LINES: [&str; 32] = [
-    "Content-Length: 6\r\nTransfer-Encoding: chunked",
-    "Transfer-Encoding: chunked\r\nContent-Length: 6",
-    "Content-Length: 6\r\nContent-Length: 5",
-    "Content-Length: 6, 6",
-    "Content-Length: +6",
-    "Content-Length: -6",
-    "Content-Length: 0x6",
-    "Content-Length: 6 6",
-    "Content-Length:",
-    "Content-Length: 18446744073709551616",
-    "Transfer-Encoding: gzip",
-    "Transfer-Encoding: identity",
-    "Transfer-Encoding: gzip, chunked",
-    "Transfer-Encoding: chunked, chunked",
-    "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-    "Transfer-Encoding: xchunked",
-    "Transfer-Encoding: \"chunked\"",
-    "Transfer-Encoding:\u{b}chunked",
-    "Transfer-Encoding : chunked",
-    "Content-Length : 6",
-    " Content-Length: 6",
-    "X: a\r\n b",
-    "X: a\r\n\tTransfer-Encoding: chunked",
-    "X: a\rContent-Length: 6",
-    "X: a\0b",
-    "X\0: a",
-    "X(y): a",
-    "X y: a",
-    ": a",
-    "no colon",
-    "Connection: Content-Length\r\nContent-Length: 6",
-    "Host: other.example",
-];
-
-const CHUNKS: [&str; 9] = [
-    "zz\r\n",
-    "-1\r\n",
-    "+1\r\na\r\n0\r\n\r\n",
-    "0x1\r\na\r\n0\r\n\r\n",
-    "1 \r\na\r\n0\r\n\r\n",
-    "1\na\r\n0\r\n\r\n",
-    "1\r\nab\r\n0\r\n\r\n",
-    "10000000000000001\r\na\r\n",
-    "1\r\na\n0\r\n\r\n",
-];
-
-const HEADS: [&str; 9] = [
-    "GET / HTTP/1.1",
-    "GET / HTTP/1.1\r\nHost: a b",
-    "GET / HTTP/1.1\r\nHost: site.example@other.example",
-    "GET / HTTP/1.1\r\nHost: site.example:port",
-    "GET /a b HTTP/1.1\r\nHost: site.example",
-    "GET /\0 HTTP/1.1\r\nHost: site.example",
-    "GET / HTTP/1.2\r\nHost: site.example",
-    "GET / HTTP/1.1\r\n Host: site.example",
-    "POST / HTTP/1.0\r\nTransfer-Encoding: chunked",
-];

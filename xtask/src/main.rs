@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod cgroup;
 mod crds;
@@ -27,6 +28,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Measure the agent beside its peers
+    Bench(bench::Arguments),
     /// Install what building and testing need
     Setup(setup::Arguments),
     /// Build the agent with its eBPF programs, and print where the binary is
@@ -49,6 +52,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Crds => crds::run(),

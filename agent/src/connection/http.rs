@@ -5,6 +5,7 @@
 //! and answers requests of HTTP/1.1; `http2` those of HTTP/2, many at a time, for which `targets`
 //! has the connections.
 
+mod forward;
 mod http1;
 mod http2;
 mod lease;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -12,14 +11,14 @@ use super::{Arrived, Failure, Way};
 use crate::circuit::{Circuit, Leads, Outcome, Refusal};
 use crate::name::OriginalDst;
 use crate::policy::{
-    self, Facts, Fallback, HeaderContext, Proxy, RankedProxy, TargetPolicy, TunnelDecision,
+    self, Facts, Fallback, PlainHttp, Proxy, RankedProxy, TargetPolicy, TunnelDecision,
 };
 use crate::relay::{RelayError, Shared, Timeouts, Traffic, broken, relay};
 use crate::sockets::Carrier;
 use crate::telemetry::{
     self, ConnectionRecord, Destination, Label, ResponseFlag, TargetLimit, TunnelCode, TunnelLog,
 };
-use crate::tunnel::{self, Observer as _, Tunnel, TunnelError, originate, shuffled};
+use crate::tunnel::{self, Line, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
 /// Stands for no bound at all.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -146,51 +145,80 @@ impl Way {
         until: Option<Instant>,
         record: &mut impl TunnelLog,
     ) -> Result<Tunnel, TunnelError> {
-        let context = HeaderContext {
-            workload: &arrived.who,
-            target: &decision.target,
-            original_dst: arrived.dst,
-        };
-        let order = in_order(&decision.proxies, |proxy| self.tunneler.is_available(proxy));
-        let deadline = self.tunneler.deadline();
-        let deadline = until.map_or(deadline, |until| until.min(deadline));
-        let mut tried = 0;
+        let mut turns = self.turns(decision, until);
         loop {
-            let proxy = order[tried];
-            tried += 1;
-            let time = tunnel::Time {
-                deadline,
-                has_others: tried < order.len(),
-            };
-            record.proxy(Label::of(proxy));
-            let headers: Vec<(HeaderName, HeaderValue)> = proxy
-                .headers
-                .iter()
-                .filter_map(|header| header.render(&context))
-                .collect();
-            let request = tunnel::Request {
-                proxy,
-                target: &decision.target,
-                headers: &headers,
-            };
-            match self.tunneler.open(&request, time).await {
-                Ok(tunnel) => {
-                    record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
-                    record.answered(tunnel.protocol.into(), TunnelCode::Status(tunnel.code));
-                    return Ok(tunnel);
-                }
-                Err(error) => {
-                    record.endpoint(endpoint(proxy, error.endpoint()));
-                    let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
-                    record.answered(error.protocol().into(), code);
-                    if tried == order.len() || error.refusal().is_some() {
-                        return Err(error);
-                    }
-                    let failed = proxy.to_string();
-                    self.metrics.proxy.retried(&failed, error.reason());
-                    tracing::info!(%error, "trying the next proxy");
-                }
+            let (proxy, time) = turns.next(record);
+            match self.open_at(proxy, time, arrived, decision, record).await {
+                Ok(tunnel) => return Ok(tunnel),
+                Err(error) => turns.failed(proxy, error, record)?,
             }
+        }
+    }
+
+    /// As [`open`](Self::open), for a request that a proxy may get as it is: where policy has it
+    /// so, the way ends at the proxy.
+    pub(super) async fn open_or_connect(
+        &self,
+        arrived: &Arrived,
+        decision: &TunnelDecision,
+        until: Option<Instant>,
+        record: &mut impl TunnelLog,
+    ) -> Result<Opened, TunnelError> {
+        let mut turns = self.turns(decision, until);
+        loop {
+            let (proxy, time) = turns.next(record);
+            let opened = match proxy.plain_http {
+                PlainHttp::Connect => self
+                    .open_at(proxy, time, arrived, decision, record)
+                    .await
+                    .map(Opened::Tunnel),
+                PlainHttp::AbsoluteForm => {
+                    let request = tunnel::Request {
+                        proxy,
+                        target: &decision.target,
+                        headers: &[],
+                    };
+                    let line = self.tunneler.connect(&request, time).await;
+                    line.map(|line| {
+                        record.endpoint(endpoint(proxy, line.endpoint.as_ref()));
+                        Opened::Line(Arc::clone(proxy), line)
+                    })
+                }
+            };
+            match opened {
+                Ok(opened) => return Ok(opened),
+                Err(error) => turns.failed(proxy, error, record)?,
+            }
+        }
+    }
+
+    async fn open_at(
+        &self,
+        proxy: &Arc<Proxy>,
+        time: tunnel::Time,
+        arrived: &Arrived,
+        decision: &TunnelDecision,
+        record: &mut impl TunnelLog,
+    ) -> Result<Tunnel, TunnelError> {
+        let headers = proxy.headers_for(&arrived.context(decision));
+        let request = tunnel::Request {
+            proxy,
+            target: &decision.target,
+            headers: &headers,
+        };
+        let tunnel = self.tunneler.open(&request, time).await?;
+        record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
+        record.answered(tunnel.spoken.into(), TunnelCode::Status(tunnel.code));
+        Ok(tunnel)
+    }
+
+    fn turns<'a>(&'a self, decision: &'a TunnelDecision, until: Option<Instant>) -> Turns<'a> {
+        let deadline = self.tunneler.deadline();
+        Turns {
+            way: self,
+            order: in_order(&decision.proxies, |proxy| self.tunneler.is_available(proxy)),
+            tried: 0,
+            deadline: until.map_or(deadline, |until| until.min(deadline)),
         }
     }
 
@@ -307,6 +335,55 @@ pub(super) fn target_source(source: policy::TargetSource) -> telemetry::TargetSo
         policy::TargetSource::OriginalDst => telemetry::TargetSource::OriginalDst,
         policy::TargetSource::ServiceEntry => telemetry::TargetSource::Declared,
         policy::TargetSource::Sni => telemetry::TargetSource::Sni,
+    }
+}
+
+/// What a request goes on.
+pub(super) enum Opened {
+    /// To a proxy that gets the request itself.
+    Line(Arc<Proxy>, Line),
+    /// To the target.
+    Tunnel(Tunnel),
+}
+
+/// The proxies of a decision, one after the other, within one deadline.
+struct Turns<'a> {
+    way: &'a Way,
+    order: Vec<&'a Arc<Proxy>>,
+    tried: usize,
+    deadline: Instant,
+}
+
+impl<'a> Turns<'a> {
+    /// The proxy whose turn it is; there is one, unless the last one [failed](Self::failed).
+    fn next(&mut self, record: &mut impl TunnelLog) -> (&'a Arc<Proxy>, tunnel::Time) {
+        let proxy = self.order[self.tried];
+        self.tried += 1;
+        record.proxy(Label::of(proxy));
+        let time = tunnel::Time {
+            deadline: self.deadline,
+            has_others: self.tried < self.order.len(),
+        };
+        (proxy, time)
+    }
+
+    /// The proxy that was tried gave nothing. Gives the error back if no other is to be tried.
+    fn failed(
+        &self,
+        proxy: &Proxy,
+        error: TunnelError,
+        record: &mut impl TunnelLog,
+    ) -> Result<(), TunnelError> {
+        record.endpoint(endpoint(proxy, error.endpoint()));
+        let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
+        record.answered(error.spoken().into(), code);
+        if self.tried == self.order.len() || error.refusal().is_some() {
+            return Err(error);
+        }
+        let failed = proxy.to_string();
+        self.way.metrics.proxy.retried(&failed, error.reason());
+        tracing::info!(%error, "trying the next proxy");
+        Ok(())
     }
 }
 

@@ -148,12 +148,8 @@ impl Chained {
         let mut left = order.len() as u32 + u32::from(may_pass);
         let mut failure = DialError::NoAddress;
         for proxy in order {
-            let rendered = proxy
-                .headers
-                .iter()
-                .filter_map(|field| field.render(&context));
             let mut fields = self.name.added_to(asked.fields, asked.version);
-            fields.extend(rendered);
+            fields.extend(proxy.headers_for(&context));
             let share = deadline.saturating_duration_since(Instant::now()) / left;
             left -= 1;
             let request = Request {

@@ -8,7 +8,7 @@ use super::external::Side;
 use super::failure_mode::FailureMode;
 use super::no_proxy::HostEntry;
 use super::ports::PortSet;
-use super::proxy::{Proxy, RankedProxy, TunnelProtocol};
+use super::proxy::{PlainHttp, Proxy, RankedProxy, TunnelProtocol};
 use super::rule::{Action, Route, Rule, Scope, TargetRule};
 use crate::tls::ClientTls;
 
@@ -83,6 +83,8 @@ struct ProxyDump {
     credentials: bool,
     /// As in documents, with what they stand for left open.
     headers: Vec<String>,
+    #[serde(rename = "plainHTTP")]
+    plain_http: PlainHttp,
     priority: u16,
     weight: u16,
 }
@@ -138,6 +140,7 @@ impl ProxyDump {
             tls: tls(proxy.tls.as_deref()),
             credentials: proxy.credentials.is_some(),
             headers: proxy.headers.iter().map(ToString::to_string).collect(),
+            plain_http: proxy.plain_http,
             priority: ranked.priority,
             weight: ranked.weight,
         }
@@ -187,6 +190,7 @@ mod tests {
                     "tls": "DISABLE",
                     "credentials": false,
                     "headers": [],
+                    "plainHTTP": "CONNECT",
                     "priority": 0,
                     "weight": 1,
                 }],

@@ -119,6 +119,7 @@ impl Policy {
             Action::Tunnel(route) => {
                 route.no_proxy.match_addr(dst.ip(), dst.port()).is_none()
                     && (route.no_proxy.has_names()
+                        || route.forwards_requests()
                         || match route.target_host {
                             TargetRule::AutoSni => true,
                             TargetRule::BestKnown => at.and_then(|s| s.target.as_ref()).is_none(),

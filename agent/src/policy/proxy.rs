@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use http::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
-use super::header::HeaderTemplate;
+use super::header::{HeaderContext, HeaderTemplate};
 use crate::name::Host;
 use crate::tls::ClientTls;
 
@@ -33,6 +34,8 @@ pub struct Proxy {
     pub credentials: Option<Credentials>,
     /// Fields that the request for a tunnel carries besides.
     pub headers: Vec<HeaderTemplate>,
+    /// How requests of plain HTTP go to it.
+    pub plain_http: PlainHttp,
     /// How connections to it are made and spread.
     pub settings: ProxySettings,
 }
@@ -52,8 +55,18 @@ impl Proxy {
             tls: None,
             credentials: None,
             headers: Vec::new(),
+            plain_http: PlainHttp::Connect,
             settings: ProxySettings::default(),
         }
+    }
+}
+
+impl Proxy {
+    /// The fields that it gets besides, for one connection. Of which something is not known is left
+    /// out.
+    pub fn headers_for(&self, context: &HeaderContext<'_>) -> Vec<(HeaderName, HeaderValue)> {
+        let rendered = self.headers.iter();
+        rendered.filter_map(|field| field.render(context)).collect()
     }
 }
 
@@ -106,6 +119,18 @@ impl TunnelProtocol {
             Self::Http2Post => "HTTP2-POST",
         }
     }
+}
+
+/// How a request of plain HTTP/1.1 goes to a proxy, where both ways lead to the same.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, Serialize)]
+pub enum PlainHttp {
+    /// Through a tunnel, as everything else.
+    #[default]
+    #[serde(rename = "CONNECT")]
+    Connect,
+    /// As a request to the proxy itself, with a whole URI (RFC 9112 section 3.2.2).
+    #[serde(rename = "ABSOLUTE_FORM")]
+    AbsoluteForm,
 }
 
 /// A proxy among several.

@@ -11,7 +11,7 @@ use super::bits::Bits;
 use super::failure_mode::FailureMode;
 use super::hosts::HostTable;
 use super::no_proxy::HostList;
-use super::proxy::RankedProxy;
+use super::proxy::{PlainHttp, RankedProxy};
 use super::workloads::{Visibility, WorkloadMatch};
 use crate::name::{Host, HostName};
 use crate::workload::Workload;
@@ -126,6 +126,14 @@ pub(super) struct Route {
     pub(super) target_port: Option<u16>,
     pub(super) no_proxy: HostList,
     pub(super) failure_mode: FailureMode,
+}
+
+impl Route {
+    /// Whether some proxy of it gets requests and not tunnels.
+    pub(super) fn forwards_requests(&self) -> bool {
+        let mut proxies = self.proxies.iter();
+        proxies.any(|ranked| ranked.proxy.plain_http == PlainHttp::AbsoluteForm)
+    }
 }
 
 /// What documents say of targets, by host; of one host in the order of precedence.

@@ -7,6 +7,7 @@
 
 mod body;
 mod exchange;
+mod forward;
 mod head;
 mod input;
 mod write;
@@ -18,6 +19,7 @@ pub(super) use write::BETWEEN_NEIGHBOURS;
 
 pub use body::{Body, BodyError};
 pub use exchange::{Answered, Client, ExchangeError, exchange};
+pub use forward::Challenge;
 pub use head::{Framing, Request};
 pub use input::{Input, Patience, next_request};
 pub use write::own_answer;

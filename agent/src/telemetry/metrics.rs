@@ -67,6 +67,15 @@ impl Metrics {
                 option_env!("UNDERPASS_REVISION").unwrap_or("unknown"),
             ])
             .set(1);
+        // The panel of Istio's mesh dashboard that says what is installed in which version.
+        gauges(
+            registry,
+            "istio_build",
+            "Always 1; the same under Istio's name and labels.",
+            &["component", "tag"],
+        )?
+        .with_label_values(&["underpass", env!("CARGO_PKG_VERSION")])
+        .set(1);
         Ok(Self {
             capture: CaptureMetrics::new(registry)?,
             circuits: CircuitMetrics::new(registry)?,

@@ -49,8 +49,11 @@ label_values! {
 }
 
 label_values! {
-    /// How a tunnel is asked for.
+    /// How a tunnel is asked for, if it is.
     pub enum TunnelProtocol {
+        /// It is not: the proxy gets requests of HTTP/1.1 with a whole URI (RFC 9112 section
+        /// 3.2.2).
+        Http1Absolute = "http1-absolute",
         /// CONNECT of HTTP/1.1 (RFC 9110 section 9.3.6).
         Http1Connect = "http1-connect",
         /// CONNECT of HTTP/2 (RFC 9113 section 8.5).
@@ -197,7 +200,7 @@ label_values! {
     /// | flag | the connection |
     /// |---|---|
     /// | `-` | was served and ended in order |
-    /// | `CONNECT` | the proxy answered, but not with 2xx; `tunnel.code` has what |
+    /// | `CONNECT` | the proxy answered, but not with 2xx, or, asked in absolute form, by itself |
     /// | `DC` | the workload closed before it was served, or reset the connection |
     /// | `DENY` | policy refused it |
     /// | `DPE` | the workload broke the rules of the protocol it spoke |

@@ -33,13 +33,14 @@ pub struct Captured {
     pub cgroup: u64,
 }
 
-/// A tunnel that may serve several requests; it counts as active as long as this lives.
+/// A way through a proxy that may serve several requests. If it is a tunnel, that counts as active
+/// as long as this lives.
 #[derive(Debug)]
 pub struct OpenTunnel {
     proxy: Label,
     endpoint: Label,
     protocol: TunnelProtocol,
-    _active: ActiveGuard,
+    _active: Option<ActiveGuard>,
 }
 
 impl OpenTunnel {
@@ -86,6 +87,7 @@ pub struct RequestRecord {
     code: Option<TunnelCode>,
     flag: Option<ResponseFlag>,
     error: Option<String>,
+    refused: Option<String>,
     progress: Arc<Progress>,
     tunnel: Option<ActiveGuard>,
     retries: u32,
@@ -115,6 +117,7 @@ impl RequestRecord {
             code: None,
             flag: None,
             error: None,
+            refused: None,
             progress: Arc::default(),
             tunnel: None,
             retries: 0,
@@ -205,20 +208,33 @@ impl RequestRecord {
         self.code = attempt.code;
     }
 
-    /// The tunnel that was opened for it.
+    /// The proxy gets it as it is.
+    pub fn is_forwarded(&mut self) {
+        self.protocol = Some(TunnelProtocol::Http1Absolute);
+    }
+
+    /// The answer is the proxy's own, as the proxy says.
+    pub fn refused_by_proxy(&mut self, error: &dyn Display) {
+        self.refused = Some(printable(error, MAX_ERROR));
+    }
+
+    /// The way that was opened for it.
     pub fn take_tunnel(&mut self) -> Option<OpenTunnel> {
         Some(OpenTunnel {
-            _active: self.tunnel.take()?,
+            _active: self.tunnel.take(),
             proxy: self.proxy.clone().unwrap_or_default(),
             endpoint: self.endpoint.clone().unwrap_or_default(),
             protocol: self.protocol?,
         })
     }
 
-    /// It was served and ended in order.
+    /// It was served and ended in order, if perhaps by the proxy itself.
     pub fn finished(&mut self) {
-        self.flag = Some(ResponseFlag::None);
-        self.error = None;
+        self.error = self.refused.take();
+        self.flag = Some(match self.error {
+            Some(_) => ResponseFlag::Connect,
+            None => ResponseFlag::None,
+        });
         if self.is_exhausted {
             let text = "the answer would have been asked for again, but for the number of tries";
             self.failed(ResponseFlag::RetriesExhausted, &text);
@@ -270,9 +286,8 @@ impl TunnelLog for RequestRecord {
         let proxy = self.proxy.clone().unwrap_or_default();
         let policy = self.policy.clone().unwrap_or_default();
         self.metrics.proxy.answered(&proxy, &policy, protocol, code);
-        self.tunnel = code
-            .is_success()
-            .then(|| self.metrics.proxy.tunnel(&proxy, protocol));
+        let stands = code.is_success() && protocol != TunnelProtocol::Http1Absolute;
+        self.tunnel = stands.then(|| self.metrics.proxy.tunnel(&proxy, protocol));
     }
 }
 

@@ -195,7 +195,7 @@ fn outside_quotes(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The beginning of `bytes`, in printable ASCII.
-fn shown(bytes: &[u8]) -> String {
+pub(super) fn shown(bytes: &[u8]) -> String {
     let short = &bytes[..bytes.len().min(MAX_SHOWN)];
     short.escape_ascii().to_string()
 }

@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{Answer, BadAnswer, BodyLength, MAX_HEAD, Scanner};
+use super::answer::{self, Answer, BadAnswer, BodyLength, MAX_HEAD, Scanner};
 use crate::name::Target;
 use crate::policy::Credentials;
 
@@ -254,6 +254,20 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// A demand for credentials (RFC 9110 section 15.5.8), with the values of Proxy-Authenticate.
+    pub fn challenge<'a>(reason: &[u8], offers: impl Iterator<Item = &'a [u8]>) -> Self {
+        let mut schemes = Vec::new();
+        for offer in offers {
+            answer::add_schemes(&mut schemes, offer);
+        }
+        Self {
+            code: 407,
+            reason: answer::shown(reason),
+            schemes,
+            body: String::new(),
+        }
+    }
+
     /// Whether it is about credentials. Some proxies say 401 to a wrong password, as servers do.
     pub fn wants_credentials(&self) -> bool {
         matches!(self.code, 401 | 407)

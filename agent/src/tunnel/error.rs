@@ -8,10 +8,9 @@ use std::sync::Arc;
 use super::connect::{ExchangeError, Refusal};
 use super::dial::{DialError, DialErrorKind};
 use super::http2::{NoConnection, PoolError};
-use super::{Attempt, NotMade, Request, Timings};
+use super::{Attempt, NotMade, Request, Spoken, Timings};
 use crate::dns::DnsError;
 use crate::name::Target;
-use crate::policy::TunnelProtocol;
 use crate::tls::TlsError;
 
 /// How much of what the proxy wrote a message quotes.
@@ -127,9 +126,9 @@ impl TunnelError {
         self.0.attempt.endpoint.as_ref()
     }
 
-    /// How the tunnel was asked for.
-    pub fn protocol(&self) -> TunnelProtocol {
-        self.0.attempt.protocol
+    /// How the proxy was spoken to.
+    pub fn spoken(&self) -> Spoken {
+        self.0.attempt.spoken
     }
 
     /// How long each phase took, up to the one that failed.
@@ -271,7 +270,11 @@ impl fmt::Display for TunnelError {
             cause,
             ..
         } = &*self.0;
-        write!(f, "no tunnel to {target} through proxy {proxy}")?;
+        let what = match self.spoken() {
+            Spoken::Http1Absolute => "way",
+            _ => "tunnel",
+        };
+        write!(f, "no {what} to {target} through proxy {proxy}")?;
         // The address says more than the name, unless the proxy was given by address.
         if let Some(address) = self.address().filter(|at| at.to_string() != *proxy) {
             write!(f, " ({address})")?;

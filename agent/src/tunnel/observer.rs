@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Timings;
-use crate::policy::TunnelProtocol;
-
 /// An endpoint of a proxy, by the words of policy.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Place {
@@ -13,6 +11,20 @@ pub struct Place {
     pub proxy: Arc<str>,
     /// `host:port` of the endpoint.
     pub endpoint: Arc<str>,
+}
+
+/// How a proxy was spoken to in the end: one that should speak HTTP/2 may not.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Spoken {
+    /// It got requests of HTTP/1.1, with a whole URI (RFC 9112 section 3.2.2).
+    Http1Absolute,
+    /// It was asked for a tunnel by CONNECT of HTTP/1.1.
+    #[default]
+    Http1Connect,
+    /// By CONNECT of HTTP/2.
+    Http2Connect,
+    /// By POST of HTTP/2.
+    Http2Post,
 }
 
 /// Learns what becomes of proxies and their endpoints, to count it.
@@ -41,7 +53,7 @@ pub trait Observer: fmt::Debug + Send + Sync {
     fn retried(&self, proxy: &str, reason: &'static str);
 
     /// A try came to its end, good or bad.
-    fn took(&self, proxy: &str, protocol: TunnelProtocol, timings: &Timings);
+    fn took(&self, proxy: &str, spoken: Spoken, timings: &Timings);
 }
 
 /// Tells nobody.
@@ -56,5 +68,5 @@ impl Observer for NoObserver {
     fn failed(&self, _: &Place, _: &'static str) {}
     fn healthy(&self, _: &Place, _: bool) {}
     fn retried(&self, _: &str, _: &'static str) {}
-    fn took(&self, _: &str, _: TunnelProtocol, _: &Timings) {}
+    fn took(&self, _: &str, _: Spoken, _: &Timings) {}
 }

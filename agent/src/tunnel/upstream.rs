@@ -25,7 +25,7 @@ use super::connect::{self, Opened};
 use super::http2::{Method, NoConnection, Pool, PoolConfig, PoolError, TunnelRequest};
 use super::observer::Observer;
 use super::timings::timed;
-use super::{Attempt, Cause, Request, Stream};
+use super::{Attempt, Cause, Request, Spoken, Stream};
 use crate::dns::Resolver;
 use crate::policy::{Proxy, TunnelProtocol};
 use crate::sockets::SocketFactory;
@@ -62,8 +62,9 @@ impl Tried {
 }
 
 /// One try at an endpoint, whose outcome is told.
-pub(super) struct Turn<'a> {
-    upstream: &'a Upstream,
+#[derive(Debug)]
+pub(super) struct Turn {
+    upstream: Arc<Upstream>,
     choice: Choice,
     is_told: bool,
 }
@@ -134,12 +135,12 @@ impl Upstream {
     }
 
     /// The endpoint to try next.
-    pub(super) fn next(&self, tried: &Tried) -> Option<Turn<'_>> {
+    pub(super) fn next(self: &Arc<Self>, tried: &Tried) -> Option<Turn> {
         let open = |index: usize| !tried.exhausted.contains(&index);
         let active = |index: usize| self.endpoints[index].tunnels();
         let choice = self.balance.lock().choose(Instant::now(), open, active)?;
         Some(Turn {
-            upstream: self,
+            upstream: Arc::clone(self),
             choice,
             is_told: false,
         })
@@ -160,7 +161,7 @@ impl Upstream {
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<Option<(Stream, Opened)>, Cause> {
-        attempt.protocol = TunnelProtocol::Http1Connect;
+        attempt.spoken = Spoken::Http1Connect;
         let credentials = request.proxy.credentials.as_ref();
         let bytes = connect::request(request.target, request.headers, credentials);
         let warm = endpoint.warm.take().await;
@@ -193,7 +194,10 @@ impl Upstream {
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<(Stream, Opened), PoolError<NotMade>> {
-        attempt.protocol = self.proxy.protocol;
+        attempt.spoken = match self.proxy.protocol {
+            TunnelProtocol::Http2Post => Spoken::Http2Post,
+            _ => Spoken::Http2Connect,
+        };
         let method = match (self.proxy.protocol, self.line.tls()) {
             (TunnelProtocol::Http2Post, tls) => Method::Post {
                 scheme: if tls.is_some() {
@@ -223,7 +227,7 @@ impl Upstream {
     }
 }
 
-impl Turn<'_> {
+impl Turn {
     /// The endpoint whose turn it is.
     pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.upstream.endpoints[self.choice.index]
@@ -236,7 +240,7 @@ impl Turn<'_> {
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<(Stream, Opened), Cause> {
-        let (upstream, endpoint) = (self.upstream, self.endpoint());
+        let (upstream, endpoint) = (&self.upstream, self.endpoint());
         attempt.endpoint = Some(Arc::clone(&endpoint.place.endpoint));
         let active = Active::new(endpoint);
         let (mut stream, opened) = match &upstream.pool {
@@ -253,6 +257,26 @@ impl Turn<'_> {
         Ok((stream, opened))
     }
 
+    /// Connects to the endpoint, and leaves it at that. A connection that was made ahead is of no
+    /// use: what has been sent on one that the proxy closes just then cannot be sent again.
+    pub(super) async fn connect(
+        &self,
+        deadline: Instant,
+        attempt: &mut Attempt,
+    ) -> Result<Stream, Cause> {
+        let endpoint = self.endpoint();
+        attempt.endpoint = Some(Arc::clone(&endpoint.place.endpoint));
+        attempt.spoken = Spoken::Http1Absolute;
+        let active = Active::new(endpoint);
+        let line = &self.upstream.line;
+        let mut stream = line.connect(endpoint, deadline, attempt).await?;
+        if stream.alpn() == Some(b"h2") {
+            return Err(Cause::UnwantedHttp2);
+        }
+        stream.hold(active);
+        Ok(stream)
+    }
+
     /// Opens a tunnel by HTTP/2, unless the endpoint chooses HTTP/1.1.
     async fn by_either(
         &self,
@@ -261,7 +285,7 @@ impl Turn<'_> {
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<(Stream, Opened), Cause> {
-        let (upstream, endpoint) = (self.upstream, self.endpoint());
+        let (upstream, endpoint) = (&self.upstream, self.endpoint());
         if endpoint.speaks_http1() {
             let opening = upstream.over_http1(endpoint, request, deadline, attempt);
             if let Some(opened) = opening.await? {
@@ -304,14 +328,19 @@ impl Turn<'_> {
     }
 
     /// The endpoint failed.
-    pub(super) fn failed(mut self, cause: &Cause, attempt: &Attempt, tried: &mut Tried) {
+    pub(super) fn failed(
+        mut self,
+        cause: &dyn fmt::Display,
+        address: Option<SocketAddr>,
+        tried: &mut Tried,
+    ) {
         self.is_told = true;
         let addresses = &self.endpoint().addresses;
-        if let Some(address) = attempt.address {
+        if let Some(address) = address {
             addresses.failed(address);
             tried.addresses.push(address);
         }
-        if attempt.address.is_none() || addresses.count() <= tried.addresses.len() {
+        if address.is_none() || addresses.count() <= tried.addresses.len() {
             tried.exhaust(self.choice.index);
         }
         let mut balance = self.upstream.balance.lock();
@@ -340,7 +369,7 @@ impl Turn<'_> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         if self.choice.trial && !self.is_told {
             self.upstream.balance.lock().give_up(self.choice.index);

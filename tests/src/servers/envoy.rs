@@ -10,6 +10,9 @@ use crate::process::Cmd;
 use crate::{Must as _, Place, World};
 
 pub mod client;
+mod transparent;
+
+pub use transparent::start as transparent;
 
 /// What [`tabbed`] reads.
 const FORMAT: &str = "%REQ(:METHOD)% %REQ(:AUTHORITY)% %PROTOCOL%\t%RESPONSE_CODE%\t\
@@ -36,22 +39,26 @@ pub fn start(world: &World, options: &Options<'_>, versions: Versions) -> Forwar
     let dir = directory(world, "envoy", options.port);
     let log = dir.join("access.log");
     let listener = listener(world, options, versions, &log);
-    let command = command(world.inet(), &dir, &listener, &upstreams());
+    let command = command(world.inet(), &dir, &listener, &upstreams(), 1);
     ForwardProxy::start(world, command, options.port, log, tabbed)
 }
 
-/// A command that runs Envoy with one listener and one cluster, in `dir`.
+/// A command that runs Envoy with one listener, one cluster and so many threads, in `dir`.
 #[track_caller]
-fn command(place: &Place, dir: &Path, listener: &Value, cluster: &Value) -> Cmd {
+fn command(place: &Place, dir: &Path, listener: &Value, cluster: &Value, threads: u8) -> Cmd {
     let configuration = json!({
         "static_resources": { "listeners": [listener], "clusters": [cluster] },
     });
     let file = dir.join("envoy.json");
     write(&file, &configuration.to_string());
-    // One thread, the log written at once, and no way for several on one machine to meet.
+    // The log is written at once, and there is no way for several on one machine to meet.
     let command = place.command(binary()).arg("--config-path").arg(file);
     command
-        .args(["--concurrency", "1", "--disable-hot-restart"])
+        .args([
+            "--concurrency",
+            &threads.to_string(),
+            "--disable-hot-restart",
+        ])
         .args(["--file-flush-interval-msec", "10"])
         .args(["--log-level", "warning"])
 }
@@ -59,18 +66,11 @@ fn command(place: &Place, dir: &Path, listener: &Value, cluster: &Value) -> Cmd 
 /// The program: what `cargo xtask setup` left beside the build.
 #[track_caller]
 fn binary() -> PathBuf {
-    // This is TARGET/debug/deps/NAME.
     let own = std::env::current_exe().must("find this program");
-    let target = own.ancestors().nth(3);
-    let envoy = target
-        .expect("a test runs from cargo's target folder")
-        .join("tools/bin/envoy");
-    assert!(
-        envoy.is_file(),
-        "no Envoy at {}: `cargo xtask setup` gets it",
-        envoy.display()
-    );
-    envoy
+    let mut beside = own.ancestors().map(|dir| dir.join("tools/bin/envoy"));
+    beside
+        .find(|envoy| envoy.is_file())
+        .expect("no Envoy in cargo's target folder: `cargo xtask setup` gets it")
 }
 
 #[track_caller]

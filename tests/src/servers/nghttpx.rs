@@ -27,6 +27,8 @@ pub fn start(world: &World, options: &Options<'_>, behind: SocketAddr) -> Forwar
         "--workers=1",
         "--single-process",
         "--no-location-rewrite",
+        // To one host, which is how it counts tunnels as well, it has 8 otherwise.
+        "--backend-connections-per-host=10000",
         FORMAT,
     ]);
     for address in addresses(options.port) {

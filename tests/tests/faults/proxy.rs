@@ -86,9 +86,14 @@ pub(crate) fn resets_a_download(stage: &mut Stage) -> Saw {
 
 /// The listener of the proxy is gone.
 pub(crate) fn is_down(stage: &mut Stage) -> Saw {
+    take_down(stage);
+    stage.see("echo", &[])
+}
+
+/// Moves it to another port.
+pub(crate) fn take_down(stage: &mut Stage) {
     let elsewhere = SocketAddr::from((PROXY_V4, PROXY_PORT + 1));
     stage.proxy = FakeProxy::start(stage.world.inet(), elsewhere, Answer::Reset);
-    stage.see("echo", &[])
 }
 
 /// The name server is gone.

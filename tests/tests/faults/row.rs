@@ -23,10 +23,15 @@ pub(crate) struct Row {
     pub(crate) within: u64,
     /// What the access log must have of it.
     pub(crate) log: Option<Logged>,
+    /// Whether the fault is that of one request of HTTP, and its `response_code` then: it has one
+    /// record, and is counted once.
+    pub(crate) request: Option<&'static str>,
     /// The counter that must have grown, with labels.
     pub(crate) counted: Option<(&'static str, &'static [(&'static str, &'static str)])>,
     /// Lines of the Tunnel's `spec`.
     pub(crate) policy: &'static [&'static str],
+    /// Documents beside the Tunnel, and the files that they name.
+    pub(crate) documents: fn(&World) -> String,
     /// The proxy's host. Any other than this one is not tried before the fault.
     pub(crate) proxy: &'static str,
     /// Options of the agent.
@@ -70,8 +75,10 @@ impl Row {
         workload: "echoed",
         within: 3,
         log: Some(Logged::SERVED),
+        request: None,
         counted: None,
         policy: &[],
+        documents: |_| String::new(),
         proxy: PROXY,
         options: &[],
         ttl: 0,
@@ -96,17 +103,53 @@ impl Row {
     }
 }
 
+/// Makes a table, and a test of each row.
+macro_rules! faults {
+    ($($(#[$attribute:meta])* $name:ident { $($field:ident: $value:expr,)* })*) => {
+        pub(crate) static TABLE: &[$crate::row::Row] = &[
+            $($crate::row::Row {
+                name: stringify!($name),
+                $($field: $value,)*
+                ..$crate::row::Row::USUAL
+            },)*
+        ];
+        $(
+            $(#[$attribute])*
+            #[test]
+            fn $name() {
+                $crate::row::run(stringify!($name));
+            }
+        )*
+    };
+}
+
+pub(crate) use faults;
+
+/// The record with these flags, this code of the tunnel, and these words.
+pub(crate) const fn logged(
+    flags: &'static str,
+    code: &'static str,
+    words: &'static [&'static str],
+) -> Option<Logged> {
+    Some(Logged { flags, code, words })
+}
+
+/// All rows.
+pub(crate) fn all() -> impl Iterator<Item = &'static Row> {
+    crate::table::TABLE.iter().chain(crate::requests::TABLE)
+}
+
 /// Plays a row. Those that wait for something are all started with the first of them, since they
 /// cost patience only.
-pub(crate) fn run(table: &'static [Row], name: &str) {
+pub(crate) fn run(name: &str) {
     static SLOW: OnceLock<Mutex<HashMap<&str, JoinHandle<()>>>> = OnceLock::new();
-    let row = table.iter().find(|row| row.name == name);
+    let row = all().find(|row| row.name == name);
     let row = row.expect("the row of a test");
     if !row.is_slow() {
         return row.check();
     }
     let slow = SLOW.get_or_init(|| {
-        let rows = table.iter().filter(|row| row.is_slow());
+        let rows = all().filter(|row| row.is_slow());
         Mutex::new(
             rows.map(|row| (row.name, thread::spawn(|| row.check())))
                 .collect(),

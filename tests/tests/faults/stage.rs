@@ -69,6 +69,7 @@ impl Stage {
             .map(|place| Server::echo(world.inet(), SocketAddr::new(place, ECHO)))
             .into();
         let policy = tunnel_policy(row.policy).replace(PROXY, row.proxy);
+        let policy = policy + &(row.documents)(&world);
         let agent = match row.launcher {
             Some(launcher) => Agent::start_by(launcher(&world), &world, &policy, row.options),
             None => Agent::start_with(&world, &policy, row.options),
@@ -179,6 +180,9 @@ impl Stage {
                 &agent.access_log()[self.before.records..]
             );
         }
+        if let (Some(code), Some(logged)) = (row.request, row.log) {
+            self.expect_one_request(agent, code, logged.flags);
+        }
         if let Some((name, labels)) = row.counted {
             let before = self.before.metrics.sum(name, labels).unwrap_or_default();
             let grown = || (agent.metrics().sum(name, labels) > Some(before)).then_some(());
@@ -189,6 +193,39 @@ impl Stage {
                 metrics.sum(name, labels)
             );
         }
+    }
+
+    /// One request with this `response_code` and this flag, and no connection of bytes.
+    fn expect_one_request(&self, agent: &Agent, code: &str, flag: &str) {
+        let metrics = agent.metrics();
+        let grown = |name: &str, labels: &[(&str, &str)]| {
+            let before = self.before.metrics.sum(name, labels).unwrap_or_default();
+            metrics.sum(name, labels).unwrap_or_default() - before
+        };
+        let flag = if flag.is_empty() { "-" } else { flag };
+        let labels = [("response_code", code), ("response_flags", flag)];
+        for name in ["istio_requests_total", "istio_request_bytes_count"] {
+            let counted = (grown(name, &labels), grown(name, &[]));
+            assert_eq!(counted, (1.0, 1.0), "{name}{labels:?}\n{}", self.tails());
+        }
+        let records = self.requests_logged();
+        let status = if code == "0" { "" } else { code };
+        let statuses: Vec<String> = records.iter().map(|one| one.text("status")).collect();
+        assert_eq!(statuses, [status], "{records:?}");
+    }
+
+    /// The requests in the access log since the fault began.
+    pub(crate) fn requests_logged(&self) -> Vec<Access> {
+        let log = self.agent.as_ref().map(Agent::access_log);
+        let log = log.unwrap_or_default().into_iter();
+        log.skip(self.before.records)
+            .filter(|record| !record.text("request_id").is_empty())
+            .collect()
+    }
+
+    /// How many records there were before the fault.
+    pub(crate) fn records_before(&self) -> usize {
+        self.before.records
     }
 
     /// Nothing slipped past the tunnel, and nothing is left of the fault.

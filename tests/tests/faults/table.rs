@@ -1,33 +1,9 @@
-//! The table.
+//! The table, but for requests of HTTP.
 
 use underpass_tests::servers::fake_proxy::{Answer, Step};
 
-use crate::row::{Logged, Row, run};
+use crate::row::{faults, logged};
 use crate::{node, proxy, workload};
-
-/// Makes the table, and a test of each row.
-macro_rules! faults {
-    ($($(#[$attribute:meta])* $name:ident { $($field:ident: $value:expr,)* })*) => {
-        pub(crate) static TABLE: &[Row] = &[
-            $(Row { name: stringify!($name), $($field: $value,)* ..Row::USUAL },)*
-        ];
-        $(
-            $(#[$attribute])*
-            #[test]
-            fn $name() {
-                run(TABLE, stringify!($name));
-            }
-        )*
-    };
-}
-
-const fn logged(
-    flags: &'static str,
-    code: &'static str,
-    words: &'static [&'static str],
-) -> Option<Logged> {
-    Some(Logged { flags, code, words })
-}
 
 const FAILURES: &str = "underpass_proxy_connections_failures_total";
 const REQUESTS: &str = "underpass_tunnel_requests_total";
@@ -463,6 +439,7 @@ faults! {
         fault: "an HTTP request that breaks the rules",
         workload: "HTTP/1.1 400 Bad Request, then the end",
         log: logged("DPE", "", &["malformed"]),
+        request: Some("400"),
         counted: Some((INSPECTED, &[("result", "malformed")])),
         play: |stage| stage.see("say", &[r"GET / HTTP/1.1\r\nHost : a b\r\n\r\n"]),
     }
@@ -470,6 +447,7 @@ faults! {
         fault: "an HTTP request whose head has no end",
         workload: "HTTP/1.1 431 Request Header Fields Too Large",
         log: logged("DPE", "", &["longer than 16384 bytes"]),
+        request: Some("431"),
         counted: Some((INSPECTED, &[("result", "malformed")])),
         play: |stage| stage.see("flood_head", &[]),
     }
@@ -478,6 +456,7 @@ faults! {
         workload: "HTTP/1.1 408 Request Timeout, then the end",
         within: 7,
         log: logged("DPE", "", &["not complete within 5s"]),
+        request: Some("408"),
         counted: Some((INSPECTED, &[("result", "timeout")])),
         play: |stage| stage.see("say", &[r"GET / HTTP/1.1\r\nHost: other"]),
     }
@@ -485,6 +464,7 @@ faults! {
         fault: "an HTTP request that ends within its head",
         workload: "HTTP/1.1 400 Bad Request, then the end",
         log: logged("DPE", "", &["ended within its head"]),
+        request: Some("400"),
         play: |stage| stage.see("say_and_finish", &[r"GET / HTTP/1.1\r\nHost: other"]),
     }
     tls_hello_is_cut_off {

@@ -84,6 +84,11 @@ pub(super) const PACKAGES: &[Package] = &[
     )
     .program("nc"),
     Package::new(
+        &["iptables"],
+        "redirects to the agent's peers in the benchmark",
+    )
+    .program("iptables-legacy"),
+    Package::new(
         &[
             "nginx-light",
             "nginx-core",
@@ -115,6 +120,9 @@ pub(super) const PACKAGES: &[Package] = &[
         "WebSocket client and server of tests",
     ),
     Package::new(&["python3-venv"], "brings pip, which gets Envoy"),
+    Package::new(&["redsocks"], "peer of the agent in the benchmark")
+        .program("redsocks")
+        .service("redsocks.service"),
     Package::new(&["squid", "squid-openssl"], "forward proxy of tests")
         .program("squid")
         .service("squid.service"),

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::destination::{Assumed, Destination};
 use super::target::Shown;
 use crate::policy::{
-    Decision, Explanation, Fallback, NameSource, RankedProxy, TargetSource, TunnelDecision,
+    Decision, Explanation, Fallback, NameSource, PlainHttp, RankedProxy, TargetSource,
+    TunnelDecision,
 };
 use crate::tls::{ClientTls, Roots, TlsSettings};
 
@@ -95,6 +96,9 @@ impl Report<'_> {
             write!(f, "  proxy:          {proxy}, {}", proxy.protocol.as_str())?;
             if proxy.credentials.is_some() {
                 f.write_str(", with credentials")?;
+            }
+            if proxy.plain_http == PlainHttp::AbsoluteForm {
+                f.write_str(", plain HTTP in absolute form")?;
             }
             if tunnel.proxies.len() > 1 {
                 write!(

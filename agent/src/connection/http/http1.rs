@@ -8,9 +8,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::forward::can_forward;
 use super::refused::Refused;
 use super::tries::{Tried, Tries};
-use super::upstream::{Key, Pool, Upstream};
+use super::upstream::{Key, Pool, Upstream, Wanted};
 use super::{KEEP_ALIVE, Requests, Route};
 use crate::circuit::{Circuit, Refusal};
 use crate::connection::Failure;
@@ -204,8 +205,15 @@ impl Session<'_> {
         record: &mut RequestRecord,
     ) -> Result<After, Refused> {
         let circuit = tries.circuit();
-        let key = Key::of(route, circuit);
-        let mut pooled = self.pool.take(&key);
+        let forward = match route {
+            Route::Direct => None,
+            Route::Tunnel(decision) => Some(decision).filter(|it| can_forward(request, it)),
+        };
+        let mut pooled = None;
+        if forward.is_some() {
+            pooled = self.pool.take(&Key::of(route, circuit, true));
+        }
+        pooled = pooled.or_else(|| self.pool.take(&Key::of(route, circuit, false)));
         loop {
             let reused = pooled.is_some();
             let mut upstream = match pooled.take() {
@@ -213,18 +221,35 @@ impl Session<'_> {
                     upstream.reused(record);
                     upstream
                 }
-                None => self.reach(route, circuit, facts, record).await?,
+                None => {
+                    let wanted = Wanted {
+                        forward: forward.is_some(),
+                        protocols: ALPN,
+                    };
+                    self.reach(route, wanted, circuit, facts, record).await?
+                }
             };
             self.check_more(request).await?;
             let moving = record.moves(&self.requests.live, upstream.proxy());
+            let written = match (&upstream.forwarder, forward) {
+                (Some(forwarder), Some(decision)) => {
+                    Some(forwarder.write(request, &self.requests.arrived(), decision))
+                }
+                _ => None,
+            };
+            let request = written.as_ref().unwrap_or(request);
             let timeouts = self.requests.way.patience_with(circuit);
             let exchanged = self
                 .exchange(request, &mut upstream, &timeouts, record)
                 .await;
             drop(moving);
+            if let Some(forwarder) = &mut upstream.forwarder {
+                forwarder.note(exchanged.as_ref().err(), record);
+            }
             match exchanged {
                 Ok(answered) => {
                     if answered.upstream_persists {
+                        let key = Key::of(route, circuit, upstream.forwarder.is_some());
                         self.pool.put(key, upstream);
                     }
                     return Ok(answered.after);
@@ -232,7 +257,12 @@ impl Session<'_> {
                 // It was closed while it was idle, as far as anybody can tell.
                 Err(ExchangeError::NoAnswer(_))
                     if reused && !record.progress().heard() && request.is_replayable() => {}
-                Err(error) => return Err(Refused::exchange(&error, whose)),
+                Err(error) => {
+                    if let (Some(forwarder), Some(decision)) = (&upstream.forwarder, forward) {
+                        return Err(forwarder.refused(&error, decision));
+                    }
+                    return Err(Refused::exchange(&error, whose));
+                }
             }
         }
     }
@@ -241,6 +271,7 @@ impl Session<'_> {
     async fn reach(
         &mut self,
         route: &Route,
+        wanted: Wanted<'_>,
         circuit: &Circuit,
         facts: &mut Facts,
         record: &mut RequestRecord,
@@ -254,7 +285,8 @@ impl Session<'_> {
         };
         let arrived = self.requests.arrived();
         let way = &self.requests.way;
-        way.reach(&arrived, (route, ALPN), (circuit, place), facts, record)
+        let counted = (circuit, place);
+        way.reach(&arrived, route, wanted, counted, facts, record)
             .await
     }
 
@@ -286,7 +318,7 @@ impl Session<'_> {
         request: &Request,
         upstream: &mut Upstream,
         timeouts: &Timeouts,
-        record: &RequestRecord,
+        record: &mut RequestRecord,
     ) -> Result<Done, ExchangeError> {
         let progress = record.progress();
         let last = upstream.lease.serve();
@@ -326,6 +358,10 @@ impl Session<'_> {
                 upstream_persists: false,
                 after: After::End,
             });
+        }
+        if let Some(error) = &answered.proxy_error {
+            let error = String::from_utf8_lossy(error);
+            record.refused_by_proxy(&format_args!("the proxy answered by itself: {error}"));
         }
         upstream.stream.finish_on_drop();
         Ok(Done {

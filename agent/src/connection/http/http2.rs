@@ -143,7 +143,7 @@ impl Session {
         let whose = route.leads_to(&requests.origin);
         let way = Way {
             route: &route,
-            key: Key::of(&route, tries.circuit()),
+            key: Key::of(&route, tries.circuit(), false),
             circuit: tries.circuit(),
             whose: &whose,
         };

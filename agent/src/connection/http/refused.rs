@@ -154,6 +154,7 @@ impl Refused {
                 ResponseFlag::UpstreamProtocol,
                 Some(StatusCode::BAD_GATEWAY),
             ),
+            ExchangeError::Challenged(_) => (ResponseFlag::Connect, Some(StatusCode::BAD_GATEWAY)),
             ExchangeError::BrokeOff(_) | ExchangeError::NoAnswer(_) => {
                 (ResponseFlag::UpstreamClosed, Some(StatusCode::BAD_GATEWAY))
             }
@@ -181,7 +182,7 @@ impl Refused {
             ExchangeError::BrokenRequest(_) | ExchangeError::Client(_) => {
                 return Self::new(flag, status, error);
             }
-            ExchangeError::Switched(_) => None,
+            ExchangeError::Challenged(_) | ExchangeError::Switched(_) => None,
             ExchangeError::Unwanted(_) => Some(Fault::Unwanted),
             ExchangeError::BadAnswer(_)
             | ExchangeError::BrokenAnswer(_)

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::lease::Lease;
 use super::refused::Refused;
-use super::upstream::{KEEP_IDLE, Key, MAX_IDLE, Pool, Upstream};
+use super::upstream::{KEEP_IDLE, Key, MAX_IDLE, Pool, Upstream, Wanted};
 use super::{Requests, Route};
 use crate::circuit::{Circuit, Place, Waiting};
 use crate::policy::Facts;
@@ -89,7 +89,7 @@ pub(super) enum Target {
     /// A stream of this.
     Http2(Arc<Line>),
     /// All of this, which speaks HTTP/1.1.
-    Http1(Upstream),
+    Http1(Box<Upstream>),
 }
 
 impl Target {
@@ -153,7 +153,7 @@ enum Opened {
 /// What a request that needs a connection does next.
 enum Step {
     Take(Arc<Line>),
-    Reuse(Upstream),
+    Reuse(Box<Upstream>),
     Wait(watch::Receiver<Option<Opened>>),
     Open(watch::Sender<Option<Opened>>),
     OpenAlone,
@@ -251,9 +251,13 @@ impl Targets {
         record: &mut RequestRecord,
     ) -> Result<(Target, bool), Refused> {
         let arrived = requests.arrived();
-        let route = (way.route, ALPN);
+        let wanted = Wanted {
+            forward: false,
+            protocols: ALPN,
+        };
         let counted = (way.circuit, place);
-        let reached = requests.way.reach(&arrived, route, counted, facts, record);
+        let from = &requests.way;
+        let reached = from.reach(&arrived, way.route, wanted, counted, facts, record);
         let upstream = reached.await?;
         let is_kept = upstream.is_kept();
         let scheme = if upstream.is_encrypted {
@@ -262,7 +266,7 @@ impl Targets {
             Scheme::HTTP
         };
         if upstream.is_encrypted && upstream.stream.alpn() != Some(b"h2") {
-            return Ok((Target::Http1(upstream), is_kept));
+            return Ok((Target::Http1(Box::new(upstream)), is_kept));
         }
         let (mut stream, early, through, lease) = upstream.into_parts();
         stream.finish_on_drop();
@@ -304,7 +308,7 @@ impl Targets {
                 self.state.lock().trim();
             }
             Target::Http1(upstream) if persists => {
-                self.state.lock().http1.put(key.clone(), upstream);
+                self.state.lock().http1.put(key.clone(), *upstream);
             }
             Target::Http1(_) => {}
         }
@@ -440,7 +444,7 @@ impl State {
         }
         if slot.speaks_http1 {
             return match self.http1.take(key) {
-                Some(upstream) => Step::Reuse(upstream),
+                Some(upstream) => Step::Reuse(Box::new(upstream)),
                 None => Step::OpenAlone,
             };
         }

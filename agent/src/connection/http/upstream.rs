@@ -12,9 +12,10 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::outbound::{ORIGINATION_DEADLINE, until, within};
+use super::super::outbound::{ORIGINATION_DEADLINE, Opened, until, within};
 use super::super::{Arrived, Way};
 use super::Route;
+use super::forward::Forwarder;
 use super::lease::Lease;
 use super::refused::{Fault, Refused};
 use crate::circuit::{Circuit, Id, Place};
@@ -44,6 +45,8 @@ pub(super) struct Upstream {
     pub(super) is_encrypted: bool,
     /// What policy allows it.
     pub(super) lease: Box<Lease>,
+    /// The proxy that is at its end, if it does not lead to the target.
+    pub(super) forwarder: Option<Forwarder>,
 }
 
 impl Upstream {
@@ -55,6 +58,7 @@ impl Upstream {
             through: None,
             is_encrypted: false,
             lease,
+            forwarder: None,
         }
     }
 
@@ -81,13 +85,22 @@ impl Upstream {
     }
 }
 
+/// What is wanted of a new connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    /// A proxy may get requests as they are.
+    pub(super) forward: bool,
+    /// The protocols of which a target of TLS may choose (ALPN).
+    pub(super) protocols: &'a [&'a [u8]],
+}
+
 impl Way {
-    /// A new connection for a request on this route; a target of TLS chooses one of `protocols`
-    /// (ALPN).
+    /// A new connection for a request on this route.
     pub(super) async fn reach(
         &self,
         arrived: &Arrived,
-        (route, protocols): (&Route, &[&[u8]]),
+        route: &Route,
+        wanted: Wanted<'_>,
         (circuit, place): (&Circuit, Place),
         facts: &mut Facts,
         record: &mut RequestRecord,
@@ -99,8 +112,8 @@ impl Way {
                 Ok(Upstream::direct(stream, true, lease))
             }
             Route::Tunnel(decision) => {
-                let way = (decision, protocols);
-                self.reach_by_tunnel(arrived, way, (circuit, lease), facts, record)
+                let counted = (circuit, lease);
+                self.reach_by_proxy(arrived, decision, wanted, counted, facts, record)
                     .await
             }
         }
@@ -129,10 +142,11 @@ impl Way {
         Err(refused.because(Fault::NoConnection))
     }
 
-    async fn reach_by_tunnel(
+    async fn reach_by_proxy(
         &self,
         arrived: &Arrived,
-        (decision, protocols): (&TunnelDecision, &[&[u8]]),
+        decision: &TunnelDecision,
+        wanted: Wanted<'_>,
         (circuit, lease): (&Circuit, Box<Lease>),
         facts: &mut Facts,
         record: &mut RequestRecord,
@@ -143,8 +157,26 @@ impl Way {
             Refused::new(failure.flag, status, &failure.error)
         })?;
         let until = until(circuit);
-        let tunnel = match self.open(arrived, decision, until, record).await {
-            Ok(opened) => opened,
+        let opened = if wanted.forward {
+            self.open_or_connect(arrived, decision, until, record).await
+        } else {
+            let opened = self.open(arrived, decision, until, record).await;
+            opened.map(Opened::Tunnel)
+        };
+        let tunnel = match opened {
+            Ok(Opened::Tunnel(tunnel)) => tunnel,
+            Ok(Opened::Line(proxy, line)) => {
+                record.is_forwarded();
+                return Ok(Upstream {
+                    stream: line.stream,
+                    early: Bytes::new(),
+                    keep: true,
+                    through: record.take_tunnel(),
+                    is_encrypted: false,
+                    lease,
+                    forwarder: Some(Forwarder::new(&proxy, line.endpoint, line.trial)),
+                });
+            }
             Err(error) => {
                 drop(pending);
                 // A refusal is the proxy's decision, not its failure.
@@ -168,7 +200,7 @@ impl Way {
         if let Some(tls) = &decision.tls {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
             let deadline = until.map_or(deadline, |until| until.min(deadline));
-            let client = tls.client.offering(protocols);
+            let client = tls.client.offering(wanted.protocols);
             let early = std::mem::take(&mut early);
             stream = originate(stream, early, &client, &tls.name, deadline)
                 .await
@@ -189,6 +221,7 @@ impl Way {
             through,
             is_encrypted: decision.tls.is_some(),
             lease,
+            forwarder: None,
         })
     }
 }
@@ -204,6 +237,8 @@ pub(super) struct Key {
 #[derive(Clone, Debug)]
 enum KeyWay {
     Direct,
+    /// Whatever the target is.
+    Forward(Arc<[RankedProxy]>),
     Tunnel {
         policy: Arc<str>,
         proxies: Arc<[RankedProxy]>,
@@ -213,9 +248,11 @@ enum KeyWay {
 }
 
 impl Key {
-    pub(super) fn of(route: &Route, circuit: &Circuit) -> Self {
+    /// Of connections for this route; `forward`: of those that end at a proxy.
+    pub(super) fn of(route: &Route, circuit: &Circuit, forward: bool) -> Self {
         let way = match route {
             Route::Direct => KeyWay::Direct,
+            Route::Tunnel(decision) if forward => KeyWay::Forward(Arc::clone(&decision.proxies)),
             Route::Tunnel(decision) => KeyWay::Tunnel {
                 policy: Arc::clone(&decision.policy),
                 proxies: Arc::clone(&decision.proxies),
@@ -257,7 +294,10 @@ impl PartialEq for KeyWay {
             },
         ) = (self, other)
         else {
-            return matches!((self, other), (Self::Direct, Self::Direct));
+            return match (self, other) {
+                (Self::Forward(proxies), Self::Forward(other)) => Arc::ptr_eq(proxies, other),
+                _ => matches!((self, other), (Self::Direct, Self::Direct)),
+            };
         };
         let same_tls = match (tls, other_tls) {
             (None, None) => true,
@@ -284,15 +324,15 @@ struct Idle {
     upstream: Upstream,
     until: Instant,
     /// Another request waits for its place.
-    wanted: Wanted,
+    gives_way: GivesWay,
 }
 
 /// A future that is only polled by who has it.
-struct Wanted(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
+struct GivesWay(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
 
-impl fmt::Debug for Wanted {
+impl fmt::Debug for GivesWay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Wanted")
+        f.write_str("GivesWay")
     }
 }
 
@@ -321,7 +361,7 @@ impl Pool {
         self.0.push(Idle {
             key,
             until: Instant::now() + lease.idle(),
-            wanted: Wanted(lease.wanted()),
+            gives_way: GivesWay(lease.wanted()),
             upstream,
         });
     }
@@ -365,7 +405,7 @@ impl Idle {
     /// Whether the peer has closed it, or says what nobody has asked for; or another needs its
     /// place.
     fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.wanted.0.as_mut().poll(cx).is_ready() {
+        if self.gives_way.0.as_mut().poll(cx).is_ready() {
             return true;
         }
         let mut byte = [0];

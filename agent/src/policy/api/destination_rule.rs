@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::service_entry::ExportTo;
 use super::tls::TlsFields;
 use super::traffic::{ConnectionPool, LoadBalancer, OutlierDetection};
-use super::tunnel::CredentialRef;
+use super::tunnel::{CredentialRef, PlainHttpField};
 use super::value::{HostField, HostPattern, Port, TargetHost};
 use super::words::words;
 use super::{ISTIO_VERSIONS, Resource, Spec};
@@ -176,4 +176,7 @@ pub(in crate::policy) struct TunnelProxy {
     pub(in crate::policy) port: Option<Port>,
     /// What it wants to see before it opens a tunnel.
     pub(in crate::policy) authorization: Option<CredentialRef>,
+    /// How requests of plain HTTP/1.1 go to it; unset: CONNECT.
+    #[serde(default, rename = "plainHTTP")]
+    pub(in crate::policy) plain_http: PlainHttpField,
 }

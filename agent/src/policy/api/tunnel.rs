@@ -104,6 +104,9 @@ pub(in crate::policy) struct ProxyRef {
     /// Fields that the request for a tunnel carries besides.
     #[serde(default)]
     pub(in crate::policy) headers: BTreeMap<String, String>,
+    /// How requests of plain HTTP/1.1 go to it; unset: CONNECT.
+    #[serde(default, rename = "plainHTTP")]
+    pub(in crate::policy) plain_http: PlainHttpField,
     /// Of several proxies one is used only while none with a lower number can be; unset: 0.
     #[serde(default)]
     pub(in crate::policy) priority: u16,
@@ -142,6 +145,18 @@ words! {
         Http2Connect = "HTTP2-CONNECT",
         /// POST over HTTP/2.
         Http2Post = "HTTP2-POST",
+    }
+}
+
+words! {
+    /// How requests of plain HTTP/1.1 go to a proxy.
+    #[derive(Default)]
+    pub(in crate::policy) enum PlainHttpField {
+        /// To the proxy itself, with a whole URI.
+        AbsoluteForm = "ABSOLUTE_FORM",
+        /// Through a tunnel.
+        #[default]
+        Connect = "CONNECT",
     }
 }
 

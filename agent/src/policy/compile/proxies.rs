@@ -14,13 +14,15 @@ use crate::policy::api::metadata::Namespace;
 use crate::policy::api::service::Service;
 use crate::policy::api::service_entry::{PortProtocol, Resolution, ServiceEntry};
 use crate::policy::api::tls::TlsFields;
-use crate::policy::api::tunnel::{CredentialRef, ProxyProtocol};
+use crate::policy::api::tunnel::{CredentialRef, PlainHttpField, ProxyProtocol};
 use crate::policy::api::value::Port;
 use crate::policy::document::{Document, Documents};
 use crate::policy::header::HeaderTemplate;
 use crate::policy::hosts::HostTable;
 use crate::policy::problem::{quotable, some};
-use crate::policy::proxy::{Credentials, Endpoint, Proxy, ProxySettings, TunnelProtocol};
+use crate::policy::proxy::{
+    Credentials, Endpoint, PlainHttp, Proxy, ProxySettings, TunnelProtocol,
+};
 use crate::policy::workloads::Visibility;
 use crate::tls::ClientTls;
 
@@ -53,6 +55,7 @@ pub(super) struct Wanted<'a> {
     pub(super) credential: Option<(String, &'a CredentialRef)>,
     pub(super) tls: Option<&'a TlsFields>,
     pub(super) headers: Option<&'a BTreeMap<String, String>>,
+    pub(super) plain_http: PlainHttpField,
     pub(super) warm: bool,
 }
 
@@ -142,6 +145,7 @@ impl<'a> Proxies<'a> {
         }
         let port = port(wanted, described).map_err(|reason| (at("port"), reason))?;
         let protocol = protocol(wanted, described, port)?;
+        let plain_http = plain_http(wanted, protocol)?;
         let names = names(wanted.host, described);
         self.hosts.extend(names.iter().cloned());
         let tls = match wanted.tls {
@@ -171,6 +175,7 @@ impl<'a> Proxies<'a> {
             tls,
             credentials: self.credentials(document.namespace(), wanted)?,
             headers,
+            plain_http,
             settings: ProxySettings {
                 warm: wanted.warm,
                 ..self.traffic.settings(&names, port)
@@ -349,6 +354,24 @@ fn protocol(
     }
 }
 
+/// How plain HTTP goes to it: requests in absolute form are said in HTTP/1.1.
+fn plain_http(
+    wanted: &Wanted<'_>,
+    protocol: TunnelProtocol,
+) -> Result<PlainHttp, (String, String)> {
+    match (wanted.plain_http, protocol) {
+        (PlainHttpField::Connect, _) => Ok(PlainHttp::Connect),
+        (PlainHttpField::AbsoluteForm, TunnelProtocol::Http1Connect) => Ok(PlainHttp::AbsoluteForm),
+        (PlainHttpField::AbsoluteForm, _) => Err((
+            format!("{}.plainHTTP", wanted.key),
+            format!(
+                "ABSOLUTE_FORM needs a proxy with the protocol HTTP-CONNECT, and this one has {}",
+                protocol.as_str()
+            ),
+        )),
+    }
+}
+
 /// Where a proxy is.
 fn endpoints(
     host: &Host,
@@ -468,7 +491,7 @@ fn same(a: &Proxy, b: &Proxy) -> bool {
     };
     (&a.host, a.port, &a.endpoints, a.protocol, &a.headers)
         == (&b.host, b.port, &b.endpoints, b.protocol, &b.headers)
-        && a.settings == b.settings
+        && (a.plain_http, a.settings) == (b.plain_http, b.settings)
         && tls(a) == tls(b)
         && credentials(a) == credentials(b)
 }

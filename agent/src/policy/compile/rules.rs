@@ -205,6 +205,7 @@ fn route(
                 .map(|by| (format!("{key}.authentication.credentialName"), by)),
             tls: proxy.tls.as_ref(),
             headers: Some(&proxy.headers),
+            plain_http: proxy.plain_http,
             warm: proxy.warm_connections,
         };
         match proxies.get(document, &wanted, report) {
@@ -283,6 +284,7 @@ fn wanted<'a>(key: &'a str, tunnel: &'a TunnelFields, proxy: &'a TunnelProxy) ->
             .map(|by| (format!("{key}.authorization.credentialName"), by)),
         tls: None,
         headers: None,
+        plain_http: proxy.plain_http,
         warm: false,
     }
 }

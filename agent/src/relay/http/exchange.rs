@@ -3,6 +3,7 @@
 use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::pin::pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::body::{Body, BodyError, Piece};
+use super::forward::Challenge;
 use super::head::{Answer, Framing, Request};
 use super::input::Input;
 use super::write::{Manner, answer_head, last_chunk, request_head};
@@ -41,6 +43,8 @@ pub struct Answered {
     pub upstream_persists: bool,
     /// What has come of the target already, if both connections are now a stream of bytes.
     pub switched: Option<Bytes>,
+    /// What the proxy that was asked says went wrong, if the answer is its own.
+    pub proxy_error: Option<Bytes>,
 }
 
 /// Why there is no answer, or not all of it.
@@ -61,6 +65,9 @@ pub enum ExchangeError {
     /// The client's connection failed.
     #[error("the workload's connection failed: {0}")]
     Client(#[source] io::Error),
+    /// The proxy that was asked wants credentials, or others.
+    #[error("the proxy wants credentials")]
+    Challenged(Challenge),
     /// The target closed or broke the connection where its answer should have begun.
     #[error("it gave no answer: {0}")]
     NoAnswer(#[source] io::Error),
@@ -154,6 +161,7 @@ where
             client_persists: false,
             upstream_persists: false,
             switched: Some(early),
+            proxy_error: None,
         });
     }
     Ok(Answered {
@@ -165,6 +173,7 @@ where
             // Nobody has asked for more.
             && early.is_empty(),
         switched: None,
+        proxy_error: state.proxy_error.get().cloned(),
     })
 }
 
@@ -179,6 +188,7 @@ struct State {
     shut: AtomicBool,
     /// The target takes no other request.
     upstream_closes: AtomicBool,
+    proxy_error: OnceLock<Bytes>,
 }
 
 /// Sends the request. Ends only if the target takes no more, or with the client's connection.
@@ -255,7 +265,17 @@ where
     let count = |bytes| traffic.add_received(bytes);
     let mut interim = 0;
     let (answer, manner) = loop {
-        let answer = read_answer(from, progress).await?;
+        let mut answer = read_answer(from, progress).await?;
+        if request.for_proxy.is_some() {
+            if answer.status == 407 {
+                return Err(ExchangeError::Challenged(Challenge::of(&answer)));
+            }
+            answer.forget_proxy();
+            if let Some(error) = answer.proxy_error() {
+                // There is one final answer.
+                let _ = state.proxy_error.set(error);
+            }
+        }
         let switches = match answer.status {
             101 if request.upgrade().is_none() => {
                 let reason = "it changes to another protocol, which nobody asked for";

@@ -1,8 +1,10 @@
 //! The heads of messages, checked.
 
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 
 use super::body::Body;
 use crate::inspect::http_head::{MAX_FIELDS, RequestHead, parse_head};
@@ -46,6 +48,10 @@ impl Fields {
             value: raw.slice_ref(field.value),
         };
         Self(fields.iter().map(field).collect())
+    }
+
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Field) -> bool) {
+        self.0.retain(keep);
     }
 
     pub(in crate::relay) fn iter(&self) -> impl Iterator<Item = &Field> {
@@ -127,7 +133,9 @@ pub struct Request {
     pub(super) fields: Fields,
     framing: Framing,
     host: Option<Host>,
-    form: Form,
+    pub(super) form: Form,
+    /// What a proxy gets besides, if it is for one.
+    pub(super) for_proxy: Option<Arc<[(HeaderName, HeaderValue)]>>,
 }
 
 impl Request {
@@ -163,6 +171,7 @@ impl Request {
             fields,
             host,
             form,
+            for_proxy: None,
         })
     }
 

@@ -33,6 +33,9 @@ pub(super) fn request_head(request: &Request, last: bool) -> BytesMut {
     });
     let fields = &request.fields;
     pass_on(&mut head, fields);
+    for (name, value) in request.for_proxy.iter().flat_map(|fields| fields.iter()) {
+        field(&mut head, name.as_ref(), value.as_bytes());
+    }
     frame(&mut head, request.framing());
     let mut options: Vec<&[u8]> = Vec::new();
     if let Some(protocol) = request.upgrade() {

@@ -10,10 +10,9 @@ use prometheus::{
     Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry,
 };
 
-use crate::policy;
 use crate::telemetry::label::Label;
 use crate::telemetry::outcome::{Phase, TunnelCode, TunnelProtocol};
-use crate::tunnel::{Observer, Place, Timings};
+use crate::tunnel::{Observer, Place, Spoken, Timings};
 
 use super::{counters, gauges, register};
 
@@ -100,7 +99,8 @@ impl ProxyMetrics {
 
     /// Makes the series of a proxy, at zero.
     pub fn announce(&self, proxy: &Label) {
-        for protocol in TunnelProtocol::ALL {
+        let tunnels = TunnelProtocol::ALL.iter();
+        for protocol in tunnels.filter(|protocol| **protocol != TunnelProtocol::Http1Absolute) {
             self.tunnels
                 .with_label_values(&[proxy.as_str(), protocol.as_str()]);
         }
@@ -201,8 +201,8 @@ impl Observer for ProxyMetrics {
         self.retries.with_label_values(&[proxy, reason]).inc();
     }
 
-    fn took(&self, proxy: &str, protocol: policy::TunnelProtocol, timings: &Timings) {
-        let protocol = TunnelProtocol::from(protocol);
+    fn took(&self, proxy: &str, spoken: Spoken, timings: &Timings) {
+        let protocol = TunnelProtocol::from(spoken);
         for (phase, took) in [
             (Phase::Dns, timings.dns),
             (Phase::Tcp, timings.tcp),
@@ -218,12 +218,13 @@ impl Observer for ProxyMetrics {
     }
 }
 
-impl From<policy::TunnelProtocol> for TunnelProtocol {
-    fn from(protocol: policy::TunnelProtocol) -> Self {
-        match protocol {
-            policy::TunnelProtocol::Http1Connect => Self::Http1Connect,
-            policy::TunnelProtocol::Http2Connect => Self::Http2Connect,
-            policy::TunnelProtocol::Http2Post => Self::Http2Post,
+impl From<Spoken> for TunnelProtocol {
+    fn from(spoken: Spoken) -> Self {
+        match spoken {
+            Spoken::Http1Absolute => Self::Http1Absolute,
+            Spoken::Http1Connect => Self::Http1Connect,
+            Spoken::Http2Connect => Self::Http2Connect,
+            Spoken::Http2Post => Self::Http2Post,
         }
     }
 }

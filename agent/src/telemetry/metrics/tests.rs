@@ -12,7 +12,8 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 40] = [
+const EXPECTED: [(&str, &str, &[&str]); 41] = [
+    ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
         "istio_request_duration_milliseconds",
@@ -256,7 +257,7 @@ fn everything() -> (Registry, Arc<Metrics>) {
         tls: None,
         connect: Some(Duration::from_secs(20)),
     };
-    let asked = crate::policy::TunnelProtocol::Http1Connect;
+    let asked = crate::tunnel::Spoken::Http1Connect;
     metrics.proxy.took(PROXY.as_str(), asked, &timings);
     let mut served = ConnectionRecord::begin(&metrics, "10.0.0.1:4000".parse().unwrap());
     served.decided(Decision::Tunnel, Some(Label::fixed("all")), None);

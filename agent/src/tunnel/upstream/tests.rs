@@ -53,7 +53,7 @@ impl Observer for Notes {
     fn retried(&self, _: &str, reason: &'static str) {
         self.note(format!("retried {reason}"));
     }
-    fn took(&self, _: &str, _: TunnelProtocol, _: &Timings) {}
+    fn took(&self, _: &str, _: Spoken, _: &Timings) {}
 }
 
 struct World {

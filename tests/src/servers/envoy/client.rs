@@ -64,7 +64,7 @@ impl Client {
         let dir = directory(world, "envoy-client", port);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (listener, cluster) = (listener(address, tunnel), cluster(tunnel));
-        let mut running = command(world.host(), &dir, &listener, &cluster).start();
+        let mut running = command(world.host(), &dir, &listener, &cluster, 1).start();
         let pid = running.pid();
         // Not by connecting, which would ask the proxy for a tunnel.
         let what = format!("Envoy listens on {address}");
@@ -153,7 +153,7 @@ fn cluster(tunnel: &Tunnel<'_>) -> Value {
     cluster
 }
 
-fn socket(address: SocketAddr) -> Value {
+pub(super) fn socket(address: SocketAddr) -> Value {
     json!({ "socket_address": {
         "address": address.ip().to_string(),
         "port_value": address.port(),

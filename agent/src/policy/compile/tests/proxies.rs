@@ -1,7 +1,7 @@
 //! What documents say of a proxy, in one place or in several.
 
 use crate::policy::testing::{compile, document, entry, facts, problems, secret, tunnel, warnings};
-use crate::policy::{Decision, HeaderContext, Policy, TunnelDecision};
+use crate::policy::{Decision, HeaderContext, PlainHttp, Policy, TunnelDecision};
 use crate::workload::Workload;
 
 /// The tunnel of a connection to `t.test`.
@@ -523,4 +523,39 @@ fn headers_of_a_proxy_tell_who_connects() {
     assert_eq!(headers, ["x-to: t.test", "x-who: team-a/web-0"]);
     let plain = "proxy: {host: p, port: 8, headers: {X-To: '{target.host}'}}";
     assert!(!compile(&tunnel("t", plain)).wants_workload());
+}
+
+#[test]
+fn requests_in_absolute_form_are_a_reason_to_read_them() {
+    let view = |policy: &Policy| {
+        let facts = facts("203.0.113.7:80");
+        policy.wants_inspection(facts.original_dst, policy.view_of_stranger())
+    };
+    let with = |more: &str| {
+        let spec = format!("proxy: {{host: p, port: 8{more}}}, targetHost: t.test");
+        compile(&tunnel("t", &spec))
+    };
+    let absolute = with(", plainHTTP: ABSOLUTE_FORM");
+    let proxy = &tunnel_of(&absolute).proxies[0].proxy;
+    assert_eq!(proxy.plain_http, PlainHttp::AbsoluteForm);
+    assert!(view(&absolute));
+    for more in ["", ", plainHTTP: CONNECT"] {
+        let tunnels = with(more);
+        let proxy = &tunnel_of(&tunnels).proxies[0].proxy;
+        assert_eq!(proxy.plain_http, PlainHttp::Connect);
+        assert!(!view(&tunnels), "{more}");
+    }
+    // Both are one proxy to connect to, and two to ask.
+    let both = compile(&tunnel(
+        "t",
+        "proxies: [{host: p, port: 8}, {host: p, port: 8, plainHTTP: ABSOLUTE_FORM}]",
+    ));
+    assert_eq!(both.proxies().count(), 2);
+    let of_rule = compile(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d}\n\
+         spec: {host: t.test, trafficPolicy: {tunnel: {proxy: {host: p, port: 8, plainHTTP: \
+         ABSOLUTE_FORM}}}}\n",
+    );
+    let proxy = &tunnel_of(&of_rule).proxies[0].proxy;
+    assert_eq!(proxy.plain_http, PlainHttp::AbsoluteForm);
 }

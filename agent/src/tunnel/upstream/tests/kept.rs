@@ -118,7 +118,7 @@ async fn tunnels_over_http2_share_a_connection_and_end_each_by_itself() {
     let mut second = world.open(&proxy).await.unwrap();
     let mut third = world.open(&proxy).await.unwrap();
     assert_eq!(first.address, second.address);
-    assert_eq!(first.protocol, TunnelProtocol::Http2Connect);
+    assert_eq!(first.spoken, Spoken::Http2Connect);
     assert!(first.timings.tcp.is_some());
     let own = Timings {
         connect: second.timings.connect,

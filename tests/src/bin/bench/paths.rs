@@ -1,0 +1,267 @@
+//! Ways from the client to the target.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use underpass_tests::addr::{PROXY_PORT, PROXY_V4, SITE_V4};
+use underpass_tests::agent::Agent;
+use underpass_tests::cgroup::Cgroup;
+use underpass_tests::pki::Pki;
+use underpass_tests::process::Running;
+use underpass_tests::servers::forward::{ForwardProxy, Options};
+use underpass_tests::servers::gateway::Gateway;
+use underpass_tests::servers::{apache, envoy, nghttpx};
+use underpass_tests::{Must as _, Place, World};
+
+use super::measure::Target;
+
+/// A way from the client to the target.
+pub(crate) struct Path {
+    pub(crate) name: &'static str,
+    /// The port of the forward proxy.
+    port: u16,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The client speaks CONNECT itself.
+    Explicit,
+    /// The agent, which asks the proxy in this way, and reads nothing of what the client sends.
+    Underpass(&'static str),
+    /// The agent, which reads HTTP request by request.
+    UnderpassHttp,
+    Redsocks,
+    /// Envoy, with the version of HTTP towards the proxy.
+    Envoy(&'static str),
+}
+
+const GATEWAY: u16 = PROXY_PORT;
+const APACHE: u16 = 3131;
+const ENVOY: u16 = 3133;
+const NGHTTPX: u16 = 3134;
+
+/// Where the peers listen for what the kernel redirects to them.
+const REDIRECTED: u16 = 15001;
+
+/// All of them. What they are compared with is first.
+pub(crate) const PATHS: [Path; 9] = [
+    Path {
+        name: "explicit",
+        port: GATEWAY,
+        kind: Kind::Explicit,
+    },
+    Path {
+        name: "underpass",
+        port: GATEWAY,
+        kind: Kind::Underpass("HTTP-CONNECT"),
+    },
+    Path {
+        name: "underpass-http",
+        port: GATEWAY,
+        kind: Kind::UnderpassHttp,
+    },
+    Path {
+        name: "underpass-h2",
+        port: GATEWAY,
+        kind: Kind::Underpass("HTTP2-CONNECT"),
+    },
+    Path {
+        name: "underpass-h2-apache",
+        port: APACHE,
+        kind: Kind::Underpass("HTTP2-CONNECT"),
+    },
+    Path {
+        name: "underpass-h2-envoy",
+        port: ENVOY,
+        kind: Kind::Underpass("HTTP2-CONNECT"),
+    },
+    Path {
+        name: "underpass-h2-nghttpx",
+        port: NGHTTPX,
+        kind: Kind::Underpass("HTTP2-CONNECT"),
+    },
+    Path {
+        name: "redsocks",
+        port: GATEWAY,
+        kind: Kind::Redsocks,
+    },
+    Path {
+        name: "envoy",
+        port: GATEWAY,
+        kind: Kind::Envoy("http_protocol_options"),
+    },
+];
+
+/// What all paths share: a world, forward proxies and a target. The world ends last.
+pub(crate) struct Setting {
+    _target: Target,
+    _proxies: [ForwardProxy; 3],
+    _gateway: Gateway,
+    pub(crate) pki: Pki,
+    pub(crate) world: World,
+}
+
+impl Setting {
+    pub(crate) fn new() -> Self {
+        let world = World::new("bench");
+        for place in [world.host(), world.inet()] {
+            place.within(spare_ports);
+        }
+        let pki = Pki::new(&world);
+        let gateway = Gateway::start(&world);
+        let on = |port| Options {
+            port,
+            ..Options::default()
+        };
+        let behind = SocketAddr::from((PROXY_V4, GATEWAY));
+        let proxies = [
+            apache::start(&world, &on(APACHE)),
+            envoy::start(&world, &on(ENVOY), envoy::Versions::Both),
+            nghttpx::start(&world, &on(NGHTTPX), behind),
+        ];
+        let target = Target::start(&world, &pki);
+        Self {
+            _target: target,
+            _proxies: proxies,
+            _gateway: gateway,
+            pki,
+            world,
+        }
+    }
+}
+
+/// Thousands of connections a second to one address leave so many ports in TIME-WAIT that finding
+/// a free one would be what is measured.
+fn spare_ports() {
+    for (setting, value) in [("ip_local_port_range", "1024 65535"), ("tcp_tw_reuse", "1")] {
+        let file = format!("/proc/sys/net/ipv4/{setting}");
+        fs::write(&file, value).must(format_args!("set {file}"));
+    }
+}
+
+/// What stands between the client and the forward proxy; it ends with this value.
+pub(crate) enum Peer {
+    Agent(Agent),
+    Redirected(Redirected),
+}
+
+impl Peer {
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        match self {
+            Self::Agent(agent) => agent.pid(),
+            Self::Redirected(peer) => peer.running.pid(),
+        }
+    }
+}
+
+/// A process to which the kernel redirects what goes to the target.
+pub(crate) struct Redirected {
+    running: Running,
+    host: Place,
+}
+
+impl Redirected {
+    fn start(mut running: Running, host: &Place) -> Self {
+        running.wait_until_listening(host, SocketAddr::from((Ipv4Addr::LOCALHOST, REDIRECTED)));
+        let to = format!("-A OUTPUT -p tcp -d {SITE_V4} -j REDIRECT --to-ports {REDIRECTED}");
+        rules(host, &to);
+        Self {
+            running,
+            host: host.clone(),
+        }
+    }
+}
+
+impl Drop for Redirected {
+    fn drop(&mut self) {
+        rules(&self.host, "-F OUTPUT");
+    }
+}
+
+fn rules(host: &Place, rule: &str) {
+    let command = host.command("iptables-legacy").args(["-w", "-t", "nat"]);
+    let command = command.args(rule.split(' '));
+    command.run(Duration::from_secs(10)).expect_success();
+}
+
+impl Path {
+    /// Whether an agent or a peer of it is on the way.
+    pub(crate) fn is_transparent(&self) -> bool {
+        self.kind != Kind::Explicit
+    }
+
+    /// Whether the forward proxy is the one that most paths have.
+    pub(crate) fn is_by_gateway(&self) -> bool {
+        self.port == GATEWAY
+    }
+
+    /// The proxy that the client itself must ask.
+    pub(crate) fn via(&self) -> Option<SocketAddr> {
+        (!self.is_transparent()).then(|| self.proxy())
+    }
+
+    /// The cgroup of the client.
+    pub(crate) fn cgroup<'a>(&self, setting: &'a Setting) -> &'a Cgroup {
+        match self.kind {
+            Kind::Underpass(_) | Kind::UnderpassHttp => setting.world.workload(),
+            _ => setting.world.services(),
+        }
+    }
+
+    fn proxy(&self) -> SocketAddr {
+        SocketAddr::from((PROXY_V4, self.port))
+    }
+
+    /// Starts what it needs.
+    pub(crate) fn up(&self, setting: &Setting) -> Option<Peer> {
+        let world = &setting.world;
+        match self.kind {
+            Kind::Explicit => None,
+            Kind::Underpass(protocol) => {
+                let policy = policy(self.port, protocol, "targetHost: ORIGINAL_DST");
+                Some(Peer::Agent(agent(world, &policy)))
+            }
+            Kind::UnderpassHttp => {
+                let policy = policy(self.port, "HTTP-CONNECT", "");
+                Some(Peer::Agent(agent(world, &policy)))
+            }
+            Kind::Redsocks => {
+                let configuration = format!(
+                    "base {{ log_debug = off; log_info = off; log = \"stderr\"; daemon = off;
+                       redirector = iptables; rlimit_nofile = 20000; redsocks_conn_max = 9000; }}
+                     redsocks {{ local_ip = 127.0.0.1; local_port = {REDIRECTED}; listenq = 4096;
+                       ip = {PROXY_V4}; port = {}; type = http-connect; }}\n",
+                    self.port
+                );
+                let file = world.dir().join("redsocks.conf");
+                fs::write(&file, configuration).must("write redsocks.conf");
+                let command = world.host().command("redsocks").arg("-c").arg(file);
+                let peer = Redirected::start(command.start(), world.host());
+                Some(Peer::Redirected(peer))
+            }
+            Kind::Envoy(version) => {
+                let running = envoy::transparent(world, REDIRECTED, self.proxy(), version);
+                Some(Peer::Redirected(Redirected::start(running, world.host())))
+            }
+        }
+    }
+}
+
+/// The access log is written as always, but nobody reads it.
+fn agent(world: &World, policy: &str) -> Agent {
+    Agent::start_with(world, policy, &["--log-file", "/dev/null"])
+}
+
+fn policy(port: u16, protocol: &str, target: &str) -> String {
+    format!(
+        "apiVersion: underpass.dev/v1alpha1\n\
+         kind: Tunnel\n\
+         metadata: {{ name: bench }}\n\
+         spec:\n\
+         \x20 proxy: {{ host: {PROXY_V4}, port: {port}, protocol: {protocol} }}\n\
+         \x20 {target}\n"
+    )
+}
