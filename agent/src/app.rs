@@ -8,6 +8,7 @@ mod proxies;
 mod reload;
 mod shed;
 mod status;
+mod traces;
 mod vital;
 mod watch;
 
@@ -47,9 +48,11 @@ use kernel_side::KernelSide;
 use proxies::Proxies;
 use reload::{PolicyState, Reloader, announce, apply, must_outlive, warn_of};
 use status::Status;
+use traces::Traces;
 use vital::VitalTasks;
 
 pub use policy_source::PolicySource;
+pub use traces::TraceSettings;
 
 /// Between two sweeps of the flow map. The listeners run dry in far less, so an entry that two
 /// sweeps see belongs to no connection that waits to be accepted.
@@ -75,6 +78,8 @@ pub struct Config {
     pub policy: PolicySource,
     /// Where the endpoints listen.
     pub endpoints: Endpoints,
+    /// Where spans go, and which; `None`: nowhere.
+    pub traces: Option<TraceSettings>,
     /// How long connections may live on after [`Running::drain`] was called.
     pub drain: Duration,
 }
@@ -109,6 +114,7 @@ pub struct Running {
     readiness: Readiness,
     reloader: Arc<Reloader>,
     tasks: Tasks,
+    traces: Traces,
     way: Arc<Way>,
 }
 
@@ -137,7 +143,7 @@ struct Tasks {
 ///
 /// # Errors
 /// Whatever stands in the way, before anything is captured.
-pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError> {
+pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartError> {
     // What the user can get wrong comes first. What of it changes from here on is read again.
     let policy_source::Read {
         fingerprint,
@@ -166,6 +172,8 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
 
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
+    let settings = config.traces.take();
+    let (tracer, traces) = Traces::start(settings, &sockets, &resolver, &metrics);
     let closing = CancellationToken::new();
     let way = Arc::new(Way {
         admission: Arc::new(Admission::new(config.limits)),
@@ -182,6 +190,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
         sockets,
         metrics: Arc::clone(&metrics),
         circuits: Circuits::new(Arc::clone(&metrics)),
+        tracer,
         inspection: inspect::Limits::default(),
         relay: Timeouts::default(),
         direct_deadline: DIRECT_DEADLINE,
@@ -271,6 +280,7 @@ pub async fn build(config: Config, log: LogHandle) -> Result<Running, StartError
         readiness,
         reloader: Arc::new(reloader),
         tasks,
+        traces,
         way,
     })
 }
@@ -348,6 +358,7 @@ impl Running {
             self.tasks.cut.cancel();
             self.tasks.connections.wait().await;
         }
+        self.traces.finish().await;
     }
 }
 

@@ -26,8 +26,9 @@ use crate::policy::{self, Facts, HeaderContext, Policy, Verdict, View};
 use crate::relay::Timeouts;
 use crate::sockets::{SocketFactory, finish_on_close};
 use crate::telemetry::{
-    self, ConnectionRecord, Deduction, Inspection, Label, Metrics, ResponseFlag,
+    self, ConnectionRecord, Deduction, Inspection, Label, Metrics, ResponseFlag, TunnelLog as _,
 };
+use crate::trace::Tracer;
 use crate::tunnel::Tunneler;
 use crate::workload::Workload;
 
@@ -48,6 +49,7 @@ pub(crate) struct Way {
     pub(crate) tunneler: Tunneler,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) circuits: Circuits,
+    pub(crate) tracer: Tracer,
     pub(crate) inspection: inspect::Limits,
     pub(crate) relay: Timeouts,
     /// For the TCP handshake of a direct connection.
@@ -115,6 +117,7 @@ impl Way {
 
     fn begin(&self, accepted: &Accepted) -> ConnectionRecord {
         let mut record = ConnectionRecord::begin(&self.metrics, accepted.client);
+        record.traced(&self.tracer, accepted.at);
         record.captured(
             accepted.original_dst,
             Some(accepted.pid),
@@ -171,7 +174,8 @@ impl Way {
         } else {
             self.metrics.policy.inspected(Inspection::Skipped);
         }
-        let verdict = self.judge(&policy, &mut facts, &view).await;
+        let judging = self.judge(&policy, &mut facts, &view);
+        let verdict = record.span().around("policy", judging).await;
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));

@@ -6,6 +6,7 @@
 pub mod name;
 pub mod sockets;
 pub mod tls;
+pub mod trace;
 pub mod workload;
 
 pub mod admin;

@@ -14,20 +14,24 @@ pub mod connections;
 pub mod label;
 pub mod logging;
 pub mod metrics;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod outcome;
 pub mod record;
 pub mod request;
 #[cfg(test)]
 pub(crate) mod scrape;
 pub(crate) mod text;
+mod trail;
 
 pub use connections::{ByteCounts, ConnectionTable};
 pub use label::{Destination, Label, Workload};
 pub use logging::{LogConfig, LogHandle};
 pub use metrics::Metrics;
 pub use outcome::{
-    Decision, Deduction, DenyReason, Inspection, Limit, Phase, Reload, ResponseFlag, TargetLimit,
-    TargetSource, TunnelCode, TunnelProtocol,
+    Decision, Deduction, DenyReason, Inspection, Limit, Reload, ResponseFlag, SpanLoss,
+    TargetLimit, TargetSource, TunnelCode, TunnelProtocol,
 };
 pub use record::{ConnectionRecord, TunnelLog};
 pub use request::RequestRecord;
+pub use trail::Trail;

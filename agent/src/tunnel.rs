@@ -34,6 +34,7 @@ use crate::dns::Resolver;
 use crate::name::Target;
 use crate::policy::Proxy;
 use crate::sockets::SocketFactory;
+use crate::trace::Span;
 use upstream::Upstream;
 use walk::{Try, Walk};
 
@@ -42,7 +43,7 @@ pub use error::{Cause, Side, TunnelError};
 pub use forward::{Line, Trial};
 pub use observer::{NoObserver, Observer, Place, Spoken};
 pub use stream::{Early, Stream, originate};
-pub use timings::Timings;
+pub use timings::{Timings, Took};
 pub use upstream::NotMade;
 
 /// Limits of opening a tunnel.
@@ -94,7 +95,8 @@ impl Tunneler {
 
     /// Serves `proxies` from now on. What is known of one that is among them, or that differs from
     /// one in credentials or headers alone, is kept, its connections with it; that of any other is
-    /// forgotten, once its last connection has ended.
+    /// forgotten, once its last connection has ended. Called within a runtime, which checks those
+    /// that policy wants checked.
     pub fn serve<'a>(&self, proxies: impl IntoIterator<Item = &'a Arc<Proxy>>) {
         let mut upstreams = self.0.upstreams.lock();
         let mut kept: Vec<Arc<Upstream>> = Vec::new();
@@ -103,7 +105,10 @@ impl Tunneler {
                 continue;
             }
             let known = upstreams.iter().find(|upstream| upstream.serves(proxy));
-            kept.push(known.map_or_else(|| self.upstream_for(proxy, &self.0.observer), Arc::clone));
+            let upstream =
+                known.map_or_else(|| self.upstream_for(proxy, &self.0.observer), Arc::clone);
+            upstream.renew(proxy);
+            kept.push(upstream);
         }
         *upstreams = kept;
     }
@@ -158,7 +163,7 @@ impl Tunneler {
             } = &mut step;
             // On the heap: all ways to a tunnel together are large, and soon behind it.
             let opening = Box::pin(turn.open(request, *deadline, attempt)).await;
-            walk.took(attempt);
+            walk.took(attempt, opening.as_ref().err());
             match opening {
                 Ok((stream, opened)) => {
                     let Try { turn, attempt, .. } = step;
@@ -193,7 +198,7 @@ impl Tunneler {
                 attempt,
             } = &mut step;
             let connecting = Box::pin(turn.connect(*deadline, attempt)).await;
-            walk.took(attempt);
+            walk.took(attempt, connecting.as_ref().err());
             match connecting {
                 Ok(stream) => {
                     let Try { turn, attempt, .. } = step;
@@ -229,6 +234,8 @@ pub struct Request<'a> {
     pub target: &'a Target,
     /// What goes to the proxy with the request, see [`connect::request`].
     pub headers: &'a [(HeaderName, HeaderValue)],
+    /// Below which each phase of each try is told.
+    pub span: &'a Span,
 }
 
 /// How long opening a tunnel may take.
@@ -270,6 +277,30 @@ struct Attempt {
     endpoint: Option<Arc<str>>,
     spoken: Spoken,
     timings: Timings,
+}
+
+impl Attempt {
+    /// Tells its phases, of which the last one failed if there is a cause.
+    fn tell(&self, span: &Span, cause: Option<&Cause>) {
+        if !span.is_recorded() {
+            return;
+        }
+        let mut phases = self.timings.phases().peekable();
+        while let Some((name, took)) = phases.next() {
+            let mut phase = span.past(name, took.start.into_std(), took.time);
+            phase.text("underpass.proxy.endpoint", self.endpoint.as_deref());
+            if name != "dns" {
+                phase.text("network.peer.address", self.address.map(|addr| addr.ip()));
+                phase.number(
+                    "network.peer.port",
+                    self.address.map(|addr| addr.port().into()),
+                );
+            }
+            if let Some(cause) = cause.filter(|_| phases.peek().is_none()) {
+                phase.failed(cause.reason(), cause);
+            }
+        }
+    }
 }
 
 /// An open tunnel.

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,6 +39,8 @@ pub struct Accepted {
     pub cgroup_id: u64,
     /// That process, in the initial pid namespace.
     pub pid: u32,
+    /// When it was accepted.
+    pub at: Instant,
 }
 
 /// What came to a listener.
@@ -58,6 +60,7 @@ impl Listener {
     /// As `accept(2)`: those of one connection and, when descriptors run out, of the process.
     pub async fn accept(&self) -> io::Result<Incoming> {
         let (stream, client) = self.socket.accept().await?;
+        let at = Instant::now();
         let flow = self.flows.take(self.netns_cookie, client);
         let Ok(Some(flow)) = flow.inspect_err(|error| tracing::error!(%error, "flow lost")) else {
             return Ok(Incoming::Stranger(client));
@@ -69,6 +72,7 @@ impl Listener {
             original_dst: OriginalDst(flow.original_dst.into()),
             cgroup_id: flow.cgroup_id,
             pid: flow.pid,
+            at,
         }))
     }
 

@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 use tokio::runtime::Runtime;
 use underpass_abi::Verdict;
 
-use super::options::{CaptureOptions, LogOptions, OptionalEndpoints, SecretOptions};
+use super::options::{CaptureOptions, LogOptions, OptionalEndpoints, SecretOptions, TraceOptions};
 use super::{FLUSH, Failure, argv};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource};
@@ -76,6 +76,9 @@ pub(super) struct Args {
     endpoints: OptionalEndpoints,
 
     #[command(flatten)]
+    traces: TraceOptions,
+
+    #[command(flatten)]
     log: LogOptions,
 
     /// The command and its arguments
@@ -92,6 +95,8 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
     let mut signals = Signals::take()?;
     let verbose = args.log.verbose();
     let log = args.log.start("warn")?;
+    // What the environment says is meant for the command.
+    let traces = args.traces.settings(false)?;
     let hierarchy = capture::preflight()?;
     let name = args
         .cgroup_name
@@ -122,6 +127,7 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
             ready: args.endpoints.ready_addr,
             admin: args.endpoints.admin_addr,
         },
+        traces,
         drain: DRAIN,
     };
     let running = runtime.block_on(app::build(config, log.clone()))?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::Failure;
+use crate::app::TraceSettings;
 use crate::limits::Limits;
 use crate::policy::Paths;
 use crate::telemetry::logging::{self, LogConfig, LogFormat, LogHandle, LogOutput};
@@ -61,6 +62,41 @@ impl SecretOptions {
             policy,
             secrets: self.secrets,
         }
+    }
+}
+
+/// Where spans go.
+#[derive(clap::Args)]
+pub(super) struct TraceOptions {
+    /// Send spans of connections and requests to the collector at this URL, by OTLP (http/protobuf);
+    /// /v1/traces is appended
+    ///
+    /// OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_CERTIFICATE, OTEL_SERVICE_NAME,
+    /// OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG count with it. `run`
+    /// takes the endpoint from OTEL_EXPORTER_OTLP_ENDPOINT as well; in `exec` the environment is the
+    /// command's.
+    #[cfg(feature = "otlp")]
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
+}
+
+impl TraceOptions {
+    /// Where spans go, if anywhere. With `by_environment`, it alone may say so.
+    #[cfg(feature = "otlp")]
+    pub(super) fn settings(&self, by_environment: bool) -> Result<Option<TraceSettings>, Failure> {
+        let option = self.otlp_endpoint.as_deref();
+        TraceSettings::read(option, by_environment, |name| std::env::var(name))
+            .map_err(Failure::usage)
+    }
+
+    /// Nowhere, and that is told to whoever expects otherwise.
+    #[cfg(not(feature = "otlp"))]
+    pub(super) fn settings(&self, by_environment: bool) -> Result<Option<TraceSettings>, Failure> {
+        let endpoint = "OTEL_EXPORTER_OTLP_ENDPOINT";
+        if by_environment && std::env::var_os(endpoint).is_some() {
+            tracing::warn!("{endpoint} means nothing: this was built without the feature otlp");
+        }
+        Ok(None)
     }
 }
 

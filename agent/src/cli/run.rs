@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use underpass_abi::Verdict;
 
-use super::options::{CaptureOptions, LogOptions, SecretOptions};
+use super::options::{CaptureOptions, LogOptions, SecretOptions, TraceOptions};
 use super::{FLUSH, Failure};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource, Running};
@@ -50,12 +50,16 @@ pub(super) struct Args {
     admin_addr: SocketAddr,
 
     #[command(flatten)]
+    traces: TraceOptions,
+
+    #[command(flatten)]
     log: LogOptions,
 }
 
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let verbose = args.log.verbose();
     let log = args.log.start("info")?;
+    let traces = args.traces.settings(true)?;
     let hierarchy = capture::preflight()?;
     let cgroup = match &args.cgroup {
         Some(path) => hierarchy.cgroup(path).map_err(Failure::usage)?,
@@ -83,6 +87,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
             ready: Some(args.ready_addr),
             admin: Some(args.admin_addr),
         },
+        traces,
         drain: DRAIN,
     };
     let runtime = Runtime::new().context("cannot start the runtime")?;

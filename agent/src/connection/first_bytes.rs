@@ -1,7 +1,7 @@
 //! The first bytes of a connection: what they tell of the target.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -27,23 +27,26 @@ impl Way {
         origin: Origin,
         record: &mut ConnectionRecord,
     ) -> Result<Inspected, Failure> {
+        let start = Instant::now();
         match inspect(workload, &self.inspection).await {
             Ok(inspected) => {
-                self.metrics.policy.inspected(inspection(&inspected.seen));
+                record.inspected(start, inspection(&inspected.seen));
                 Ok(inspected)
             }
             Err(error) => {
-                self.metrics.policy.inspected(match error {
+                let what = match error {
                     InspectError::HeadTimeout(_) => Inspection::Timeout,
                     InspectError::Read(_) => Inspection::Closed,
                     _ => Inspection::Malformed,
-                });
+                };
+                record.inspected(start, what);
                 let flag = match error.status() {
                     Some(status) => {
                         let flag = ResponseFlag::DownstreamProtocol;
                         record.by_request();
                         let captured = origin.seen_from(record);
                         let mut request = RequestRecord::begin(&self.metrics, captured);
+                        request.traced(record.trail().request([]));
                         request.failed(flag, &error);
                         let answer =
                             own_answer(status, &error.to_string(), request.id(), false, true);

@@ -29,7 +29,9 @@ use crate::name::Host;
 use crate::policy::{self, Facts, TargetPolicy, TunnelDecision, View};
 use crate::telemetry::record::Live;
 use crate::telemetry::request::Captured;
-use crate::telemetry::{self, ConnectionRecord, Deduction, Destination, Label, RequestRecord};
+use crate::telemetry::{
+    self, ConnectionRecord, Deduction, Destination, Label, RequestRecord, Trail, TunnelLog as _,
+};
 use crate::workload::Workload;
 use refused::Refused;
 
@@ -66,6 +68,7 @@ struct Requests {
     origin: Origin,
     captured: Captured,
     live: Live,
+    trail: Mutex<Trail>,
     outlook: Mutex<Outlook>,
 }
 
@@ -94,6 +97,7 @@ impl Way {
             origin,
             captured: origin.seen_from(record),
             live: record.live(),
+            trail: Mutex::new(std::mem::take(record.trail())),
             outlook: Mutex::new(Outlook {
                 policy,
                 who: arrived.who,
@@ -109,9 +113,12 @@ impl Way {
 }
 
 impl Requests {
-    /// A request begins.
-    fn record(&self) -> RequestRecord {
-        RequestRecord::begin(&self.way.metrics, self.captured)
+    /// A request begins; `parents` are the values of its fields
+    /// [`TRACEPARENT`](crate::trace::TRACEPARENT).
+    fn record<'a>(&self, parents: impl IntoIterator<Item = &'a [u8]>) -> RequestRecord {
+        let mut record = RequestRecord::begin(&self.way.metrics, self.captured);
+        record.traced(self.trail.lock().request(parents));
+        record
     }
 
     /// What is known of a request for this host.
@@ -130,7 +137,8 @@ impl Requests {
         record: &mut RequestRecord,
     ) -> Result<(Route, Option<Arc<TargetPolicy>>), Refused> {
         let Outlook { policy, view, .. } = self.outlook().await;
-        let verdict = self.way.judge(&policy, facts, &view).await;
+        let judging = self.way.judge(&policy, facts, &view);
+        let verdict = record.span().around("policy", judging).await;
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));

@@ -18,6 +18,8 @@ use crate::sockets::Carrier;
 use crate::telemetry::{
     self, ConnectionRecord, Destination, Label, ResponseFlag, TargetLimit, TunnelCode, TunnelLog,
 };
+use crate::tls::TlsError;
+use crate::trace::{Kind, Span};
 use crate::tunnel::{self, Line, Observer as _, Tunnel, TunnelError, originate, shuffled};
 
 /// Stands for no bound at all.
@@ -40,7 +42,7 @@ impl Way {
         let _place = circuit.connection().map_err(refused)?;
         let time = within(self.direct_deadline, &circuit);
         let connecting = timeout(time, self.sockets.connect(dst.0));
-        let mut upstream = match connecting.await {
+        let mut upstream = match record.span().around("direct", connecting).await {
             Ok(Ok(stream)) => stream.into(),
             Ok(Err(error)) => {
                 attempt.ended(Outcome::Failed);
@@ -119,7 +121,10 @@ impl Way {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
             let deadline = until.map_or(deadline, |until| until.min(deadline));
             let early = std::mem::take(&mut early);
-            stream = match originate(stream, early, &tls.client, &tls.name, deadline).await {
+            let originating = originate(stream, early, &tls.client, &tls.name, deadline);
+            let span = record.span();
+            let originated = span.attempt("originate", originating, TlsError::reason);
+            stream = match originated.await {
                 Ok(stream) => stream,
                 Err(error) => {
                     attempt.ended(Outcome::Failed);
@@ -147,10 +152,10 @@ impl Way {
     ) -> Result<Tunnel, TunnelError> {
         let mut turns = self.turns(decision, until);
         loop {
-            let (proxy, time) = turns.next(record);
-            match self.open_at(proxy, time, arrived, decision, record).await {
+            let turn = turns.next(decision, record);
+            match self.open_at(&turn, arrived, decision, record).await {
                 Ok(tunnel) => return Ok(tunnel),
-                Err(error) => turns.failed(proxy, error, record)?,
+                Err(error) => turns.failed(turn, error, record)?,
             }
         }
     }
@@ -166,10 +171,11 @@ impl Way {
     ) -> Result<Opened, TunnelError> {
         let mut turns = self.turns(decision, until);
         loop {
-            let (proxy, time) = turns.next(record);
+            let turn = turns.next(decision, record);
+            let proxy = turn.proxy;
             let opened = match proxy.plain_http {
                 PlainHttp::Connect => self
-                    .open_at(proxy, time, arrived, decision, record)
+                    .open_at(&turn, arrived, decision, record)
                     .await
                     .map(Opened::Tunnel),
                 PlainHttp::AbsoluteForm => {
@@ -177,8 +183,9 @@ impl Way {
                         proxy,
                         target: &decision.target,
                         headers: &[],
+                        span: &turn.span,
                     };
-                    let line = self.tunneler.connect(&request, time).await;
+                    let line = self.tunneler.connect(&request, turn.time).await;
                     line.map(|line| {
                         record.endpoint(endpoint(proxy, line.endpoint.as_ref()));
                         Opened::Line(Arc::clone(proxy), line)
@@ -187,26 +194,27 @@ impl Way {
             };
             match opened {
                 Ok(opened) => return Ok(opened),
-                Err(error) => turns.failed(proxy, error, record)?,
+                Err(error) => turns.failed(turn, error, record)?,
             }
         }
     }
 
     async fn open_at(
         &self,
-        proxy: &Arc<Proxy>,
-        time: tunnel::Time,
+        turn: &Turn<'_>,
         arrived: &Arrived,
         decision: &TunnelDecision,
         record: &mut impl TunnelLog,
     ) -> Result<Tunnel, TunnelError> {
+        let proxy = turn.proxy;
         let headers = proxy.headers_for(&arrived.context(decision));
         let request = tunnel::Request {
             proxy,
             target: &decision.target,
             headers: &headers,
+            span: &turn.span,
         };
-        let tunnel = self.tunneler.open(&request, time).await?;
+        let tunnel = self.tunneler.open(&request, turn.time).await?;
         record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
         record.answered(tunnel.spoken.into(), TunnelCode::Status(tunnel.code));
         Ok(tunnel)
@@ -354,9 +362,16 @@ struct Turns<'a> {
     deadline: Instant,
 }
 
+/// A proxy that is tried.
+struct Turn<'a> {
+    proxy: &'a Arc<Proxy>,
+    time: tunnel::Time,
+    span: Span,
+}
+
 impl<'a> Turns<'a> {
     /// The proxy whose turn it is; there is one, unless the last one [failed](Self::failed).
-    fn next(&mut self, record: &mut impl TunnelLog) -> (&'a Arc<Proxy>, tunnel::Time) {
+    fn next(&mut self, decision: &TunnelDecision, record: &mut impl TunnelLog) -> Turn<'a> {
         let proxy = self.order[self.tried];
         self.tried += 1;
         record.proxy(Label::of(proxy));
@@ -364,16 +379,23 @@ impl<'a> Turns<'a> {
             deadline: self.deadline,
             has_others: self.tried < self.order.len(),
         };
-        (proxy, time)
+        let mut span = record.span().child("tunnel", Kind::Internal);
+        span.text("underpass.proxy", Some(proxy));
+        span.text("underpass.target", Some(&decision.target));
+        Turn { proxy, time, span }
     }
 
     /// The proxy that was tried gave nothing. Gives the error back if no other is to be tried.
     fn failed(
         &self,
-        proxy: &Proxy,
+        turn: Turn<'_>,
         error: TunnelError,
         record: &mut impl TunnelLog,
     ) -> Result<(), TunnelError> {
+        let Turn {
+            proxy, mut span, ..
+        } = turn;
+        span.failed(error.reason(), &error);
         record.endpoint(endpoint(proxy, error.endpoint()));
         let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
         record.answered(error.spoken().into(), code);
@@ -394,7 +416,7 @@ pub(super) fn flag(error: &TunnelError) -> ResponseFlag {
         "connect_timeout" | "dial_timeout" | "ping_timeout" | "pool_timeout"
         | "settings_timeout" | "tcp_timeout" | "tls_timeout" => ResponseFlag::UpstreamTimeout,
         "malformed" | "no_http2" => ResponseFlag::UpstreamProtocol,
-        "pool_busy" | "too_many_connections" => ResponseFlag::Overflow,
+        "pool_busy" | "too_many_connections" | "too_many_pending" => ResponseFlag::Overflow,
         _ => ResponseFlag::UpstreamFailure,
     }
 }

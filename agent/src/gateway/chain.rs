@@ -19,6 +19,7 @@ use super::via::Pseudonym;
 use crate::connection::in_order;
 use crate::name::OriginalDst;
 use crate::policy::{Fallback, HeaderContext, Policy, TargetSource, TunnelDecision};
+use crate::trace::Span;
 use crate::tunnel::{Request, Time, Tunnel, Tunneler, originate};
 use crate::workload::Workload;
 use plan::{NOWHERE, Plan, Way};
@@ -156,6 +157,7 @@ impl Chained {
                 proxy,
                 target: &decision.target,
                 headers: &fields,
+                span: &Span::none(),
             };
             let time = Time {
                 deadline: Instant::now() + share,

@@ -13,6 +13,7 @@ mod policy;
 mod process;
 mod proxy;
 mod target;
+mod traces;
 
 use prometheus::core::Collector;
 use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
@@ -27,6 +28,7 @@ pub use limits::LimitMetrics;
 pub use policy::PolicyMetrics;
 pub use proxy::{ActiveGuard, ProxyMetrics};
 pub(crate) use target::{TargetMetrics, target_values};
+pub use traces::TraceMetrics;
 
 /// All metrics of the agent, registered in one registry.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub struct Metrics {
     pub policy: PolicyMetrics,
     /// Proxies and tunnels.
     pub proxy: ProxyMetrics,
+    /// Spans.
+    pub traces: TraceMetrics,
     /// Targets, under Istio's names.
     pub(crate) target: TargetMetrics,
     /// Requests to them, likewise.
@@ -82,6 +86,7 @@ impl Metrics {
             limits: LimitMetrics::new(registry)?,
             policy: PolicyMetrics::new(registry)?,
             proxy: ProxyMetrics::new(registry)?,
+            traces: TraceMetrics::new(registry)?,
             target: TargetMetrics::new(registry)?,
             http: http::HttpMetrics::new(registry)?,
             bytes: bytes::ByteMetrics::new(registry, ConnectionTable::default())?,

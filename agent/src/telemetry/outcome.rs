@@ -64,20 +64,6 @@ label_values! {
 }
 
 label_values! {
-    /// A part of establishing a tunnel.
-    pub enum Phase {
-        /// From sending CONNECT to the end of the head of its answer.
-        Connect = "connect",
-        /// Resolving the name of the proxy.
-        Dns = "dns",
-        /// The TCP handshake with the proxy.
-        Tcp = "tcp",
-        /// The TLS handshake with the proxy.
-        Tls = "tls",
-    }
-}
-
-label_values! {
     /// Where the host of the target comes from.
     pub enum TargetSource {
         /// The first host of the ServiceEntry that matched.
@@ -148,6 +134,20 @@ label_values! {
         Requests = "requests",
         /// Retries at a time.
         Retries = "retries",
+    }
+}
+
+label_values! {
+    /// Why a span came to nobody.
+    pub enum SpanLoss {
+        /// More came than could be sent: the queue was full.
+        QueueFull = "queue_full",
+        /// The collector said no.
+        Refused = "refused",
+        /// The agent ended first.
+        Stopped = "stopped",
+        /// The collector was not reached for too long.
+        Unreachable = "unreachable",
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::Level;
 use tracing::field;
@@ -13,9 +14,12 @@ use crate::telemetry::connections::{ByteCounts, Connection, Relay, State};
 use crate::telemetry::label::{Destination, Label, Workload};
 use crate::telemetry::metrics::{ActiveGuard, ByteSeries, Metrics, target_values};
 use crate::telemetry::outcome::{
-    Decision, Deduction, DenyReason, ResponseFlag, TargetSource, TunnelCode, TunnelProtocol,
+    Decision, Deduction, DenyReason, Inspection, ResponseFlag, TargetSource, TunnelCode,
+    TunnelProtocol,
 };
 use crate::telemetry::text::printable;
+use crate::telemetry::trail::{Told, Trail};
+use crate::trace::{Span, Tracer};
 
 /// The tracing target of the access log.
 pub const ACCESS_LOG: &str = "underpass::access";
@@ -39,6 +43,7 @@ pub struct ConnectionRecord {
     tunnel: Option<ActiveGuard>,
     /// Whether its requests are recorded, and not the connection.
     by_request: bool,
+    trail: Trail,
 }
 
 /// What is told of the tries to open a tunnel.
@@ -52,6 +57,9 @@ pub trait TunnelLog {
     /// The proxy answered CONNECT, or did not. Counted at once, once per call, so that a refusal
     /// shows when it happens; the access log has the last one.
     fn answered(&mut self, protocol: TunnelProtocol, code: TunnelCode);
+
+    /// The span below which the tries stand.
+    fn span(&mut self) -> &Span;
 }
 
 impl ConnectionRecord {
@@ -62,7 +70,25 @@ impl ConnectionRecord {
             connection: metrics.connections().insert(src),
             tunnel: None,
             by_request: false,
+            trail: Trail::default(),
         }
+    }
+
+    /// What it does is recorded by `tracer` as well; it was accepted then. To be called before
+    /// anything else.
+    pub fn traced(&mut self, tracer: &Tracer, accepted: Instant) {
+        self.trail = Trail::new(tracer.clone(), accepted, self.src());
+    }
+
+    /// Its spans, for whoever records its requests.
+    pub fn trail(&mut self) -> &mut Trail {
+        &mut self.trail
+    }
+
+    /// Its first bytes were waited for since `start`, and are this.
+    pub fn inspected(&mut self, start: Instant, what: Inspection) {
+        self.metrics.policy.inspected(what);
+        self.trail.inspected(start, what);
     }
 
     /// Identifies the connection in the life of the agent.
@@ -82,6 +108,8 @@ impl ConnectionRecord {
             state.pid = pid;
             state.cgroup = cgroup;
         });
+        let (pid, cgroup) = (pid.unwrap_or_default(), cgroup.unwrap_or_default());
+        self.trail.captured(original_dst, pid, cgroup);
     }
 
     /// Who the workload is; before [`established`](Self::established), or it comes too late for
@@ -203,6 +231,10 @@ impl TunnelLog for ConnectionRecord {
             .is_success()
             .then(|| self.metrics.proxy.tunnel(&proxy, protocol));
     }
+
+    fn span(&mut self) -> &Span {
+        self.trail.span()
+    }
 }
 
 impl Drop for ConnectionRecord {
@@ -234,6 +266,25 @@ impl Drop for ConnectionRecord {
             self.metrics.policy.denied(&policy, reason);
         }
         log_access(&self.connection, &state, flag, sent, received);
+        let told = Told {
+            target: state.target.as_ref().zip(state.target_source),
+            decision: state.decision,
+            policy: state.policy.as_ref(),
+            proxy: state.proxy.as_ref(),
+            endpoint: state.endpoint.as_ref(),
+            protocol: state.protocol,
+            code: state.status(),
+            flag,
+            error: state.error.as_deref(),
+            sent,
+            received,
+        };
+        let span = self.trail.span();
+        if let Some(target) = &state.target {
+            span.text("server.address", Some(&target.host));
+            span.number("server.port", i64::from(target.port));
+        }
+        told.to(span);
     }
 }
 

@@ -16,6 +16,8 @@ use crate::telemetry::outcome::{
 };
 use crate::telemetry::record::{ACCESS_LOG, Live, MAX_ERROR, Moving, TunnelLog};
 use crate::telemetry::text::printable;
+use crate::telemetry::trail::{Told, host_and_port};
+use crate::trace::Span;
 
 /// Bytes of what a workload sent, in the log.
 const MAX_QUOTE: usize = 260;
@@ -92,6 +94,7 @@ pub struct RequestRecord {
     tunnel: Option<ActiveGuard>,
     retries: u32,
     is_exhausted: bool,
+    span: Span,
 }
 
 impl RequestRecord {
@@ -122,7 +125,13 @@ impl RequestRecord {
             tunnel: None,
             retries: 0,
             is_exhausted: false,
+            span: Span::none(),
         }
+    }
+
+    /// It is recorded as this span as well.
+    pub fn traced(&mut self, span: Span) {
+        self.span = span;
     }
 
     /// Identifies the request in the log, and for whoever gets an answer of ours.
@@ -289,6 +298,10 @@ impl TunnelLog for RequestRecord {
         let stands = code.is_success() && protocol != TunnelProtocol::Http1Absolute;
         self.tunnel = stands.then(|| self.metrics.proxy.tunnel(&proxy, protocol));
     }
+
+    fn span(&mut self) -> &Span {
+        &self.span
+    }
 }
 
 impl Drop for RequestRecord {
@@ -314,6 +327,7 @@ impl Drop for RequestRecord {
             self.metrics.policy.denied(&policy, reason);
         }
         self.log_access(&ended);
+        self.describe(&ended);
     }
 }
 
@@ -330,6 +344,48 @@ impl RequestRecord {
                 _ => 2,
             })
         })
+    }
+
+    /// Tells the span what is known in the end.
+    fn describe(&mut self, ended: &Ended) {
+        let mut span = std::mem::take(&mut self.span);
+        if !span.is_recorded() {
+            return;
+        }
+        let method = self.method.as_deref().and_then(known);
+        if let Some(method) = method {
+            span.rename(method);
+        }
+        let asked = self.method.as_ref().map(|_| method.unwrap_or("_OTHER"));
+        span.word("http.request.method", asked);
+        if let Some(authority) = &self.authority {
+            let (host, port) = host_and_port(authority);
+            span.text("server.address", Some(host));
+            span.number("server.port", i64::from(port.unwrap_or(80)));
+        }
+        span.word("url.scheme", "http");
+        let status = ended.status.filter(|status| *status >= 400);
+        if status.is_some() {
+            span.text("error.type", status);
+            span.is_an_error();
+        }
+        let answered = ended.status.map(i64::from);
+        span.number("http.response.status_code", answered);
+        span.text("underpass.request.id", Some(&self.id));
+        let told = Told {
+            target: self.target.as_ref().map(|(target, from)| (target, *from)),
+            decision: self.decision,
+            policy: self.policy.as_ref(),
+            proxy: self.proxy.as_ref(),
+            endpoint: self.endpoint.as_ref(),
+            protocol: self.protocol,
+            code: self.code.and_then(TunnelCode::status),
+            flag: ended.flag,
+            error: self.error.as_deref(),
+            sent: ended.request_bytes,
+            received: ended.response_bytes,
+        };
+        told.to(&mut span);
     }
 
     /// Writes the line, as that of a connection is written.
@@ -374,6 +430,14 @@ impl RequestRecord {
             line!(Level::WARN);
         }
     }
+}
+
+/// A method that others know, too (RFC 9110 section 9, RFC 5789): spans are named by it.
+fn known(method: &str) -> Option<&'static str> {
+    const KNOWN: [&str; 9] = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+    ];
+    KNOWN.into_iter().find(|known| *known == method)
 }
 
 #[cfg(test)]

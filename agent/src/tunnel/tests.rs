@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::policy::Credentials;
 use crate::sockets::{PlainSockets, reset_on_close};
+use crate::trace::Span;
 
 /// A tunneler that finds names in a hosts file only.
 struct World {
@@ -54,6 +55,7 @@ async fn open(
         proxy: &Arc::new(proxy.clone()),
         target: &target(),
         headers,
+        span: &Span::none(),
     };
     tunneler.open(&request, alone(tunneler)).await
 }
@@ -330,6 +332,7 @@ fn an_attempt_in_flight_is_small() {
         proxy: &proxy,
         target: &target,
         headers: &[],
+        span: &Span::none(),
     };
     let size = size_of_val(&world.tunneler.open(&request, alone(&world.tunneler)));
     assert!(size < 1024, "{size} bytes");

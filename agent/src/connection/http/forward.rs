@@ -10,6 +10,7 @@ use crate::connection::Arrived;
 use crate::policy::{PlainHttp, Proxy, TunnelDecision};
 use crate::relay::http::{Challenge, ExchangeError, Request};
 use crate::telemetry::{RequestRecord, TunnelCode, TunnelLog as _, TunnelProtocol};
+use crate::trace::Span;
 use crate::tunnel::connect::Refusal;
 use crate::tunnel::{self, Trial, TunnelError};
 
@@ -88,6 +89,7 @@ impl Forwarder {
             proxy: &self.proxy,
             target: &decision.target,
             headers: &[],
+            span: &Span::none(),
         };
         Refused::tunnel(&TunnelError::not_forwarded(
             &request,

@@ -24,7 +24,8 @@ use crate::relay::http::{
 };
 use crate::relay::{Shared, Timeouts, broken, relay};
 use crate::sockets::Carrier;
-use crate::telemetry::{RequestRecord, ResponseFlag};
+use crate::telemetry::{RequestRecord, ResponseFlag, TunnelLog as _};
+use crate::trace::{Onward, TRACEPARENT};
 
 /// The protocol that is spoken to targets (RFC 7301 section 6).
 const ALPN: &[&[u8]] = &[b"http/1.1"];
@@ -67,7 +68,7 @@ impl Session<'_> {
         loop {
             let after = match self.next().await {
                 Ok(None) => return Ok(()),
-                Ok(Some(request)) => Box::pin(self.serve(&request)).await?,
+                Ok(Some(request)) => Box::pin(self.serve(request)).await?,
                 Err(InspectError::Read(error)) => {
                     let error = format!("reading from the workload failed: {error}");
                     return Err(Failure::new(ResponseFlag::DownstreamClosed, error));
@@ -102,7 +103,7 @@ impl Session<'_> {
 
     /// Answers what is no request, or none that can be served.
     async fn reject(&mut self, error: &InspectError) -> Result<After, Failure> {
-        let mut record = self.requests.record();
+        let mut record = self.requests.record([]);
         let flag = ResponseFlag::DownstreamProtocol;
         record.failed(flag, error);
         let refused = Refused::new(flag, error.status(), error);
@@ -110,13 +111,16 @@ impl Session<'_> {
         Ok(After::Close)
     }
 
-    async fn serve(&mut self, request: &Request) -> Result<After, Failure> {
-        let mut record = self.requests.record();
+    async fn serve(&mut self, mut request: Request) -> Result<After, Failure> {
+        let mut record = self.requests.record(request.values(TRACEPARENT));
         record.head(request.method(), request.authority());
+        for (name, value) in record.span().onward().iter().flat_map(Onward::changes) {
+            request.set(name, value);
+        }
         let socket = self.socket;
         let result = tokio::select! {
             biased;
-            result = self.attempt(request, &mut record) => result,
+            result = self.attempt(&request, &mut record) => result,
             error = broken(socket) => Err(Refused::gone(&error)),
         };
         let refused = match result {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncReadExt as _, join};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -23,7 +23,8 @@ use crate::relay::http2::{
 };
 use crate::relay::{Progress, Shared};
 use crate::sockets::Carrier;
-use crate::telemetry::{RequestRecord, ResponseFlag};
+use crate::telemetry::{RequestRecord, ResponseFlag, TunnelLog as _};
+use crate::trace::{Onward, TRACEPARENT};
 
 /// Connections on which one request is tried.
 const MAX_TRIES: usize = 3;
@@ -70,12 +71,13 @@ struct Session {
 impl Session {
     async fn serve(self, incoming: Incoming) -> End {
         let Incoming { head, mut client } = incoming;
-        let mut record = self.requests.record();
+        let parents = head.headers.get_all(TRACEPARENT).iter();
+        let mut record = self.requests.record(parents.map(HeaderValue::as_bytes));
         let authority = head.uri.authority().map(|one| one.as_str().as_bytes());
         let host = || {
             head.headers
                 .get(http::header::HOST)
-                .map(http::HeaderValue::as_bytes)
+                .map(HeaderValue::as_bytes)
         };
         let authority = authority.or_else(host).unwrap_or_default();
         record.head(head.method.as_str(), authority);
@@ -88,7 +90,7 @@ impl Session {
             let refused = Refused::new(flag, StatusCode::NOT_IMPLEMENTED, &text);
             return end(&refused, &mut client, manner, &mut record);
         }
-        let request = match Request::check(head) {
+        let mut request = match Request::check(head) {
             Ok(request) => request,
             Err(error) => {
                 let flag = ResponseFlag::DownstreamProtocol;
@@ -98,6 +100,9 @@ impl Session {
         };
         if request.is_call() {
             record.grpc();
+        }
+        for (name, value) in record.span().onward().iter().flat_map(Onward::changes) {
+            request.set(name, value);
         }
         let manner = (request.is_call(), manner.1);
         let progress = record.progress();

@@ -22,8 +22,9 @@ use crate::circuit::{Circuit, Id, Place};
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
 use crate::telemetry::request::OpenTunnel;
-use crate::telemetry::{self, Label, RequestRecord, ResponseFlag};
-use crate::tls::ClientTls;
+use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelLog as _};
+use crate::tls::{ClientTls, TlsError};
+use crate::trace::Span;
 use crate::tunnel::{Stream, Tunnel, originate};
 
 /// How many idle connections one connection of a workload may have.
@@ -108,7 +109,8 @@ impl Way {
         let lease = Box::new(Lease::new(place, circuit));
         match route {
             Route::Direct => {
-                let stream = self.reach_directly(arrived, circuit).await?;
+                let span = record.span();
+                let stream = self.reach_directly(arrived, circuit, span).await?;
                 Ok(Upstream::direct(stream, true, lease))
             }
             Route::Tunnel(decision) => {
@@ -123,10 +125,12 @@ impl Way {
         &self,
         arrived: &Arrived,
         circuit: &Circuit,
+        span: &Span,
     ) -> Result<Stream, Refused> {
         let dst = arrived.dst;
         let time = within(self.direct_deadline, circuit);
-        let refused = match timeout(time, self.sockets.connect(dst.0)).await {
+        let connecting = timeout(time, self.sockets.connect(dst.0));
+        let refused = match span.around("direct", connecting).await {
             Ok(Ok(stream)) => return Ok(stream.into()),
             Ok(Err(error)) => Refused::new(
                 ResponseFlag::UpstreamFailure,
@@ -187,7 +191,8 @@ impl Way {
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Direct, by);
                 // The next request is to find out anew whether the proxy is there.
-                let stream = self.reach_directly(arrived, circuit).await?;
+                let span = record.span();
+                let stream = self.reach_directly(arrived, circuit, span).await?;
                 return Ok(Upstream::direct(stream, false, lease));
             }
         };
@@ -202,7 +207,10 @@ impl Way {
             let deadline = until.map_or(deadline, |until| until.min(deadline));
             let client = tls.client.offering(wanted.protocols);
             let early = std::mem::take(&mut early);
-            stream = originate(stream, early, &client, &tls.name, deadline)
+            let originating = originate(stream, early, &client, &tls.name, deadline);
+            stream = record
+                .span()
+                .attempt("originate", originating, TlsError::reason)
                 .await
                 .map_err(|error| {
                     Refused::new(

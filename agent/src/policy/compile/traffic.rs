@@ -304,6 +304,7 @@ spec:
                 max_percent: 50,
             },
             max_connections: Some(7),
+            max_pending: None,
             warm: true,
         };
         assert_eq!(settings, expected);

@@ -54,6 +54,15 @@ impl Fields {
         self.0.retain(keep);
     }
 
+    /// Has one field of this name, with this value, or none.
+    fn set(&mut self, name: &'static str, value: Option<&str>) {
+        self.0.retain(|field| !field.is(name));
+        self.0.extend(value.map(|value| Field {
+            name: Bytes::from_static(name.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        }));
+    }
+
     pub(in crate::relay) fn iter(&self) -> impl Iterator<Item = &Field> {
         self.0.iter()
     }
@@ -205,6 +214,17 @@ impl Request {
     /// The value of Host as it was sent, empty if there is none.
     pub fn authority(&self) -> &[u8] {
         self.fields.values("host").next().unwrap_or_default()
+    }
+
+    /// The values of all fields of this name.
+    pub fn values(&self, name: &'static str) -> impl Iterator<Item = &[u8]> {
+        self.fields.values(name)
+    }
+
+    /// Has it say this of `name`, once, or nothing. Not for what frames or routes it, which has been
+    /// read.
+    pub fn set(&mut self, name: &'static str, value: Option<&str>) {
+        self.fields.set(name, value);
     }
 
     /// How its body is delimited.

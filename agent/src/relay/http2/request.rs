@@ -123,6 +123,16 @@ impl Request {
         self.method.is_idempotent()
     }
 
+    /// Has it say this of `name`, once, or nothing. Not for what frames or routes it, which has been
+    /// read.
+    pub fn set(&mut self, name: &'static str, value: Option<&str>) {
+        let name = HeaderName::from_static(name);
+        self.fields.remove(&name);
+        if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+            self.fields.insert(name, value);
+        }
+    }
+
     /// The request as it goes on in HTTP/2. `:authority` stands for Host.
     pub(super) fn forwarded(&self, scheme: &Scheme) -> http::Request<()> {
         let mut request = http::Request::new(());

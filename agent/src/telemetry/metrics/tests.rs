@@ -9,10 +9,10 @@ use crate::telemetry::{
     ByteCounts, ConnectionRecord, Decision, Deduction, DenyReason, Inspection, Label, Reload,
     RequestRecord, TargetSource, TunnelCode, TunnelLog, TunnelProtocol,
 };
-use crate::tunnel::{Observer as _, Place, Timings};
+use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 41] = [
+const EXPECTED: [(&str, &str, &[&str]); 43] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -90,6 +90,12 @@ const EXPECTED: [(&str, &str, &[&str]); 41] = [
         "counter",
         &["result", "source"],
     ),
+    (
+        "underpass_trace_spans_dropped_total",
+        "counter",
+        &["reason"],
+    ),
+    ("underpass_trace_spans_exported_total", "counter", &[]),
     (
         "underpass_tunnel_establish_duration_seconds",
         "histogram",
@@ -251,11 +257,13 @@ fn everything() -> (Registry, Arc<Metrics>) {
     metrics.proxy.failed(&place(), "tcp_refused");
     metrics.proxy.healthy(&place(), true);
     metrics.proxy.retried(PROXY.as_str(), "tcp_refused");
+    let start = tokio::time::Instant::now();
+    let took = |time| Some(Took { start, time });
     let timings = Timings {
-        dns: Some(Duration::from_millis(2)),
-        tcp: Some(Duration::from_millis(30)),
+        dns: took(Duration::from_millis(2)),
+        tcp: took(Duration::from_millis(30)),
         tls: None,
-        connect: Some(Duration::from_secs(20)),
+        connect: took(Duration::from_secs(20)),
     };
     let asked = crate::tunnel::Spoken::Http1Connect;
     metrics.proxy.took(PROXY.as_str(), asked, &timings);

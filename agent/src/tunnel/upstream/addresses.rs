@@ -12,7 +12,7 @@ use crate::dns::{DnsError, Resolver};
 use crate::name::{Host, HostName};
 use crate::policy::Endpoint;
 use crate::tunnel::Cause;
-use crate::tunnel::timings::timed;
+use crate::tunnel::timings::{Took, timed};
 
 /// How long a tunnel waits for news of a name whose last addresses are known. Name servers that
 /// are silent cost no more than this, once in [`RETRY`].
@@ -82,7 +82,7 @@ impl Addresses {
         self: &Arc<Self>,
         resolver: &Resolver,
         deadline: Instant,
-        took: &mut Option<Duration>,
+        took: &mut Option<Took>,
     ) -> Result<Vec<SocketAddr>, Cause> {
         if let Host::Name(name) = &self.host {
             self.refresh(name, resolver, deadline, took).await?;
@@ -96,7 +96,7 @@ impl Addresses {
         name: &HostName,
         resolver: &Resolver,
         deadline: Instant,
-        took: &mut Option<Duration>,
+        took: &mut Option<Took>,
     ) -> Result<(), Cause> {
         {
             let mut known = self.known.lock();

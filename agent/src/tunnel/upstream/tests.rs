@@ -1,5 +1,6 @@
 //! Tunnels through several endpoints, some of which fail.
 
+mod checks;
 mod kept;
 mod names;
 
@@ -16,6 +17,7 @@ use super::*;
 use crate::name::Target;
 use crate::policy::{self, Credentials, Ejection, ProxySettings};
 use crate::sockets::PlainSockets;
+use crate::trace::Span;
 use crate::tunnel::{Place, Time, Timings, Tunnel, TunnelConfig, TunnelError, Tunneler};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
@@ -49,6 +51,12 @@ impl Observer for Notes {
     }
     fn healthy(&self, at: &Place, healthy: bool) {
         self.note(format!("healthy {} {healthy}", at.endpoint));
+    }
+    fn checked(&self, at: &Place, well: bool) {
+        self.note(format!("checked {} {well}", at.endpoint));
+    }
+    fn over_limit(&self, _: &str, limit: &'static str) {
+        self.note(format!("over {limit}"));
     }
     fn retried(&self, _: &str, reason: &'static str) {
         self.note(format!("retried {reason}"));
@@ -99,6 +107,7 @@ impl World {
             proxy,
             target: &target,
             headers: &[],
+            span: &Span::none(),
         };
         let time = Time {
             deadline: self.tunneler.deadline(),
