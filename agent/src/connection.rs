@@ -154,8 +154,8 @@ impl Way {
             claimed: None,
             claimed_is_verified: false,
         };
-        if policy.wants_inspection(dst, &view) {
-            let inspected = self.inspect(workload, origin, record).await?;
+        if let Some(look) = policy.look_at(dst, &view) {
+            let inspected = self.inspect(workload, look, origin, record).await?;
             facts.claimed = inspected.claimed_host().map(first_bytes::claim);
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
             let version = match &inspected.seen {

@@ -43,7 +43,7 @@ pub use explain::{Considered, Explanation};
 pub use external::Side;
 pub use failure_mode::FailureMode;
 pub use header::{HeaderContext, HeaderTemplate};
-pub use lookup::{Claim, Facts, NameSource};
+pub use lookup::{Claim, Facts, Look, NameSource};
 pub use named_files::NamedFiles;
 pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;

@@ -16,6 +16,7 @@ use super::tries::Tried;
 use super::upstream::Key;
 use super::{KEEP_ALIVE, Requests};
 use crate::connection::Failure;
+use crate::connection::first_bytes::last_words;
 use crate::policy::Facts;
 use crate::relay::http2::{
     Client, End, ExchangeError, Incoming, OwnAnswer, Request, exchange, serve as serve_streams,
@@ -52,14 +53,18 @@ pub(super) async fn serve(
         served = served => served,
         () = targets.sweep() => Ok(()),
     };
-    served.map_err(|error| {
-        let flag = if error.is_io() {
-            ResponseFlag::DownstreamClosed
-        } else {
-            ResponseFlag::DownstreamProtocol
-        };
-        Failure::new(flag, format!("HTTP/2 with the workload failed: {error}"))
-    })
+    let Err(error) = served else {
+        return Ok(());
+    };
+    let flag = if error.is_io() {
+        ResponseFlag::DownstreamClosed
+    } else {
+        // It has been told why, by GOAWAY, and should get to read it.
+        last_words(workload, b"").await;
+        ResponseFlag::DownstreamProtocol
+    };
+    let error = format!("HTTP/2 with the workload failed: {error}");
+    Err(Failure::new(flag, error))
 }
 
 /// What each request has of its connection.
