@@ -109,7 +109,12 @@ impl Goal {
         let scrape = http::get(self.world.host(), METRICS, "/metrics").must("scrape");
         let is_counted = |line: &&str| {
             let name = line.split('{').next().unwrap_or_default();
-            let about = ["istio_", "underpass_proxy_", "underpass_tunnel"];
+            let about = [
+                "istio_re",
+                "istio_tcp_",
+                "underpass_proxy_",
+                "underpass_tunnel",
+            ];
             about.iter().any(|prefix| name.starts_with(prefix))
                 && !name.ends_with("_bucket")
                 && !(name.contains("_duration_") && name.ends_with("_sum"))

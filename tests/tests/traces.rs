@@ -117,7 +117,7 @@ struct Collector(Running);
 impl Collector {
     fn spans(&self) -> Vec<Span> {
         let told = self.0.stdout();
-        let spans = told.lines().map(|line| serde_json::from_str(line));
+        let spans = told.lines().map(serde_json::from_str);
         spans.map(|span| Span(span.must("read a span"))).collect()
     }
 
@@ -244,6 +244,41 @@ fn a_traced_request_has_one_tree_of_spans_and_goes_on_below_ours() {
     assert!(!dump.contains("s3cret"), "{dump}");
     let log = traces.agent.process().stderr();
     assert!(log.contains(COLLECTOR) && !log.contains("s3cret"), "{log}");
+}
+
+#[test]
+fn a_traced_request_of_http2_goes_on_below_ours_too() {
+    let mut traces = Traces::new("traces-http2", &["--otlp-endpoint", COLLECTOR], &[]);
+    let collector = traces.collector();
+    let url = "http://site.example/";
+    let curl = traces.scene.curl(url).args(["--http2-prior-knowledge"]);
+    let traced = ["--header", TRACED, "--header", "tracestate: a=b"];
+    let seen = traces.scene.captured(&curl.args(traced)).expect_ok();
+    assert_eq!(seen.http_version, "2");
+    let untraced = traces.scene.curl(url).args(["--http2-prior-knowledge"]);
+    traces.scene.captured(&untraced).expect_ok();
+    traces.agent.wait_for_accesses(2);
+    end(&mut traces.agent);
+
+    let spans = collector.spans();
+    let request = named(&spans, "GET");
+    let connection = named(&spans, "connection");
+    for span in [request, connection] {
+        assert_eq!(span.text("trace"), TRACE, "{span:?}");
+        assert_eq!(span.text("parent"), SPAN, "{span:?}");
+    }
+    assert_eq!(request.0["links"][0]["span"], connection.text("span"));
+    for below in ["policy", "tunnel", "originate"] {
+        let span = named(&spans, below);
+        assert_eq!(span.text("parent"), request.text("span"), "{span:?}");
+    }
+    let seen = traces.scene.nginx.requests();
+    let told: Vec<_> = seen
+        .iter()
+        .map(|request| (&*request.traceparent, &*request.tracestate))
+        .collect();
+    let below = format!("00-{TRACE}-{}-01", request.text("span"));
+    assert_eq!(told, [(&*below, "a=b"), ("", "")]);
 }
 
 #[test]

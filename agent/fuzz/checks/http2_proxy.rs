@@ -7,10 +7,11 @@
 use std::cell::LazyCell;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::runtime::Runtime;
 use tokio::task::yield_now;
@@ -62,7 +63,7 @@ pub(crate) fn check(bytes: &[u8]) {
         };
         assert!(read <= came, "out of nothing");
     });
-    let sent = lock(&shared).sent;
+    let sent = shared.lock().sent;
     assert!(
         sent <= SENT_ANYWAY + SENT_PER_BYTE * came,
         "{sent} bytes for {came}"
@@ -101,7 +102,7 @@ async fn run(proxy: Proxy) -> usize {
     let deadline = Instant::now() + SOON;
     // Without SETTINGS there is no connection, so all there is has to come at once.
     {
-        let mut shared = lock(&shared);
+        let mut shared = shared.lock();
         if shared.unsent.len() == shared.held_back {
             shared.let_go();
         }
@@ -119,7 +120,7 @@ async fn run(proxy: Proxy) -> usize {
     for _ in 0..4 {
         yield_now().await;
     }
-    lock(&shared).let_go();
+    shared.lock().let_go();
     let mut read = 0;
     for tunnel in opening {
         read += tunnel.await.expect("no panic");
@@ -195,10 +196,6 @@ impl Shared {
     }
 }
 
-fn lock(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Sends what it has, as soon as it may, and then the end.
 struct Proxy(Arc<Mutex<Shared>>);
 
@@ -208,7 +205,7 @@ impl AsyncRead for Proxy {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut shared = lock(&self.0);
+        let mut shared = self.0.lock();
         let free = shared.unsent.len() - shared.held_back;
         if free == 0 && shared.held_back > 0 {
             shared.reader = Some(cx.waker().clone());
@@ -227,7 +224,7 @@ impl AsyncWrite for Proxy {
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        lock(&self.0).sent += bytes.len();
+        self.0.lock().sent += bytes.len();
         Poll::Ready(Ok(bytes.len()))
     }
 

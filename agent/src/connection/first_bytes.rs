@@ -86,7 +86,8 @@ pub(super) async fn last_words(workload: &TcpStream, words: &[u8]) {
         socket.write_all(words).await?;
         socket.shutdown().await?;
         finish_on_close(workload);
-        let mut rest = [0u8; 4096];
+        // Not within the future, where each connection would have the room for all its life.
+        let mut rest = vec![0u8; 4096];
         while socket.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use aws_lc_rs::rand;
-use http::{HeaderMap, HeaderValue};
 
 /// The field that names the trace and the span that caused a request (section 3.2).
 pub const TRACEPARENT: &str = "traceparent";
@@ -170,17 +169,6 @@ impl Onward {
         let state = self.is_new_trace.then_some((TRACESTATE, None));
         std::iter::once((TRACEPARENT, Some(&*self.parent))).chain(state)
     }
-
-    /// Makes the changes in the fields of a message of HTTP/2.
-    pub fn apply(&self, fields: &mut HeaderMap) {
-        for (name, value) in self.changes() {
-            // What we write can be sent.
-            match value.and_then(|value| HeaderValue::from_str(value).ok()) {
-                Some(value) => fields.insert(name, value),
-                None => fields.remove(name),
-            };
-        }
-    }
 }
 
 #[cfg(test)]
@@ -268,27 +256,6 @@ mod tests {
         let begun = Onward::new(&context, true);
         let changes: Vec<_> = begun.changes().collect();
         assert_eq!(changes, [(TRACEPARENT, Some(GOOD)), (TRACESTATE, None)]);
-    }
-
-    #[test]
-    fn fields_are_replaced_or_taken_out() {
-        for (is_new, state) in [(false, Some("a=b")), (true, None)] {
-            let mut fields = HeaderMap::new();
-            for (name, value) in [
-                (TRACEPARENT, "junk"),
-                (TRACESTATE, "a=b"),
-                (TRACEPARENT, "more"),
-                ("other", "x"),
-            ] {
-                fields.append(name, HeaderValue::from_static(value));
-            }
-            Onward::new(&read(GOOD).unwrap(), is_new).apply(&mut fields);
-            let parents: Vec<_> = fields.get_all(TRACEPARENT).iter().collect();
-            assert_eq!(parents, [GOOD]);
-            let kept = fields.get(TRACESTATE).map(HeaderValue::as_bytes);
-            assert_eq!(kept, state.map(str::as_bytes));
-            assert_eq!(fields["other"], "x");
-        }
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::mem;
 use std::pin::pin;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -204,17 +205,13 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let head = request_head(request, last);
     let traffic = &progress.traffic;
     let mut pass = Passing {
+        head: request_head(request, last),
         body: Body::new(request.framing()),
         chunked: request.framing() == Framing::Chunked,
         count: |bytes| traffic.add_sent(bytes),
     };
-    if send(to, &head, &pass.count).await.is_err() {
-        // What it has to say about that, if anything, comes the other way.
-        return Ok(());
-    }
     if !input.buffered().is_empty() && !pass.body.is_over() {
         state.continued.store(true, Relaxed);
     }
@@ -230,6 +227,7 @@ where
                 return Err(ExchangeError::Client(error));
             }
             Err(Stop::Read(error)) => return Err(ExchangeError::BrokenRequest(error)),
+            // What it has to say about that, if anything, comes the other way.
             Err(Stop::Write) => return Ok(()),
         }
     }
@@ -327,18 +325,23 @@ where
     if answer.is_last() || framing == Framing::UntilClose {
         state.upstream_closes.store(true, Relaxed);
     }
+    // As of a request: what cannot be read should not begin to go on.
+    Body::new(framing)
+        .check(from.buffered())
+        .map_err(ExchangeError::BrokenAnswer)?;
     if !progress.takes(answer.status, None) {
         return Err(ExchangeError::Unwanted(answer.status));
     }
     progress.begins(answer.status);
     let head = answer_head(&answer, request, &manner);
-    send(output, &head, &count)
-        .await
-        .map_err(ExchangeError::Client)?;
     if manner.switches {
+        send(output, &head, &count)
+            .await
+            .map_err(ExchangeError::Client)?;
         return Ok(manner);
     }
     let mut pass = Passing {
+        head,
         body: Body::new(framing),
         chunked: manner.framing == Framing::Chunked,
         count,
@@ -391,8 +394,11 @@ pub(in crate::relay) async fn read_answer<R: AsyncRead + Unpin>(
     }
 }
 
-/// A body on its way.
+/// A message on its way.
 struct Passing<C> {
+    /// Its head, which goes with the first of its body: to send them one by one would wake who
+    /// waits for them twice.
+    head: BytesMut,
     body: Body,
     /// Whether it goes out in chunks.
     chunked: bool,
@@ -413,7 +419,7 @@ impl<C: Fn(usize)> Passing<C> {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let mut framed = BytesMut::new();
+        let mut framed = mem::take(&mut self.head);
         let is_over = loop {
             let ended = input.has_ended();
             match self
@@ -426,10 +432,12 @@ impl<C: Fn(usize)> Passing<C> {
                         framed.extend_from_slice(format!("{length:x}\r\n").as_bytes());
                         framed.extend_from_slice(&input.buffered()[..length]);
                         framed.extend_from_slice(b"\r\n");
-                    } else {
+                    } else if framed.is_empty() {
                         let written = to.write_all(&input.buffered()[..length]).await;
                         written.map_err(|_| Stop::Write)?;
                         (self.count)(length);
+                    } else {
+                        framed.extend_from_slice(&input.buffered()[..length]);
                     }
                     input.consume(length);
                 }

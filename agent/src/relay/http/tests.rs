@@ -17,6 +17,7 @@ use crate::inspect::InspectError;
 use crate::relay::Progress;
 
 mod malformed;
+mod together;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -13,7 +13,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 46] = [
+const EXPECTED: [(&str, &str, &[&str]); 47] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -60,6 +60,11 @@ const EXPECTED: [(&str, &str, &[&str]); 46] = [
         &[],
     ),
     ("underpass_policy_reload_total", "counter", &["result"]),
+    (
+        "underpass_proxy_checks_total",
+        "counter",
+        &["endpoint", "proxy", "result"],
+    ),
     (
         "underpass_proxy_connections_active",
         "gauge",
