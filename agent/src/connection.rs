@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Accepted, Workloads};
+use crate::circuit::Circuits;
 use crate::dns::Resolver;
 use crate::inspect::{self, Form, Seen};
 use crate::limits::{Admission, Refusal};
@@ -47,6 +48,7 @@ pub(crate) struct Way {
     pub(crate) sockets: Arc<dyn SocketFactory>,
     pub(crate) tunneler: Tunneler,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) circuits: Circuits,
     pub(crate) tracer: Tracer,
     pub(crate) inspection: inspect::Limits,
     pub(crate) relay: Timeouts,
@@ -138,7 +140,7 @@ impl Way {
                 None,
                 Some(Label::fixed("the destination is the proxy itself")),
             );
-            return self.direct(workload, dst, Bytes::new(), record).await;
+            return self.direct(workload, dst, Bytes::new(), None, record).await;
         }
         let (who, view) = self.look_from(&policy, origin).await;
         let mut arrived = Arrived {
@@ -193,13 +195,16 @@ impl Way {
             policy::Decision::Direct(rule) => {
                 let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by, Some(Label::of(&rule)));
-                self.direct(workload, dst, arrived.bytes, record).await
+                let target = verdict.target.as_ref();
+                self.direct(workload, dst, arrived.bytes, target, record)
+                    .await
             }
             policy::Decision::Tunnel(decision) => {
                 let note = verdict.note.as_ref().map(|note| Label::of(note));
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Tunnel, by, note);
-                self.tunnel(workload, arrived, &decision, &mut facts, record)
+                let target = verdict.target.as_ref();
+                self.tunnel(workload, arrived, &decision, target, &mut facts, record)
                     .await
             }
         }

@@ -6,6 +6,6 @@ mod progress;
 mod shared;
 mod tcp;
 
-pub use progress::Progress;
+pub use progress::{Head, Progress};
 pub use shared::{Shared, broken};
 pub use tcp::{RelayError, Timeouts, Traffic, relay};

@@ -8,8 +8,10 @@
 mod forward;
 mod http1;
 mod http2;
+mod lease;
 mod refused;
 mod targets;
+mod tries;
 mod upstream;
 
 use std::sync::Arc;
@@ -24,7 +26,7 @@ use super::outbound::target_source;
 use super::{Arrived, Failure, InForce, Origin, Way};
 use crate::inspect::Source;
 use crate::name::Host;
-use crate::policy::{self, Facts, TunnelDecision, View};
+use crate::policy::{self, Facts, TargetPolicy, TunnelDecision, View};
 use crate::telemetry::record::Live;
 use crate::telemetry::request::Captured;
 use crate::telemetry::{
@@ -128,12 +130,12 @@ impl Requests {
         }
     }
 
-    /// What policy says of a request.
+    /// What policy says of a request, and of its target.
     async fn decide(
         &self,
         facts: &mut Facts,
         record: &mut RequestRecord,
-    ) -> Result<Route, Refused> {
+    ) -> Result<(Route, Option<Arc<TargetPolicy>>), Refused> {
         let Outlook { policy, view, .. } = self.outlook().await;
         let judging = self.way.judge(&policy, facts, &view);
         let verdict = record.span().around("policy", judging).await;
@@ -154,7 +156,7 @@ impl Requests {
             policy::Decision::Direct(rule) => {
                 let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by);
-                Ok(Route::Direct)
+                Ok((Route::Direct, verdict.target))
             }
             policy::Decision::Tunnel(decision) => {
                 let by = Some(Label::of(&decision.policy));
@@ -164,7 +166,7 @@ impl Requests {
                     let host = Label::of(service);
                     record.destination(Destination::declared(host, Label::default()));
                 }
-                Ok(Route::Tunnel(decision))
+                Ok((Route::Tunnel(decision), verdict.target))
             }
         }
     }

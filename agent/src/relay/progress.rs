@@ -1,10 +1,11 @@
 //! How far the exchange of a request and its answer has come.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{
     AtomicBool, AtomicU16, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed},
 };
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -21,6 +22,27 @@ pub struct Progress {
     /// What gRPC says came of it, and one more; 0 if it has said nothing.
     grpc_status: AtomicU16,
     messages: [AtomicU64; 2],
+    judge: OnceLock<Judge>,
+}
+
+/// The head of an answer, before it goes to the client.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Head {
+    /// Its status.
+    pub status: u16,
+    /// `grpc-status`, if it has one already.
+    pub grpc_status: Option<u16>,
+    /// Whether nothing has gone to the client before it.
+    pub is_first: bool,
+}
+
+/// Says whether an answer is to go to the client.
+struct Judge(Box<dyn Fn(Head) -> bool + Send + Sync>);
+
+impl fmt::Debug for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Judge")
+    }
 }
 
 impl Progress {
@@ -61,6 +83,27 @@ impl Progress {
     pub fn answered(&self, status: u16, bytes: usize) {
         self.begins(status);
         self.traffic.add_received(bytes);
+    }
+
+    /// Has `judge` say of every answer that comes from now on whether it is to go to the client;
+    /// the first to ask so is heard.
+    pub fn judge(&self, judge: impl Fn(Head) -> bool + Send + Sync + 'static) {
+        let _ = self.judge.set(Judge(Box::new(judge)));
+    }
+
+    /// The request is sent, once more perhaps.
+    pub fn starts(&self) {
+        self.heard.store(false, Relaxed);
+    }
+
+    /// Whether an answer of the target is to go to the client.
+    pub(super) fn takes(&self, status: u16, grpc_status: Option<u16>) -> bool {
+        let head = Head {
+            status,
+            grpc_status,
+            is_first: self.traffic.received() == 0,
+        };
+        self.judge.get().is_none_or(|judge| (judge.0)(head))
     }
 
     /// The head of the answer begins to go to the client.

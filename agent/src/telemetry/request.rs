@@ -92,6 +92,8 @@ pub struct RequestRecord {
     refused: Option<String>,
     progress: Arc<Progress>,
     tunnel: Option<ActiveGuard>,
+    retries: u32,
+    is_exhausted: bool,
     span: Span,
 }
 
@@ -121,6 +123,8 @@ impl RequestRecord {
             refused: None,
             progress: Arc::default(),
             tunnel: None,
+            retries: 0,
+            is_exhausted: false,
             span: Span::none(),
         }
     }
@@ -240,6 +244,25 @@ impl RequestRecord {
             Some(_) => ResponseFlag::Connect,
             None => ResponseFlag::None,
         });
+        if self.is_exhausted {
+            let text = "the answer would have been asked for again, but for the number of tries";
+            self.failed(ResponseFlag::RetriesExhausted, &text);
+        }
+    }
+
+    /// It is tried again.
+    pub fn tried_again(&mut self) {
+        self.retries += 1;
+    }
+
+    /// It has been tried as often as policy allows, each time in vain.
+    pub fn exhausted(&mut self) {
+        self.is_exhausted = true;
+    }
+
+    /// Where it is counted.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// It failed, or ended out of order. The last call before the drop counts. `error` is escaped
@@ -388,6 +411,7 @@ impl RequestRecord {
                     proxy.endpoint = self.endpoint.as_ref().map(Label::as_str),
                     tunnel.protocol = self.protocol.map(field::display),
                     tunnel.code = self.code.and_then(TunnelCode::status),
+                    retries = (self.retries > 0).then_some(self.retries),
                     decision = self.decision.map(field::display),
                     policy = self.policy.as_ref().map(Label::as_str),
                     bytes_sent = ended.request_bytes,

@@ -11,11 +11,13 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::refused::Refused;
-use super::targets::{Target, Targets};
+use super::targets::{Target, Targets, Way};
+use super::tries::Tried;
 use super::upstream::Key;
 use super::{KEEP_ALIVE, Requests};
 use crate::connection::Failure;
 use crate::connection::first_bytes::last_words;
+use crate::policy::Facts;
 use crate::relay::http2::{
     Client, End, ExchangeError, Incoming, OwnAnswer, Request, exchange, serve as serve_streams,
     translate,
@@ -134,35 +136,80 @@ impl Session {
     ) -> Result<(), Refused> {
         let requests = &self.requests;
         let mut facts = requests.facts(request.host());
-        let route = tokio::select! {
-            route = requests.decide(&mut facts, record) => route,
+        let decided = tokio::select! {
+            decided = requests.decide(&mut facts, record) => decided,
             error = client.reset() => Err(given_up(error)),
         };
         record.show_on(&requests.live);
-        let route = route?;
-        let key = Key::of(&route, false);
+        let (route, target) = decided?;
+        let tried = Tried {
+            method: request.method().as_str(),
+            path: request.path(),
+            is_repeatable: client.has_no_body() && request.is_idempotent(),
+        };
+        let tries = requests.tries(&route, target.as_ref(), &tried)?;
+        let progress = record.progress();
+        tries.watch(&progress);
+        let whose = route.leads_to(&requests.origin);
+        let way = Way {
+            route: &route,
+            key: Key::of(&route, tries.circuit(), false),
+            circuit: tries.circuit(),
+            whose: &whose,
+        };
+        let trying = async {
+            loop {
+                let once = self.once(request, client, &way, &mut facts, record);
+                let refused = match tries.once(&whose, &progress, once).await {
+                    Ok(()) => {
+                        tries.note(record);
+                        return Ok(());
+                    }
+                    Err(refused) => refused,
+                };
+                tokio::select! {
+                    again = tries.again(refused, record) => again?,
+                    error = client.reset() => return Err(given_up(error)),
+                }
+            }
+        };
+        tries.in_time(&whose, &progress, trying).await
+    }
+
+    /// Tries once to carry a request out.
+    async fn once(
+        &self,
+        request: &Request,
+        client: &mut Client,
+        way: &Way<'_>,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<(), Refused> {
+        let requests = &self.requests;
         let mut avoid = Vec::new();
         loop {
-            let way = (&route, &key);
             let (target, reused) = tokio::select! {
                 biased;
                 // Also what has turned out to be malformed meanwhile goes nowhere.
                 error = client.reset() => Err(given_up(error)),
-                reached = self.targets.reach(requests, way, &avoid, &mut facts, record) => reached,
+                reached = self.targets.reach(requests, way, &avoid, facts, record) => reached,
             }?;
             let moving = record.moves(&requests.live, target.proxy());
             let progress = record.progress();
+            let carried = Carried(&self.targets);
             let (target, result) = carry(request, client, target, &progress).await;
             drop(moving);
             let error = match result {
                 Ok(persists) => {
-                    self.targets.put(&key, target, persists);
+                    self.targets.put(&way.key, target, persists);
                     return Ok(());
                 }
                 Err(error) => error,
             };
+            drop(carried);
+            let is_untouched = client.is_untouched();
             let again = match &error {
-                ExchangeError::NotTaken(_) => client.is_untouched(),
+                ExchangeError::NotTaken(_) => is_untouched,
                 // It ended while it was idle, as far as anybody can tell.
                 ExchangeError::Lost(_) | ExchangeError::NoAnswer(_) => {
                     reused && !progress.heard() && client.has_no_body() && request.is_idempotent()
@@ -170,12 +217,21 @@ impl Session {
                 _ => false,
             };
             if !again || avoid.len() + 1 >= MAX_TRIES {
-                return Err(Refused::stream(&error, &route.leads_to(&requests.origin)));
+                return Err(Refused::stream(&error, way.whose, is_untouched));
             }
             if let Target::Http2(line) = target {
                 avoid.push(line);
             }
         }
+    }
+}
+
+/// A stream on its way. Dropped, it makes room for another.
+struct Carried<'a>(&'a Targets);
+
+impl Drop for Carried<'_> {
+    fn drop(&mut self) {
+        self.0.makes_room();
     }
 }
 
@@ -194,6 +250,7 @@ async fn carry(
         }
         Target::Http1(mut upstream) => {
             upstream.stream.abort_on_drop();
+            upstream.lease.serve();
             let early = std::mem::take(&mut upstream.early);
             let stream = &mut upstream.stream;
             let exchanged = translate(request, client, stream, early, progress).await;
@@ -236,7 +293,7 @@ fn end(
 
 /// The workload does not wait for the answer.
 fn given_up(error: h2::Error) -> Refused {
-    Refused::stream(&ExchangeError::waiting(error), "")
+    Refused::stream(&ExchangeError::waiting(error), "", true)
 }
 
 /// Ends when the workload would not wait any longer, unless the answer has begun by then.

@@ -1,16 +1,20 @@
 //! Connections to targets that several requests use at the same time.
 
+use std::future::pending;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::uri::Scheme;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
+use super::lease::Lease;
 use super::refused::Refused;
 use super::upstream::{KEEP_IDLE, Key, MAX_IDLE, Pool, Upstream, Wanted};
 use super::{Requests, Route};
+use crate::circuit::{Circuit, Place, Waiting};
 use crate::policy::Facts;
 use crate::sockets::Carrier;
 use crate::telemetry::request::{Attempt, OpenTunnel};
@@ -37,12 +41,17 @@ const MAX_ANSWER_HEAD: u32 = 64 * 1024;
 /// How often is looked what has been idle for too long.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// How often is looked what is idle, while a request waits for a connection.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// A connection to a target that speaks HTTP/2.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) connection: Connection,
     pub(super) scheme: Scheme,
     through: Option<OpenTunnel>,
+    /// What policy allows it.
+    lease: Box<Lease>,
     last_use: Mutex<Instant>,
 }
 
@@ -51,14 +60,22 @@ impl Line {
     fn has_room(&self) -> bool {
         let status = self.connection.status();
         let status = status.borrow();
-        let max = status.max_streams.unwrap_or(1);
-        status.ended.is_none() && !status.going_away && self.connection.open_streams() < max
+        let max = self.lease.streams_of(status.max_streams.unwrap_or(1));
+        status.ended.is_none()
+            && !status.going_away
+            && self.lease.is_good()
+            && self.connection.open_streams() < max
     }
 
     fn is_alive(&self) -> bool {
         let status = self.connection.status();
         let status = status.borrow();
-        status.ended.is_none() && !status.going_away
+        status.ended.is_none() && !status.going_away && self.lease.is_good()
+    }
+
+    /// Whether it is idle, and another request waits for its place.
+    fn is_to_give_way(&self) -> bool {
+        self.lease.is_wanted() && self.connection.open_streams() == 0
     }
 
     /// Since when it has had no stream.
@@ -93,6 +110,17 @@ impl Target {
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     state: Mutex<State>,
+    /// A request is over, so that there may be room for another.
+    room: Notify,
+}
+
+/// Where a request goes.
+pub(super) struct Way<'a> {
+    pub(super) route: &'a Route,
+    pub(super) key: Key,
+    pub(super) circuit: &'a Circuit,
+    /// For messages.
+    pub(super) whose: &'a str,
 }
 
 #[derive(Debug, Default)]
@@ -132,18 +160,23 @@ enum Step {
 }
 
 impl Targets {
-    /// A connection for a request on this route, and whether it has served others; none of those
-    /// to `avoid`.
+    /// A connection for a request on this way, and whether it has served others; none of those to
+    /// `avoid`.
     pub(super) async fn reach(
         self: &Arc<Self>,
         requests: &Requests,
-        (route, key): (&Route, &Key),
+        way: &Way<'_>,
         avoid: &[Arc<Line>],
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<(Target, bool), Refused> {
+        let key = &way.key;
+        let mut waiting: Option<Waiting> = None;
         let mut alone = false;
         loop {
+            // Before it is looked for, lest it comes unseen.
+            let mut room = pin!(self.room.notified());
+            room.as_mut().enable();
             let step = if alone {
                 Step::OpenAlone
             } else {
@@ -156,9 +189,12 @@ impl Targets {
                     return Ok((Target::Http1(upstream), true));
                 }
                 Step::Wait(mut opening) => {
+                    begin_to_wait(&mut waiting, way.circuit)?;
                     // An error: who opened it has gone.
                     match opening.wait_for(Option::is_some).await.as_deref() {
-                        Ok(Some(Opened::Line(line))) => {
+                        // Where there may be few at a time, all who come must be counted.
+                        Ok(Some(Opened::Line(line))) if !line.lease.is_restricted() => {
+                            line.lease.serve();
                             return Ok((reuse(Arc::clone(line), record), true));
                         }
                         Ok(Some(Opened::Failed(refused, attempt))) => {
@@ -166,7 +202,7 @@ impl Targets {
                             return Err(refused.clone());
                         }
                         Ok(Some(Opened::NotShared)) => alone = true,
-                        Ok(None) | Err(_) => {}
+                        Ok(Some(Opened::Line(_)) | None) | Err(_) => {}
                     }
                     continue;
                 }
@@ -177,9 +213,17 @@ impl Targets {
                 }),
                 Step::OpenAlone => None,
             };
-            let opened = self.open(requests, route, facts, record).await;
+            let place = tokio::select! {
+                biased;
+                place = begin_to_wait(&mut waiting, way.circuit)?.connection() => place,
+                () = self.give_way() => pending().await,
+                () = room.as_mut() => continue,
+            };
+            let place = place.map_err(|refusal| Refused::limit(&refusal))?;
+            let opened = self.open(requests, way, place, facts, record).await;
             let told = match &opened {
                 Ok((Target::Http2(line), true)) => {
+                    line.lease.serve();
                     self.keep(key, line);
                     Opened::Line(Arc::clone(line))
                 }
@@ -201,7 +245,8 @@ impl Targets {
     async fn open(
         &self,
         requests: &Requests,
-        route: &Route,
+        way: &Way<'_>,
+        place: Place,
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<(Target, bool), Refused> {
@@ -210,8 +255,10 @@ impl Targets {
             forward: false,
             protocols: ALPN,
         };
-        let way = &requests.way;
-        let upstream = way.reach(&arrived, route, wanted, facts, record).await?;
+        let counted = (way.circuit, place);
+        let from = &requests.way;
+        let reached = from.reach(&arrived, way.route, wanted, counted, facts, record);
+        let upstream = reached.await?;
         let is_kept = upstream.is_kept();
         let scheme = if upstream.is_encrypted {
             Scheme::HTTPS
@@ -221,7 +268,7 @@ impl Targets {
         if upstream.is_encrypted && upstream.stream.alpn() != Some(b"h2") {
             return Ok((Target::Http1(Box::new(upstream)), is_kept));
         }
-        let (mut stream, early, through) = upstream.into_parts();
+        let (mut stream, early, through, lease) = upstream.into_parts();
         stream.finish_on_drop();
         let config = Config {
             max_header_list: MAX_ANSWER_HEAD,
@@ -231,11 +278,12 @@ impl Targets {
         let transport = Early::new(stream, early);
         let connection = Connection::handshake(transport, &config, deadline)
             .await
-            .map_err(|error| Refused::greeting(&error, &route.leads_to(&requests.origin)))?;
+            .map_err(|error| Refused::greeting(&error, way.whose))?;
         let line = Line {
             connection,
             scheme,
             through,
+            lease,
             last_use: Mutex::new(Instant::now()),
         };
         Ok((Target::Http2(Arc::new(line)), is_kept))
@@ -254,12 +302,28 @@ impl Targets {
         match target {
             Target::Http2(line) => {
                 *line.last_use.lock() = Instant::now();
+                if !line.lease.is_good() || line.is_to_give_way() {
+                    self.forget(&line);
+                }
                 self.state.lock().trim();
             }
             Target::Http1(upstream) if persists => {
                 self.state.lock().http1.put(key.clone(), *upstream);
             }
             Target::Http1(_) => {}
+        }
+    }
+
+    /// There is room for another stream, perhaps.
+    pub(super) fn makes_room(&self) {
+        self.room.notify_waiters();
+    }
+
+    /// Gives up idle connections whose place a request waits for. Never ends.
+    async fn give_way(&self) {
+        loop {
+            self.state.lock().give_way();
+            sleep(GLANCE).await;
         }
     }
 
@@ -291,6 +355,7 @@ fn reuse(line: Arc<Line>, record: &mut RequestRecord) -> Target {
 /// Forgets a connection as soon as it takes no more streams. Those that it has keep it.
 async fn watch_over(targets: Weak<Targets>, line: Arc<Line>) {
     let mut status = line.connection.status();
+    let wanted = line.lease.wanted();
     let line = {
         let weak = Arc::downgrade(&line);
         drop(line);
@@ -298,10 +363,36 @@ async fn watch_over(targets: Weak<Targets>, line: Arc<Line>) {
     };
     let is_over =
         |status: &crate::tunnel::http2::Status| status.going_away || status.ended.is_some();
-    // An error: it has ended as well.
-    let _ = status.wait_for(is_over).await;
+    tokio::select! {
+        // An error: it has ended as well.
+        _ = status.wait_for(is_over) => {}
+        () = gives_way(wanted, &line) => {}
+    }
     if let (Some(targets), Some(line)) = (targets.upgrade(), line.upgrade()) {
         targets.forget(&line);
+    }
+}
+
+/// Ends when another request needs the place of a connection that is idle.
+async fn gives_way(wanted: impl Future<Output = ()>, line: &Weak<Line>) {
+    wanted.await;
+    // It may be wanted while it is busy, and not any more when it is idle.
+    while line.upgrade().is_some_and(|line| !line.is_to_give_way()) {
+        sleep(GLANCE).await;
+    }
+}
+
+/// A request has to wait for a connection, if it has not had to before.
+fn begin_to_wait<'a>(
+    waiting: &'a mut Option<Waiting>,
+    circuit: &Circuit,
+) -> Result<&'a Waiting, Refused> {
+    match waiting {
+        Some(waiting) => Ok(waiting),
+        None => {
+            let begun = circuit.wait().map_err(|refusal| Refused::limit(&refusal))?;
+            Ok(waiting.insert(begun))
+        }
     }
 }
 
@@ -337,14 +428,17 @@ impl State {
         let is_avoided = |line: &Arc<Line>| avoid.iter().any(|one| Arc::ptr_eq(one, line));
         let usable = slot.lines.iter().filter(|line| !is_avoided(line));
         if let Some(line) = usable.clone().find(|line| line.has_room()) {
+            line.lease.serve();
             return Step::Take(Arc::clone(line));
         }
         if let Some(opening) = &slot.opening {
             return Step::Wait(opening.clone());
         }
-        if slot.lines.len() >= MAX_LINES {
+        let is_restricted = slot.lines.iter().any(|line| line.lease.limits_streams());
+        if slot.lines.len() >= MAX_LINES && !is_restricted {
             let alive = usable.filter(|line| line.is_alive());
             if let Some(line) = alive.min_by_key(|line| line.connection.open_streams()) {
+                line.lease.serve();
                 return Step::Take(Arc::clone(line));
             }
         }
@@ -362,13 +456,22 @@ impl State {
     fn sweep(&mut self) {
         self.http1.prune();
         let now = Instant::now();
-        let is_late = |since: Instant| since + KEEP_IDLE <= now;
         for slot in &mut self.slots {
-            slot.lines
-                .retain(|line| !line.idle_since().is_some_and(is_late));
+            let is_late = |line: &Line| {
+                let since = line.idle_since();
+                since.is_some_and(|since| since + line.lease.idle() <= now)
+            };
+            slot.lines.retain(|line| !is_late(line));
         }
         self.slots
-            .retain(|slot| slot.is_used() || !is_late(slot.last_use));
+            .retain(|slot| slot.is_used() || slot.last_use + KEEP_IDLE > now);
+    }
+
+    fn give_way(&mut self) {
+        self.http1.prune();
+        for slot in &mut self.slots {
+            slot.lines.retain(|line| !line.is_to_give_way());
+        }
     }
 
     /// Gives up those that have been idle for the longest time, where there are many.

@@ -78,6 +78,9 @@ pub enum ExchangeError {
     /// Nothing moved in either direction.
     #[error("no byte in either direction for {0:?}")]
     Silent(Duration),
+    /// The answer has this status, and is not to go to the client ([`Progress::judge`]).
+    #[error("it answered {0}")]
+    Unwanted(u16),
 }
 
 /// Sends `request`, whose head was read from `client`, to `upstream`, and its answer back; both
@@ -326,6 +329,9 @@ where
     Body::new(framing)
         .check(from.buffered())
         .map_err(ExchangeError::BrokenAnswer)?;
+    if !progress.takes(answer.status, None) {
+        return Err(ExchangeError::Unwanted(answer.status));
+    }
     progress.begins(answer.status);
     let head = answer_head(&answer, request, &manner);
     if manner.switches {

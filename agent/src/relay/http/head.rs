@@ -195,6 +195,22 @@ impl Request {
         self.host.as_ref()
     }
 
+    /// The path that it asks for, without a query; of a target in absolute form what stands behind
+    /// its authority (RFC 9112 section 3.2.2).
+    pub fn path(&self) -> &str {
+        let target = str::from_utf8(&self.target).unwrap_or_default();
+        let path = match target.split_once("://") {
+            Some((_, rest)) if !target.starts_with('/') => {
+                rest.find(['/', '?']).map_or("/", |at| &rest[at..])
+            }
+            _ => target,
+        };
+        match path.split(['?', '#']).next() {
+            None | Some("") => "/",
+            Some(path) => path,
+        }
+    }
+
     /// The value of Host as it was sent, empty if there is none.
     pub fn authority(&self) -> &[u8] {
         self.fields.values("host").next().unwrap_or_default()

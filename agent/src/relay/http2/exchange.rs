@@ -59,6 +59,9 @@ pub enum ExchangeError {
     /// The target reset the stream.
     #[error("it reset the stream: {0}")]
     Reset(Reason),
+    /// The answer has this status, and is not to go to the client ([`Progress::judge`]).
+    #[error("it answered {0}")]
+    Unwanted(u16),
 }
 
 /// How the connection to a target ended.
@@ -194,6 +197,9 @@ pub async fn exchange(
         let (head, mut from_target) = final_head(answer, respond, progress).await?.into_parts();
         let length = head.headers.get(CONTENT_LENGTH).cloned();
         let ends = from_target.is_end_stream();
+        if !takes(&head, progress) {
+            return Err(Fault::Target(Answered::Unwanted(head.status.as_u16())));
+        }
         begins(&head, progress);
         let sent = respond.send_response(Response::from_parts(head, ()), ends);
         let to_client = begun.insert(sent.map_err(Fault::Client)?);
@@ -246,6 +252,7 @@ pub async fn exchange(
         Err(Fault::Target(Answered::Badly(reason))) => {
             Err(ExchangeError::BadAnswer(reason.to_owned()))
         }
+        Err(Fault::Target(Answered::Unwanted(status))) => Err(ExchangeError::Unwanted(status)),
     }
 }
 
@@ -279,6 +286,7 @@ pub(super) async fn both<E>(
 enum Answered {
     Badly(&'static str),
     Failed(h2::Error),
+    Unwanted(u16),
 }
 
 /// The head of the final answer. Interim ones go to the client.
@@ -313,6 +321,11 @@ async fn final_head(
         Poll::Ready(answered.map_err(failed))
     })
     .await
+}
+
+/// Whether an answer is to go to the client.
+pub(super) fn takes(head: &Parts, progress: &Progress) -> bool {
+    progress.takes(head.status.as_u16(), grpc::status(&head.headers))
 }
 
 /// The head of an answer begins to go to the client.

@@ -93,6 +93,11 @@ impl Request {
         &self.method
     }
 
+    /// The path, without a query.
+    pub fn path(&self) -> &str {
+        self.path.path()
+    }
+
     /// The host and port that it is for, as sent.
     pub fn authority(&self) -> &str {
         self.authority.as_str()

@@ -12,7 +12,7 @@ use http::{Method, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::answer::Client;
-use super::exchange::{Asked, ExchangeError, Fault, MAX_INTERIM, begins, both, ended};
+use super::exchange::{Asked, ExchangeError, Fault, MAX_INTERIM, begins, both, ended, takes};
 use super::messages::Messages;
 use super::pump::{clean, release, send};
 use super::request::{Request, size_of};
@@ -78,6 +78,9 @@ where
         let ends = Body::new(framing).is_over();
         let head = answer_head(request, &answer, framing).map_err(Fault::Target)?;
         let (head, ()) = head.into_parts();
+        if !takes(&head, progress) {
+            return Err(Fault::Target(ExchangeError::Unwanted(answer.status)));
+        }
         begins(&head, progress);
         let sent = respond.send_response(Response::from_parts(head, ()), ends);
         let to_client = begun.insert(sent.map_err(Fault::Client)?);

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::name::OriginalDst;
+use crate::telemetry::TargetLimit;
 use crate::telemetry::request::Captured;
 use crate::telemetry::scrape::Scrape;
 use crate::telemetry::{
@@ -12,7 +13,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 44] = [
+const EXPECTED: [(&str, &str, &[&str]); 47] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -94,6 +95,21 @@ const EXPECTED: [(&str, &str, &[&str]); 44] = [
         "underpass_target_deduction_total",
         "counter",
         &["result", "source"],
+    ),
+    (
+        "underpass_target_ejections_total",
+        "counter",
+        &["destination_service"],
+    ),
+    (
+        "underpass_target_refused_total",
+        "counter",
+        &["destination_service", "reason"],
+    ),
+    (
+        "underpass_target_retries_total",
+        "counter",
+        &["destination_service"],
     ),
     (
         "underpass_trace_spans_dropped_total",
@@ -250,6 +266,9 @@ fn everything() -> (Registry, Arc<Metrics>) {
     metrics.capture.original_destination_missed();
     metrics.capture.set_healthy("programs", true);
     metrics.capture.set_namespaces_enrolled(2);
+    metrics.circuits.refused(&PROXY, TargetLimit::Ejected);
+    metrics.circuits.ejected(&PROXY);
+    metrics.circuits.retried(&PROXY);
     metrics.policy.inspected(Inspection::Tls);
     metrics.policy.reloaded(Reload::Success);
     metrics
