@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use prometheus::Registry;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use underpass_abi::Verdict;
@@ -339,8 +339,9 @@ impl Running {
     }
 
     /// Takes what has arrived, then no more, and waits for the connections to end; those that
-    /// outlive the time for it are reset. New ones are refused in the kernel meanwhile.
-    pub async fn drain(&self) {
+    /// outlive the time for it, or the end of `hurry`, are reset, each with its record. New ones
+    /// are refused in the kernel meanwhile. After `hurry` no span is waited for.
+    pub async fn drain(&self, hurry: impl Future<Output = ()>) {
         self.readiness.check("draining").pending();
         self.tasks.closing.cancel();
         self.tasks.acceptors.close();
@@ -350,15 +351,26 @@ impl Running {
             self.tasks.acceptors.wait().await;
             self.tasks.connections.wait().await;
         };
-        if timeout(self.drain, drained).await.is_err() {
-            tracing::warn!(
-                connections = self.tasks.connections.len(),
-                "the time to drain is over: resetting what is left"
-            );
-            self.tasks.cut.cancel();
-            self.tasks.connections.wait().await;
+        let hurried = tokio::select! {
+            () = drained => false,
+            () = sleep(self.drain) => {
+                self.cut("the time to drain is over: resetting what is left").await;
+                false
+            }
+            () = hurry => {
+                self.cut("stopped before the drain was over: resetting what is left").await;
+                true
+            }
+        };
+        if !hurried {
+            self.traces.finish().await;
         }
-        self.traces.finish().await;
+    }
+
+    async fn cut(&self, why: &str) {
+        tracing::warn!(connections = self.tasks.connections.len(), "{why}");
+        self.tasks.cut.cancel();
+        self.tasks.connections.wait().await;
     }
 }
 

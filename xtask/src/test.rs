@@ -160,8 +160,9 @@ fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> 
     let package = ["--locked", "--package", "underpass-tests"];
     supervisor.check(project.cargo("test").args(package).arg("--no-run"))?;
     let mut test = project.cargo("test");
+    // All that fails is told in one run: these tests take minutes.
     test.args(package)
-        .arg("--")
+        .args(["--no-fail-fast", "--"])
         .args(filter)
         .env("UNDERPASS_BIN", project.binary(true));
     Subtree::create("underpass-tests")?.run(supervisor, &test)

@@ -6,6 +6,7 @@ mod supervise;
 
 use std::env;
 use std::ffi::OsString;
+use std::future::pending;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode};
 use std::time::Duration;
@@ -145,7 +146,7 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
     )?;
     let status = signals.supervise(&command);
     guard.end()?;
-    runtime.block_on(running.drain());
+    runtime.block_on(running.drain(pending()));
     log.flush(FLUSH);
     Ok(status?)
 }

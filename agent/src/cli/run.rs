@@ -103,7 +103,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Runs until SIGTERM or SIGINT, then drains; a second one ends that.
+/// Runs until SIGTERM or SIGINT, then drains; a second one cuts that short.
 async fn until_told(running: Running) -> Result<ExitCode, Failure> {
     let listen = |kind| signal(kind).context("cannot take signals");
     let mut terminate = listen(SignalKind::terminate())?;
@@ -117,10 +117,13 @@ async fn until_told(running: Running) -> Result<ExitCode, Failure> {
         }
     }
     tracing::info!("draining; a second signal stops at once");
-    tokio::select! {
-        () = running.drain() => tracing::info!("drained"),
-        _ = terminate.recv() => tracing::warn!("stopped before the drain was over"),
-        _ = interrupt.recv() => tracing::warn!("stopped before the drain was over"),
-    }
+    let hurry = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    running.drain(hurry).await;
+    tracing::info!("drained");
     Ok(ExitCode::SUCCESS)
 }

@@ -132,5 +132,8 @@ pub(crate) fn outlives_the_patience(stage: &mut Stage) -> Saw {
         agent.process().signal(Signal::SIGTERM);
         let status = agent.process().wait(SECONDS).expect("it ends");
         assert_eq!(status.code(), Some(0), "{}", agent.tails());
+        let log = agent.access_log();
+        let last = log.last().expect("a record");
+        assert_eq!(last.text("flags"), "LR", "{log:?}");
     })
 }
