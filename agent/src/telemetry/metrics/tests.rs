@@ -43,6 +43,7 @@ const EXPECTED: [(&str, &str, &[&str]); 41] = [
     ("underpass_capture_skipped_total", "counter", &["reason"]),
     ("underpass_inspection_total", "counter", &["result"]),
     ("underpass_limit_refused_total", "counter", &["limit"]),
+    ("underpass_namespace_failures_total", "counter", &["reason"]),
     ("underpass_namespaces_enrolled", "gauge", &[]),
     (
         "underpass_policy_denied_total",
