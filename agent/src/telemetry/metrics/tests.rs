@@ -12,7 +12,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 41] = [
+const EXPECTED: [(&str, &str, &[&str]); 42] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
