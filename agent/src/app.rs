@@ -34,6 +34,7 @@ use crate::capture::{
     Workloads,
     cgroup::{self, Hierarchy},
 };
+use crate::circuit::Circuits;
 use crate::connection::{InForce, Way};
 use crate::dns::Resolver;
 use crate::inspect;
@@ -191,6 +192,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         workloads: Arc::new(Workloads::new(Hierarchy::find()?)),
         sockets,
         metrics: Arc::clone(&metrics),
+        circuits: Circuits::new(Arc::clone(&metrics)),
         tracer,
         inspection: inspect::Limits::default(),
         relay: Timeouts::default(),

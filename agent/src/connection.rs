@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Accepted, Workloads};
+use crate::circuit::Circuits;
 use crate::dns::Resolver;
 use crate::inspect::{self, Form, Seen};
 use crate::limits::{Admission, Refusal};
@@ -31,6 +32,7 @@ use crate::trace::Tracer;
 use crate::tunnel::Tunneler;
 use crate::workload::Workload;
 
+use http::Version;
 pub(crate) use in_force::InForce;
 pub(crate) use outbound::in_order;
 
@@ -46,6 +48,7 @@ pub(crate) struct Way {
     pub(crate) sockets: Arc<dyn SocketFactory>,
     pub(crate) tunneler: Tunneler,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) circuits: Circuits,
     pub(crate) tracer: Tracer,
     pub(crate) inspection: inspect::Limits,
     pub(crate) relay: Timeouts,
@@ -137,7 +140,7 @@ impl Way {
                 None,
                 Some(Label::fixed("the destination is the proxy itself")),
             );
-            return self.direct(workload, dst, Bytes::new(), record).await;
+            return self.direct(workload, dst, Bytes::new(), None, record).await;
         }
         let (who, view) = self.look_from(&policy, origin).await;
         let mut arrived = Arrived {
@@ -151,16 +154,22 @@ impl Way {
             claimed: None,
             claimed_is_verified: false,
         };
-        if policy.wants_inspection(dst, &view) {
-            let inspected = self.inspect(workload, origin, record).await?;
+        if let Some(look) = policy.look_at(dst, &view) {
+            let inspected = self.inspect(workload, look, origin, record).await?;
             facts.claimed = inspected.claimed_host().map(first_bytes::claim);
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
+            let version = match &inspected.seen {
+                Seen::Http(head) if head.form != Form::Authority => Some(Version::Http1),
+                Seen::Http2 => Some(Version::Http2),
+                _ => None,
+            };
             arrived.bytes = inspected.bytes;
-            let is_request =
-                matches!(&inspected.seen, Seen::Http(head) if head.form != Form::Authority);
-            if is_request && policy.serves_requests(&facts, &view) {
+            let served = version.filter(|_| policy.serves_requests(&facts, &view));
+            if let Some(version) = served {
                 let seen = (policy, view);
-                return self.requests(workload, arrived, origin, seen, record).await;
+                return self
+                    .requests(workload, arrived, origin, seen, version, record)
+                    .await;
             }
         } else {
             self.metrics.policy.inspected(Inspection::Skipped);
@@ -186,13 +195,16 @@ impl Way {
             policy::Decision::Direct(rule) => {
                 let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by, Some(Label::of(&rule)));
-                self.direct(workload, dst, arrived.bytes, record).await
+                let target = verdict.target.as_ref();
+                self.direct(workload, dst, arrived.bytes, target, record)
+                    .await
             }
             policy::Decision::Tunnel(decision) => {
                 let note = verdict.note.as_ref().map(|note| Label::of(note));
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Tunnel, by, note);
-                self.tunnel(workload, arrived, &decision, &mut facts, record)
+                let target = verdict.target.as_ref();
+                self.tunnel(workload, arrived, &decision, target, &mut facts, record)
                     .await
             }
         }

@@ -49,6 +49,25 @@ pub async fn inspect<S: AsyncRead + Unpin>(
     stream: &mut S,
     limits: &Limits,
 ) -> Result<Inspected, InspectError> {
+    inspect_by(Detector::default(), stream, limits).await
+}
+
+/// As [`inspect`], for a connection that does not carry plain HTTP, whatever it looks like.
+///
+/// # Errors
+/// [`InspectError::Read`].
+pub async fn inspect_for_tls<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    limits: &Limits,
+) -> Result<Inspected, InspectError> {
+    inspect_by(Detector::for_tls(), stream, limits).await
+}
+
+async fn inspect_by<S: AsyncRead + Unpin>(
+    mut detector: Detector,
+    stream: &mut S,
+    limits: &Limits,
+) -> Result<Inspected, InspectError> {
     let mut bytes = BytesMut::new();
     // With no time at all the stream is not touched: whether bytes happened to be there already
     // would decide by chance between two treatments of the same workload.
@@ -61,7 +80,6 @@ pub async fn inspect<S: AsyncRead + Unpin>(
         Ok(Ok(0)) => return Ok(Inspected::new(bytes, Seen::Closed)),
         Ok(Ok(_)) => {}
     }
-    let mut detector = Detector::default();
     let in_time = timeout(limits.rest, decide(stream, &mut bytes, &mut detector)).await;
     let seen = match in_time {
         Ok(seen) => seen?,

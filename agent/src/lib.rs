@@ -20,6 +20,7 @@ pub mod tunnel;
 
 pub mod limits;
 
+mod circuit;
 mod connection;
 
 pub mod app;

@@ -43,14 +43,14 @@ pub use explain::{Considered, Explanation};
 pub use external::Side;
 pub use failure_mode::FailureMode;
 pub use header::{HeaderContext, HeaderTemplate};
-pub use lookup::{Claim, Facts, NameSource};
+pub use lookup::{Claim, Facts, Look, NameSource};
 pub use named_files::NamedFiles;
 pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
 pub use problem::Problem;
 pub use proxy::{
-    Balance, Credentials, Ejection, Endpoint, InvalidCredentials, PlainHttp, Proxy, ProxySettings,
-    RankedProxy, TunnelProtocol,
+    Balance, Check, Credentials, Ejection, Endpoint, InvalidCredentials, PlainHttp, Proxy,
+    ProxySettings, RankedProxy, TunnelProtocol,
 };
 pub use proxy_url::ProxyUrlError;
 pub use schema::{CustomResource, custom_resources};

@@ -30,7 +30,7 @@ pub use logging::{LogConfig, LogHandle};
 pub use metrics::Metrics;
 pub use outcome::{
     Decision, Deduction, DenyReason, Inspection, Limit, Reload, ResponseFlag, SpanLoss,
-    TargetSource, TunnelCode, TunnelProtocol,
+    TargetLimit, TargetSource, TunnelCode, TunnelProtocol,
 };
 pub use record::{ConnectionRecord, TunnelLog};
 pub use request::RequestRecord;

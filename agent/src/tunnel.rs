@@ -42,7 +42,7 @@ pub use dial::DialError;
 pub use error::{Cause, Side, TunnelError};
 pub use forward::{Line, Trial};
 pub use observer::{NoObserver, Observer, Place, Spoken};
-pub use stream::{Stream, originate};
+pub use stream::{Early, Stream, originate};
 pub use timings::{Timings, Took};
 pub use upstream::NotMade;
 
@@ -95,7 +95,8 @@ impl Tunneler {
 
     /// Serves `proxies` from now on. What is known of one that is among them, or that differs from
     /// one in credentials or headers alone, is kept, its connections with it; that of any other is
-    /// forgotten, once its last connection has ended.
+    /// forgotten, once its last connection has ended. Called within a runtime, which checks those
+    /// that policy wants checked.
     pub fn serve<'a>(&self, proxies: impl IntoIterator<Item = &'a Arc<Proxy>>) {
         let mut upstreams = self.0.upstreams.lock();
         let mut kept: Vec<Arc<Upstream>> = Vec::new();
@@ -104,7 +105,10 @@ impl Tunneler {
                 continue;
             }
             let known = upstreams.iter().find(|upstream| upstream.serves(proxy));
-            kept.push(known.map_or_else(|| self.upstream_for(proxy, &self.0.observer), Arc::clone));
+            let upstream =
+                known.map_or_else(|| self.upstream_for(proxy, &self.0.observer), Arc::clone);
+            upstream.renew(proxy);
+            kept.push(upstream);
         }
         *upstreams = kept;
     }
@@ -159,8 +163,7 @@ impl Tunneler {
             } = &mut step;
             // On the heap: all ways to a tunnel together are large, and soon behind it.
             let opening = Box::pin(turn.open(request, *deadline, attempt)).await;
-            walk.took(attempt);
-            attempt.tell(request.span, opening.as_ref().err());
+            walk.took(attempt, opening.as_ref().err());
             match opening {
                 Ok((stream, opened)) => {
                     let Try { turn, attempt, .. } = step;
@@ -195,7 +198,7 @@ impl Tunneler {
                 attempt,
             } = &mut step;
             let connecting = Box::pin(turn.connect(*deadline, attempt)).await;
-            walk.took(attempt);
+            walk.took(attempt, connecting.as_ref().err());
             match connecting {
                 Ok(stream) => {
                     let Try { turn, attempt, .. } = step;

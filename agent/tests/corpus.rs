@@ -10,8 +10,12 @@ use std::path::{Path, PathBuf};
 mod client_hello;
 #[path = "../fuzz/checks/connect_answer.rs"]
 mod connect_answer;
+#[path = "../fuzz/checks/http2_proxy.rs"]
+mod http2_proxy;
 #[path = "../fuzz/checks/http_head.rs"]
 mod http_head;
+#[path = "../fuzz/checks/http_messages.rs"]
+mod http_messages;
 #[path = "../fuzz/checks/policy.rs"]
 mod policy;
 
@@ -28,6 +32,16 @@ fn http_heads() {
 #[test]
 fn connect_answers() {
     check_all("connect_answer", connect_answer::check);
+}
+
+#[test]
+fn messages() {
+    check_all("http_messages", http_messages::check);
+}
+
+#[test]
+fn proxies_of_http2() {
+    check_all("http2_proxy", http2_proxy::check);
 }
 
 #[test]

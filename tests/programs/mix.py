@@ -22,7 +22,7 @@ import threading
 SEED, ADDRESS, PORT, ECHO = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 HOSTS = sys.argv[5:]
 #: What policy denies, and a name at which nobody listens.
-DENIED, REFUSED = "secret.example", "v6.example"
+DENIED, REFUSED = "secret.example", "internal.example"
 
 numbers = itertools.count()
 lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""site.py ADDRESS PORT: a server of HTTP/1.1 that does what others seldom do.
+"""site.py ADDRESS PORT [CERTIFICATE KEY]: a server of HTTP/1.1 that does what others seldom do.
 
     POST /sum      the length and SHA-256 of the body, its framing, and the trailers
     GET /bytes/N   N zeros, in chunks
@@ -18,6 +18,7 @@ Prints one line for each request.
 import hashlib
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 
@@ -119,6 +120,13 @@ class Handler(socketserver.StreamRequestHandler):
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
+    address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 
 
-Server((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
+server = Server((sys.argv[1], int(sys.argv[2])), Handler)
+if len(sys.argv) > 3:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*sys.argv[3:])
+    tls.set_alpn_protocols(["http/1.1"])
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+server.serve_forever()

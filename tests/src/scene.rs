@@ -61,4 +61,13 @@ impl Scene {
             .python(name)
             .in_cgroup(self.world.workload())
     }
+
+    /// A client of gRPC as a workload; it reads what to do.
+    pub fn grpc_client(&self, address: &str) -> Cmd {
+        let program = self.world.host().debian_python("grpc_call");
+        program
+            .in_cgroup(self.world.workload())
+            .env("GRPC_DNS_RESOLVER", "native")
+            .arg(address)
+    }
 }

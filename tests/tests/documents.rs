@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use underpass_tests::addr::proxy_v4;
+use underpass_tests::addr::{OTHER_V4, proxy_v4};
 use underpass_tests::agent::{Agent, METRICS, binary, tunnel_policy, underpass};
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
 use underpass_tests::{Must as _, Scene, World, http};
@@ -271,16 +271,43 @@ fn metrics_named(text: &str) -> Vec<BTreeSet<String>> {
     named
 }
 
+/// A target that is refused after one failure, and whose requests are tried again.
+const FRAGILE: &str = "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: fragile}
+spec: {host: other.example, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 1}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: fragile}
+spec: {hosts: [other.example], http: [{retries: {attempts: 1, retryOn: 5xx}}]}
+";
+
 #[test]
 fn the_metrics_documented_are_those_there_are() {
     let scene = Scene::new("documented-metrics");
     let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
-    let agent = Agent::start(&scene.world, &tunnel_policy(&["targetHost: AUTO_SNI"]));
-    // One of each: served, denied by policy, failed at the proxy; and policy read again.
+    let policy = tunnel_policy(&["targetHost: AUTO_SNI"]) + FRAGILE;
+    let agent = Agent::start(&scene.world, &policy);
+    // One of each: served, denied by policy, tried again and refused, failed at the proxy; and
+    // policy read again.
     let site = scene.curl("https://site.example/").args(["-4"]);
     scene.captured(&site).expect_ok();
     let plain = scene.curl("http://site.example/").args(["-4"]);
     scene.captured(&plain).expect_ok();
+    let inet = scene.world.inet();
+    let calls = inet.debian_python("grpc_site");
+    let mut calls = calls.args([&OTHER_V4.to_string(), "8080"]).start();
+    calls.wait_until_listening(inet, (OTHER_V4, 8080).into());
+    let client = scene.grpc_client("other.example:8080");
+    let client = client.input(r#"[["echo", "abc"]]"#).run(SECONDS);
+    assert!(client.expect_success().stdout.contains("ok"));
+    let moods = inet.python("moods");
+    let mut moods = moods.args([&OTHER_V4.to_string(), "8081"]).start();
+    moods.wait_until_listening(inet, (OTHER_V4, 8081).into());
+    let failing = scene.curl("http://other.example:8081/status/503");
+    assert_eq!(scene.captured(&failing).status, 503);
     let nameless = scene.curl("https://203.0.113.10/").args(["--insecure"]);
     assert_ne!(scene.captured(&nameless).exit, 0);
     proxy.set_answer(Answer::Reset);

@@ -379,3 +379,44 @@ fn over_http2_an_endpoint_that_goes_takes_its_streams_with_it_and_no_more() {
     wait_for_health(&agent, PORTS[0], false);
     wait_for_health(&agent, PORTS[1], true);
 }
+
+#[test]
+fn endpoints_are_checked_by_tunnels_of_nobodys() {
+    let mut endpoints = Endpoints::new("endpoint-checked");
+    let check = format!("{{ targetHost: {OTHER_V4}, targetPort: {ECHO}, interval: 1s }}");
+    let policy = policy("HTTP-CONNECT", &both(), "").replacen(
+        "{ host: proxy.example }",
+        &format!("{{ host: proxy.example, healthCheck: {check} }}"),
+        1,
+    );
+    endpoints.stop(0);
+    let agent = Agent::start(&endpoints.world, &policy);
+    // Nobody has used it.
+    wait_for_health(&agent, PORTS[0], false);
+    wait_for_health(&agent, PORTS[1], true);
+    let lines = endpoints.proxy(1).request_lines(1);
+    assert_eq!(lines[0], format!("CONNECT {OTHER_V4}:{ECHO} HTTP/1.1"));
+    endpoints.start(0);
+    wait_for_health(&agent, PORTS[0], true);
+    let metrics = agent.metrics();
+    let checks = "underpass_proxy_checks_total";
+    let of = |result| {
+        metrics
+            .sum(checks, &[("result", result)])
+            .unwrap_or_default()
+    };
+    assert!(
+        of("success") >= 2.0 && of("failure") >= 2.0,
+        "{}",
+        agent.tails()
+    );
+    for name in [
+        "underpass_tunnel_requests_total",
+        "underpass_tunnel_establish_duration_seconds_count",
+        "underpass_proxy_connections_failures_total",
+    ] {
+        assert_eq!(metrics.sum(name, &[]).unwrap_or_default(), 0.0, "{name}");
+    }
+    assert_eq!(agent.access_log().len(), 0);
+    endpoints.world.expect_no_direct_arrivals();
+}

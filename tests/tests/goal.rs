@@ -109,7 +109,12 @@ impl Goal {
         let scrape = http::get(self.world.host(), METRICS, "/metrics").must("scrape");
         let is_counted = |line: &&str| {
             let name = line.split('{').next().unwrap_or_default();
-            let about = ["istio_", "underpass_proxy_", "underpass_tunnel"];
+            let about = [
+                "istio_re",
+                "istio_tcp_",
+                "underpass_proxy_",
+                "underpass_tunnel",
+            ];
             about.iter().any(|prefix| name.starts_with(prefix))
                 && !name.ends_with("_bucket")
                 && !(name.contains("_duration_") && name.ends_with("_sum"))
@@ -129,7 +134,7 @@ fn expected(proxy: &str, endpoint: &str, policy: &str, phases: &[&str], answers:
          destination_service=\"www.google.com\",destination_service_name=\"www.google.com\",\
          destination_service_namespace=\"unknown\",destination_version=\"unknown\",\
          destination_workload=\"unknown\",destination_workload_namespace=\"unknown\",\
-         reporter=\"source\",request_protocol=\"http\",response_code=\"200\",\
+         grpc_response_status=\"\",reporter=\"source\",request_protocol=\"http\",response_code=\"200\",\
          response_flags=\"-\",source_app=\"unknown\",source_canonical_revision=\"unknown\",\
          source_canonical_service=\"unknown\",source_cluster=\"unknown\",\
          source_principal=\"unknown\",source_version=\"unknown\",source_workload=\"unknown\",\
@@ -151,9 +156,13 @@ istio_request_duration_milliseconds_count{{{target}}} 2
 istio_requests_total{{{target}}} 2
 istio_response_bytes_sum{{{target}}} {answers}
 istio_response_bytes_count{{{target}}} 2
+underpass_proxy_checks_total{{endpoint="{endpoint}",proxy="{proxy}",result="failure"}} 0
+underpass_proxy_checks_total{{endpoint="{endpoint}",proxy="{proxy}",result="success"}} 0
 underpass_proxy_connections_active{{endpoint="{endpoint}",proxy="{proxy}"}} 0
 underpass_proxy_connections_total{{endpoint="{endpoint}",proxy="{proxy}"}} 1
 underpass_proxy_endpoint_healthy{{endpoint="{endpoint}",proxy="{proxy}"}} 1
+underpass_proxy_limit_refused_total{{limit="connections",proxy="{proxy}"}} 0
+underpass_proxy_limit_refused_total{{limit="pending",proxy="{proxy}"}} 0
 underpass_proxy_received_bytes_total{{proxy="{proxy}"}} {answers}
 underpass_proxy_sent_bytes_total{{proxy="{proxy}"}} {asked}
 {phases}underpass_tunnel_requests_total{{code="200",policy="{policy}",protocol="http1-connect",proxy="{proxy}"}} 1

@@ -57,7 +57,7 @@ fn raw(scene: &Scene, texts: &[String]) -> Vec<(String, String)> {
 
 /// Sends each shape with the request to be smuggled behind it, first alone and then behind a good one.
 #[track_caller]
-fn none_arrives(name: &str, more: &str, port: &str) {
+fn none_arrives(name: &str, spec: &[&str], more: &str, port: &str) {
     let scene = Scene::new(name);
     let options = Options {
         connect_ports: &[80],
@@ -65,7 +65,7 @@ fn none_arrives(name: &str, more: &str, port: &str) {
     };
     let squid = Squid::start_with(&scene.world, &options);
     let more = more.replace("CA", &scene.pki.ca().display().to_string());
-    let agent = Agent::start(&scene.world, &(tunnel_policy(&[]) + &more));
+    let agent = Agent::start(&scene.world, &(tunnel_policy(spec) + &more));
     let mut shapes = shapes();
     assert!(shapes.len() >= 80, "{}", shapes.len());
 
@@ -98,10 +98,13 @@ fn none_arrives(name: &str, more: &str, port: &str) {
         expect_refused(shape, &rest[at..]);
     }
     // One connection and one request of each client, all of them good.
-    assert_eq!(
-        squid.connects(shapes.len()),
-        vec![format!("site.example:{port}"); shapes.len()]
-    );
+    let asked = match spec {
+        [] => format!("site.example:{port}"),
+        _ => "http://site.example/good".to_owned(),
+    };
+    let log = squid.wait_for_log(shapes.len()).into_iter();
+    let log: Vec<String> = log.map(|line| line.target).collect();
+    assert_eq!(log, vec![asked; shapes.len()]);
     let requests = scene.nginx.requests();
     let paths: Vec<&str> = requests.iter().map(|one| one.path.as_str()).collect();
     assert_eq!(paths, vec!["/good"; shapes.len()]);
@@ -135,12 +138,18 @@ fn shown(shape: &str) -> String {
 
 #[test]
 fn none_of_eighty_shapes_arrives() {
-    none_arrives("smuggling", "", "80");
+    none_arrives("smuggling", &[], "", "80");
 }
 
 #[test]
 fn none_of_them_arrives_by_originated_tls() {
-    none_arrives("smuggling-tls", ENCRYPTED, "443");
+    none_arrives("smuggling-tls", &[], ENCRYPTED, "443");
+}
+
+#[test]
+fn none_of_them_arrives_in_absolute_form() {
+    let spec = ["  plainHTTP: ABSOLUTE_FORM"];
+    none_arrives("smuggling-absolute", &spec, "", "80");
 }
 
 /// What does not begin as HTTP is not read as such: first on a connection it is bytes, which go where

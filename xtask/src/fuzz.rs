@@ -64,6 +64,11 @@ enum Target {
     HttpHead,
     /// What a proxy answers to CONNECT
     ConnectAnswer,
+    /// Requests and answers of HTTP/1.1
+    HttpMessages,
+    /// What a proxy sends on an HTTP/2 connection
+    #[value(name = "http2_proxy")]
+    Http2Proxy,
     /// Policy documents
     Policy,
 }
@@ -74,6 +79,8 @@ impl Target {
             Self::ClientHello => "client_hello",
             Self::HttpHead => "http_head",
             Self::ConnectAnswer => "connect_answer",
+            Self::HttpMessages => "http_messages",
+            Self::Http2Proxy => "http2_proxy",
             Self::Policy => "policy",
         }
     }

@@ -8,9 +8,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Failure, Origin, Way};
-use crate::inspect::{InspectError, Inspected, Seen, Source, inspect};
+use crate::inspect::{InspectError, Inspected, Seen, Source, inspect, inspect_for_tls};
 use crate::name::Host;
-use crate::policy::{Claim, NameSource};
+use crate::policy::{Claim, Look, NameSource};
 use crate::relay::Shared;
 use crate::relay::http::own_answer;
 use crate::sockets::finish_on_close;
@@ -24,11 +24,16 @@ impl Way {
     pub(super) async fn inspect(
         &self,
         workload: &mut TcpStream,
+        look: Look,
         origin: Origin,
         record: &mut ConnectionRecord,
     ) -> Result<Inspected, Failure> {
         let start = Instant::now();
-        match inspect(workload, &self.inspection).await {
+        let inspected = match look {
+            Look::ForTls => inspect_for_tls(workload, &self.inspection).await,
+            Look::Whole => inspect(workload, &self.inspection).await,
+        };
+        match inspected {
             Ok(inspected) => {
                 record.inspected(start, inspection(&inspected.seen));
                 Ok(inspected)
@@ -81,7 +86,8 @@ pub(super) async fn last_words(workload: &TcpStream, words: &[u8]) {
         socket.write_all(words).await?;
         socket.shutdown().await?;
         finish_on_close(workload);
-        let mut rest = [0u8; 4096];
+        // Not within the future, where each connection would have the room for all its life.
+        let mut rest = vec![0u8; 4096];
         while socket.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
@@ -100,7 +106,8 @@ fn inspection(seen: &Seen) -> Inspection {
             Some(_) => Inspection::Http,
             None => Inspection::HttpNoName,
         },
-        Seen::Http2 | Seen::Opaque => Inspection::Opaque,
+        Seen::Http2 => Inspection::Http2,
+        Seen::Opaque => Inspection::Opaque,
         Seen::Silent => Inspection::Silent,
         Seen::Closed => Inspection::Closed,
     }

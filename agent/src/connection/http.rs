@@ -2,11 +2,16 @@
 //!
 //! What a request is does not depend on how it is written: what is known of it, what policy says,
 //! what is refused and what is recorded stand here, in `refused` and in `upstream`. `http1` reads
-//! and answers requests of HTTP/1.1.
+//! and answers requests of HTTP/1.1; `http2` those of HTTP/2, many at a time, for which `targets`
+//! has the connections.
 
 mod forward;
 mod http1;
+mod http2;
+mod lease;
 mod refused;
+mod targets;
+mod tries;
 mod upstream;
 
 use std::sync::Arc;
@@ -21,7 +26,8 @@ use super::outbound::target_source;
 use super::{Arrived, Failure, InForce, Origin, Way};
 use crate::inspect::Source;
 use crate::name::Host;
-use crate::policy::{self, Facts, TunnelDecision, View};
+use crate::policy::{self, Facts, TargetPolicy, TunnelDecision, View};
+use crate::telemetry::record::Live;
 use crate::telemetry::request::Captured;
 use crate::telemetry::{
     self, ConnectionRecord, Deduction, Destination, Label, RequestRecord, Trail, TunnelLog as _,
@@ -31,6 +37,13 @@ use refused::Refused;
 
 /// How long a connection is kept for the next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
+
+/// How requests are written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Version {
+    Http1,
+    Http2,
+}
 
 /// Where a request goes.
 #[derive(Clone, Debug)]
@@ -54,6 +67,7 @@ struct Requests {
     way: Arc<Way>,
     origin: Origin,
     captured: Captured,
+    live: Live,
     trail: Mutex<Trail>,
     outlook: Mutex<Outlook>,
 }
@@ -67,13 +81,14 @@ struct Outlook {
 }
 
 impl Way {
-    /// Serves a connection whose first bytes are the head of a request.
+    /// Serves a connection whose first bytes are the head of a request, or the preface of HTTP/2.
     pub(super) async fn requests(
         self: &Arc<Self>,
         workload: &TcpStream,
         arrived: Arrived,
         origin: Origin,
         (policy, view): (Arc<InForce>, Arc<View>),
+        version: Version,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         record.by_request();
@@ -81,6 +96,7 @@ impl Way {
             way: Arc::clone(self),
             origin,
             captured: origin.seen_from(record),
+            live: record.live(),
             trail: Mutex::new(std::mem::take(record.trail())),
             outlook: Mutex::new(Outlook {
                 policy,
@@ -89,7 +105,10 @@ impl Way {
             }),
         };
         // On the heap: a tunnel of bytes has no use for the room.
-        Box::pin(http1::serve(requests, workload, arrived.bytes, record)).await
+        match version {
+            Version::Http1 => Box::pin(http1::serve(requests, workload, arrived.bytes)).await,
+            Version::Http2 => Box::pin(http2::serve(requests, workload, arrived.bytes)).await,
+        }
     }
 }
 
@@ -111,12 +130,12 @@ impl Requests {
         }
     }
 
-    /// What policy says of a request.
+    /// What policy says of a request, and of its target.
     async fn decide(
         &self,
         facts: &mut Facts,
         record: &mut RequestRecord,
-    ) -> Result<Route, Refused> {
+    ) -> Result<(Route, Option<Arc<TargetPolicy>>), Refused> {
         let Outlook { policy, view, .. } = self.outlook().await;
         let judging = self.way.judge(&policy, facts, &view);
         let verdict = record.span().around("policy", judging).await;
@@ -137,7 +156,7 @@ impl Requests {
             policy::Decision::Direct(rule) => {
                 let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by);
-                Ok(Route::Direct)
+                Ok((Route::Direct, verdict.target))
             }
             policy::Decision::Tunnel(decision) => {
                 let by = Some(Label::of(&decision.policy));
@@ -147,7 +166,7 @@ impl Requests {
                     let host = Label::of(service);
                     record.destination(Destination::declared(host, Label::default()));
                 }
-                Ok(Route::Tunnel(decision))
+                Ok((Route::Tunnel(decision), verdict.target))
             }
         }
     }

@@ -8,15 +8,22 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::{Arrived, Failure, Way};
+use crate::circuit::{Circuit, Leads, Outcome, Refusal};
 use crate::name::OriginalDst;
-use crate::policy::{self, Facts, Fallback, PlainHttp, Proxy, RankedProxy, TunnelDecision};
-use crate::relay::{RelayError, Shared, Traffic, broken, relay};
+use crate::policy::{
+    self, Facts, Fallback, PlainHttp, Proxy, RankedProxy, TargetPolicy, TunnelDecision,
+};
+use crate::relay::{RelayError, Shared, Timeouts, Traffic, broken, relay};
 use crate::sockets::Carrier;
 use crate::telemetry::{
-    self, ConnectionRecord, Destination, Label, ResponseFlag, TunnelCode, TunnelLog,
+    self, ConnectionRecord, Destination, Label, ResponseFlag, TargetLimit, TunnelCode, TunnelLog,
 };
+use crate::tls::TlsError;
 use crate::trace::{Kind, Span};
 use crate::tunnel::{self, Line, Observer as _, Tunnel, TunnelError, originate, shuffled};
+
+/// Stands for no bound at all.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// For TLS with the target, once the tunnel is open.
 pub(super) const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
@@ -27,25 +34,35 @@ impl Way {
         workload: &mut TcpStream,
         dst: OriginalDst,
         bytes: Bytes,
+        target: Option<&Arc<TargetPolicy>>,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
-        let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
+        let circuit = self.circuits.of(target, Leads::Direct(dst.0));
+        let attempt = circuit.attempt().map_err(refused)?;
+        let _place = circuit.connection().map_err(refused)?;
+        let time = within(self.direct_deadline, &circuit);
+        let connecting = timeout(time, self.sockets.connect(dst.0));
         let mut upstream = match record.span().around("direct", connecting).await {
             Ok(Ok(stream)) => stream.into(),
             Ok(Err(error)) => {
+                attempt.ended(Outcome::Failed);
                 return Err(Failure::new(
                     ResponseFlag::UpstreamFailure,
                     format!("cannot connect directly to {dst}: {error}"),
                 ));
             }
             Err(_) => {
+                attempt.ended(Outcome::Failed);
                 return Err(Failure::new(
                     ResponseFlag::UpstreamTimeout,
-                    format!("no answer from {dst} within {:?}", self.direct_deadline),
+                    format!("no answer from {dst} within {time:?}"),
                 ));
             }
         };
-        self.relay(workload, &mut upstream, bytes, Bytes::new(), record)
+        attempt.ended(Outcome::Connected);
+        let timeouts = self.patience_with(&circuit);
+        let early = (bytes, Bytes::new());
+        self.relay(workload, &mut upstream, early, &timeouts, record)
             .await
     }
 
@@ -54,6 +71,7 @@ impl Way {
         workload: &mut TcpStream,
         arrived: Arrived,
         decision: &TunnelDecision,
+        target: Option<&Arc<TargetPolicy>>,
         facts: &mut Facts,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
@@ -61,15 +79,23 @@ impl Way {
         if let Some(service) = &decision.destination_service {
             record.destination(Destination::declared(Label::of(service), Label::default()));
         }
+        let leads = Leads::Tunnel(decision.target.clone());
+        let circuit = self.circuits.of(target, leads);
+        let attempt = circuit.attempt().map_err(refused)?;
+        let _place = circuit.connection().map_err(refused)?;
         let pending = self
             .admission
             .begin_tunnel()
             .map_err(|refusal| self.over(refusal))?;
-        let opened = self.open(&arrived, decision, record).await;
+        let until = until(&circuit);
+        let opened = self.open(&arrived, decision, until, record).await;
         let tunnel = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 drop(pending);
+                if is_of_target(&error) {
+                    attempt.ended(Outcome::Failed);
+                }
                 // A refusal is the proxy's decision, not its failure.
                 let may_pass = error.refusal().is_none() && self.may_pass(decision, facts).await;
                 if !may_pass {
@@ -82,7 +108,7 @@ impl Way {
                 ));
                 record.decided(telemetry::Decision::Direct, by, rule);
                 return self
-                    .direct(workload, arrived.dst, arrived.bytes, record)
+                    .direct(workload, arrived.dst, arrived.bytes, target, record)
                     .await;
             }
         };
@@ -93,31 +119,38 @@ impl Way {
         } = tunnel;
         if let Some(tls) = decision.tls.as_ref().filter(|_| !arrived.speaks_tls) {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
+            let deadline = until.map_or(deadline, |until| until.min(deadline));
             let early = std::mem::take(&mut early);
             let originating = originate(stream, early, &tls.client, &tls.name, deadline);
-            stream = record
-                .span()
-                .attempt("originate", originating)
-                .await
-                .map_err(|error| {
+            let span = record.span();
+            let originated = span.attempt("originate", originating, TlsError::reason);
+            stream = match originated.await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    attempt.ended(Outcome::Failed);
                     let error = format!("TLS with {}: {error}", decision.target);
-                    Failure::new(ResponseFlag::UpstreamFailure, error)
-                })?;
+                    return Err(Failure::new(ResponseFlag::UpstreamFailure, error));
+                }
+            };
         }
         drop(pending);
-        self.relay(workload, &mut stream, arrived.bytes, early, record)
+        attempt.ended(Outcome::Connected);
+        let timeouts = self.patience_with(&circuit);
+        let early = (arrived.bytes, early);
+        self.relay(workload, &mut stream, early, &timeouts, record)
             .await
     }
 
-    /// Opens a tunnel through the first proxy that can. Nothing of the workload has been sent to
-    /// any before.
+    /// Opens a tunnel through the first proxy that can, `until` then at the latest. Nothing of the
+    /// workload has been sent to any before.
     pub(super) async fn open(
         &self,
         arrived: &Arrived,
         decision: &TunnelDecision,
+        until: Option<Instant>,
         record: &mut impl TunnelLog,
     ) -> Result<Tunnel, TunnelError> {
-        let mut turns = self.turns(decision);
+        let mut turns = self.turns(decision, until);
         loop {
             let turn = turns.next(decision, record);
             match self.open_at(&turn, arrived, decision, record).await {
@@ -133,9 +166,10 @@ impl Way {
         &self,
         arrived: &Arrived,
         decision: &TunnelDecision,
+        until: Option<Instant>,
         record: &mut impl TunnelLog,
     ) -> Result<Opened, TunnelError> {
-        let mut turns = self.turns(decision);
+        let mut turns = self.turns(decision, until);
         loop {
             let turn = turns.next(decision, record);
             let proxy = turn.proxy;
@@ -186,12 +220,13 @@ impl Way {
         Ok(tunnel)
     }
 
-    fn turns<'a>(&'a self, decision: &'a TunnelDecision) -> Turns<'a> {
+    fn turns<'a>(&'a self, decision: &'a TunnelDecision, until: Option<Instant>) -> Turns<'a> {
+        let deadline = self.tunneler.deadline();
         Turns {
             way: self,
             order: in_order(&decision.proxies, |proxy| self.tunneler.is_available(proxy)),
             tried: 0,
-            deadline: self.tunneler.deadline(),
+            deadline: until.map_or(deadline, |until| until.min(deadline)),
         }
     }
 
@@ -204,12 +239,29 @@ impl Way {
         }
     }
 
+    /// How long a connection may be idle, if policy says something else of its target.
+    pub(super) fn patience_with(&self, circuit: &Circuit) -> Timeouts {
+        let idle = circuit
+            .settings()
+            .and_then(|settings| settings.idle_timeout);
+        match idle {
+            None => self.relay,
+            Some(idle) => {
+                let idle = idle.unwrap_or(FOR_EVER);
+                Timeouts {
+                    idle,
+                    half_closed: self.relay.half_closed.min(idle),
+                }
+            }
+        }
+    }
+
     async fn relay(
         &self,
         workload: &mut TcpStream,
         upstream: &mut tunnel::Stream,
-        to_upstream: Bytes,
-        to_workload: Bytes,
+        (to_upstream, to_workload): (Bytes, Bytes),
+        timeouts: &Timeouts,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         upstream.abort_on_drop();
@@ -222,7 +274,7 @@ impl Way {
                 &mut *upstream,
                 to_upstream,
                 to_workload,
-                &self.relay,
+                timeouts,
                 &traffic,
             )
             .await
@@ -247,6 +299,41 @@ impl Way {
             }
         }
     }
+}
+
+/// A limit of the target was reached.
+fn refused(refusal: Refusal) -> Failure {
+    Failure::new(flag_of_limit(refusal.limit), refusal)
+}
+
+/// The flag of what policy does not allow at a target.
+pub(super) fn flag_of_limit(limit: TargetLimit) -> ResponseFlag {
+    match limit {
+        TargetLimit::Ejected => ResponseFlag::Unhealthy,
+        TargetLimit::Connections
+        | TargetLimit::PendingRequests
+        | TargetLimit::Requests
+        | TargetLimit::Retries => ResponseFlag::Overflow,
+    }
+}
+
+/// Until when there must be a connection, if policy says so.
+pub(super) fn until(circuit: &Circuit) -> Option<Instant> {
+    let time = circuit.settings()?.connect_timeout?;
+    Some(Instant::now() + time)
+}
+
+/// How long connecting may take, if policy does not say less.
+pub(super) fn within(time: Duration, circuit: &Circuit) -> Duration {
+    let settings = circuit.settings();
+    let own = settings.and_then(|settings| settings.connect_timeout);
+    own.map_or(time, |own| own.min(time))
+}
+
+/// Whether the target is to blame for a tunnel that could not be opened, as far as can be told: the
+/// proxy says that it cannot reach it, or does not answer in time.
+pub(super) fn is_of_target(error: &TunnelError) -> bool {
+    matches!(error.code(), Some(502..=504)) || error.reason() == "connect_timeout"
 }
 
 pub(super) fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
@@ -329,7 +416,7 @@ pub(super) fn flag(error: &TunnelError) -> ResponseFlag {
         "connect_timeout" | "dial_timeout" | "ping_timeout" | "pool_timeout"
         | "settings_timeout" | "tcp_timeout" | "tls_timeout" => ResponseFlag::UpstreamTimeout,
         "malformed" | "no_http2" => ResponseFlag::UpstreamProtocol,
-        "pool_busy" | "too_many_connections" => ResponseFlag::Overflow,
+        "pool_busy" | "too_many_connections" | "too_many_pending" => ResponseFlag::Overflow,
         _ => ResponseFlag::UpstreamFailure,
     }
 }

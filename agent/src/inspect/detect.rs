@@ -13,6 +13,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Debug, Default)]
 pub(super) struct Detector {
     http: Search,
+    only_tls: bool,
 }
 
 /// What a look gave.
@@ -36,6 +37,14 @@ pub(super) enum Stop {
 }
 
 impl Detector {
+    /// One that does not look for HTTP.
+    pub(super) fn for_tls() -> Self {
+        Self {
+            only_tls: true,
+            ..Self::default()
+        }
+    }
+
     /// Looks at everything read so far; `bytes` begins as it did in the last call.
     pub(super) fn look(&mut self, bytes: &[u8]) -> Result<Verdict, InspectError> {
         if bytes.first() == Some(&client_hello::RECORD_TYPE) {
@@ -44,6 +53,9 @@ impl Detector {
                 Ok(None) => Verdict::Is(Seen::Opaque),
                 Err(Incomplete { at_least }) => Verdict::Needs(at_least),
             });
+        }
+        if self.only_tls {
+            return Ok(Verdict::Is(Seen::Opaque));
         }
         if bytes.starts_with(PREFACE) {
             return Ok(Verdict::Is(Seen::Http2));

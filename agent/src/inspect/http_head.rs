@@ -299,7 +299,7 @@ fn form_of(method: &str, target: &str) -> Option<Form> {
 
 /// Reads `Host = uri-host [ ":" port ]` (RFC 9110 section 7.2). `None`: the syntax is right, but
 /// it is neither an address nor a name that DNS could know.
-fn read_host(value: &[u8]) -> Result<Option<Host>, InspectError> {
+pub(crate) fn read_host(value: &[u8]) -> Result<Option<Host>, InspectError> {
     let invalid = InspectError::Malformed("the Host field is not a host with or without a port");
     let Ok(text) = str::from_utf8(value) else {
         return Err(invalid);

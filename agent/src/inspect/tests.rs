@@ -380,3 +380,23 @@ proptest! {
         prop_assert_eq!(inspected.bytes, bytes);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_http_is_not_taken_for_it() {
+    let hello = HandBuilt::with(&[server_name(b"a.example")]).bytes();
+    let inspected = inspect_for_tls(&mut Segments::new(&[&hello]), &Limits::default()).await;
+    assert!(matches!(inspected.unwrap().seen, Seen::Tls(_)));
+    for text in [
+        "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        "GET / HTTP/1.1\r\nno field\r\n\r\n",
+        "GET / HTTP/9.9\r\n",
+        PREFACE,
+        "P",
+    ] {
+        let mut stream = Segments::new(&[text.as_bytes()]);
+        let inspected = inspect_for_tls(&mut stream, &Limits::default()).await;
+        let inspected = inspected.unwrap();
+        assert_eq!(inspected.seen, Seen::Opaque, "{text}");
+        assert_eq!(inspected.bytes, text.as_bytes());
+    }
+}

@@ -46,6 +46,15 @@ pub enum NameSource {
     Sni,
 }
 
+/// How first bytes are looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Look {
+    /// Whether they are TLS, and for whom.
+    ForTls,
+    /// Whether they are TLS or HTTP, and for whom.
+    Whole,
+}
+
 /// The rule that a connection is under, and the service it is to.
 #[derive(Clone, Copy)]
 pub(super) struct Picked<'a> {
@@ -92,12 +101,28 @@ impl Policy {
         self.settle(named, nameless, Some(name), facts, view)
     }
 
-    /// Whether what is done with a connection to `dst` may depend on its first bytes. Where it does
-    /// not, there is nothing to wait for.
-    pub fn wants_inspection(&self, dst: OriginalDst, view: &View) -> bool {
+    /// How the first bytes of a connection to `dst` are looked at. `None`: what is done with it does
+    /// not depend on them, so there is nothing to wait for.
+    ///
+    /// Where policy declares HTTP, its requests are served as such, whether or not anything depends
+    /// on their names; where it declares something else, nothing is taken for HTTP.
+    pub fn look_at(&self, dst: OriginalDst, view: &View) -> Option<Look> {
         if let Some((_, Side::Internal)) = self.sides.of(dst.ip()) {
-            return false;
+            return None;
         }
+        let at = self.service_at(dst, view);
+        let declared = at.and_then(|service| service.port(dst.port()));
+        match declared.map(|port| port.protocol) {
+            Some(PortProtocol::Http | PortProtocol::Http2) => Some(Look::Whole),
+            None | Some(PortProtocol::Auto) => {
+                self.depends_on_bytes(dst, view).then_some(Look::Whole)
+            }
+            Some(_) => self.depends_on_bytes(dst, view).then_some(Look::ForTls),
+        }
+    }
+
+    /// Whether what is done with a connection to `dst` may depend on its first bytes.
+    fn depends_on_bytes(&self, dst: OriginalDst, view: &View) -> bool {
         let at = self.service_at(dst, view);
         if at.is_some_and(|service| service.is_nameless_on(dst.port())) {
             // What is spoken matters only where TLS would have to be added.

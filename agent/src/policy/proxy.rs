@@ -15,7 +15,7 @@ use super::header::{HeaderContext, HeaderTemplate};
 use crate::name::Host;
 use crate::tls::ClientTls;
 
-pub use settings::{Balance, Ejection, ProxySettings};
+pub use settings::{Balance, Check, Ejection, ProxySettings};
 
 /// A forward proxy and how to speak to it.
 #[derive(Clone, Debug)]
@@ -36,6 +36,8 @@ pub struct Proxy {
     pub headers: Vec<HeaderTemplate>,
     /// How requests of plain HTTP go to it.
     pub plain_http: PlainHttp,
+    /// How its endpoints are checked, if they are.
+    pub check: Option<Arc<Check>>,
     /// How connections to it are made and spread.
     pub settings: ProxySettings,
 }
@@ -56,6 +58,7 @@ impl Proxy {
             credentials: None,
             headers: Vec::new(),
             plain_http: PlainHttp::Connect,
+            check: None,
             settings: ProxySettings::default(),
         }
     }

@@ -12,8 +12,13 @@ mod head;
 mod input;
 mod write;
 
+pub(super) use body::Piece;
+pub(super) use exchange::read_answer;
+pub(super) use head::{Answer, Fields};
+pub(super) use write::BETWEEN_NEIGHBOURS;
+
 pub use body::{Body, BodyError};
-pub use exchange::{Answered, Client, ExchangeError, Progress, exchange};
+pub use exchange::{Answered, Client, ExchangeError, exchange};
 pub use forward::Challenge;
 pub use head::{Framing, Request};
 pub use input::{Input, Patience, next_request};

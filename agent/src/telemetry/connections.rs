@@ -1,6 +1,6 @@
 //! The connections that live now.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use crate::name::{OriginalDst, Target};
-use crate::relay::Traffic;
+use crate::relay::{Progress, Traffic};
 use crate::telemetry::label::{Destination, Label, Workload};
 use crate::telemetry::metrics::ByteSeries;
 use crate::telemetry::outcome::{
@@ -28,6 +28,25 @@ pub trait ByteCounts: Send + Sync {
 
     /// Payload bytes to the workload.
     fn received(&self) -> u64;
+
+    /// Messages of gRPC among them, from the workload and to it.
+    fn messages(&self) -> (u64, u64) {
+        (0, 0)
+    }
+}
+
+impl ByteCounts for Progress {
+    fn sent(&self) -> u64 {
+        self.traffic.sent()
+    }
+
+    fn received(&self) -> u64 {
+        self.traffic.received()
+    }
+
+    fn messages(&self) -> (u64, u64) {
+        Progress::messages(self)
+    }
 }
 
 impl ByteCounts for Traffic {
@@ -155,7 +174,7 @@ impl Connection {
             ("decision", text(state.decision.as_ref())),
             ("policy", text(state.policy.as_ref())),
             ("rule", text(state.rule.as_ref())),
-            ("established", Some(json!(state.relay.is_some()))),
+            ("established", Some(json!(state.is_served()))),
             ("bytes_sent", Some(json!(sent))),
             ("bytes_received", Some(json!(received))),
             ("duration_ms", Some(json!(self.age_ms()))),
@@ -190,6 +209,9 @@ pub(crate) struct State {
     pub(crate) error: Option<String>,
     /// From the moment the connection is served.
     pub(crate) relay: Option<Relay>,
+    /// Of the requests that it serves now, by their numbers.
+    requests: BTreeMap<u64, Relay>,
+    next_request: u64,
 }
 
 impl State {
@@ -198,16 +220,37 @@ impl State {
         self.code.and_then(TunnelCode::status)
     }
 
+    /// A request that begins to move bytes. Gives its number.
+    pub(crate) fn moves(&mut self, relay: Relay) -> u64 {
+        let number = self.next_request;
+        self.next_request += 1;
+        self.requests.insert(number, relay);
+        number
+    }
+
+    /// A request that is over: its bytes are settled.
+    pub(crate) fn rests(&mut self, number: u64) {
+        if let Some(relay) = self.requests.remove(&number) {
+            relay.finish(None);
+        }
+    }
+
+    fn is_served(&self) -> bool {
+        self.relay.is_some() || !self.requests.is_empty()
+    }
+
     /// Bytes sent and received so far.
     fn bytes(&self) -> (u64, u64) {
-        self.relay
-            .as_ref()
-            .map_or((0, 0), |relay| (relay.bytes.sent(), relay.bytes.received()))
+        let relays = self.relay.iter().chain(self.requests.values());
+        relays.fold((0, 0), |(sent, received), relay| {
+            let bytes = &relay.bytes;
+            (sent + bytes.sent(), received + bytes.received())
+        })
     }
 
     /// Adds to the counters what came since the last time.
     fn fold(&mut self) {
-        if let Some(relay) = &mut self.relay {
+        for relay in self.relay.iter_mut().chain(self.requests.values_mut()) {
             relay.fold();
         }
     }
@@ -218,6 +261,7 @@ pub(crate) struct Relay {
     bytes: Arc<dyn ByteCounts>,
     series: ByteSeries,
     counted: (u64, u64),
+    counted_messages: (u64, u64),
 }
 
 impl Relay {
@@ -227,6 +271,7 @@ impl Relay {
             bytes,
             series,
             counted: (0, 0),
+            counted_messages: (0, 0),
         }
     }
 
@@ -256,6 +301,14 @@ impl Relay {
         self.series
             .add(sent - self.counted.0, received - self.counted.1);
         self.counted = (sent, received);
+        let messages = self.bytes.messages();
+        let (sent, received) = self.counted_messages;
+        let grown = (
+            messages.0.saturating_sub(sent),
+            messages.1.saturating_sub(received),
+        );
+        self.series.add_messages(grown);
+        self.counted_messages = messages;
     }
 }
 

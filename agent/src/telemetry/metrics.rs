@@ -5,6 +5,7 @@
 
 mod bytes;
 mod capture;
+mod circuits;
 mod family;
 mod http;
 mod limits;
@@ -21,6 +22,7 @@ use crate::telemetry::connections::ConnectionTable;
 
 pub(crate) use bytes::ByteSeries;
 pub use capture::{CaptureMetrics, CaptureSource, MapUsage, NotEnrolled};
+pub use circuits::CircuitMetrics;
 pub(crate) use http::Ended;
 pub use limits::LimitMetrics;
 pub use policy::PolicyMetrics;
@@ -33,6 +35,8 @@ pub use traces::TraceMetrics;
 pub struct Metrics {
     /// Capture: what the kernel side did, and enrolment.
     pub capture: CaptureMetrics,
+    /// Limits of targets.
+    pub circuits: CircuitMetrics,
     /// Limits of the agent.
     pub limits: LimitMetrics,
     /// Policy: decisions, names, reloads.
@@ -78,6 +82,7 @@ impl Metrics {
         .set(1);
         Ok(Self {
             capture: CaptureMetrics::new(registry)?,
+            circuits: CircuitMetrics::new(registry)?,
             limits: LimitMetrics::new(registry)?,
             policy: PolicyMetrics::new(registry)?,
             proxy: ProxyMetrics::new(registry)?,

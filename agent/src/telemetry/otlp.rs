@@ -215,9 +215,10 @@ impl Task {
                 self.metrics.dropped(loss, spans);
                 return;
             }
-            let pause = error.retry_after().unwrap_or(self.pause);
-            // Not all agents at once.
-            let pause = pause
+            // A collector may want it later, but not sooner. Not all agents at once.
+            let pause = self
+                .pause
+                .max(error.retry_after().unwrap_or_default())
                 .min(self.times.longest_pause)
                 .mul_f64(0.75 + fastrand::f64() / 2.0);
             self.pause = (self.pause * 2).min(self.times.longest_pause);

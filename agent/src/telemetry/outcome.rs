@@ -122,6 +122,22 @@ label_values! {
 }
 
 label_values! {
+    /// Why something was not done at a target: what policy says of the target.
+    pub enum TargetLimit {
+        /// Connections at a time.
+        Connections = "connections",
+        /// It has failed too often.
+        Ejected = "ejected",
+        /// Requests that wait for a connection.
+        PendingRequests = "pending_requests",
+        /// Requests at a time.
+        Requests = "requests",
+        /// Retries at a time.
+        Retries = "retries",
+    }
+}
+
+label_values! {
     /// Why a span came to nobody.
     pub enum SpanLoss {
         /// More came than could be sent: the queue was full.
@@ -156,6 +172,8 @@ label_values! {
         Http = "http",
         /// An HTTP/1 head without a name in Host.
         HttpNoName = "http_no_name",
+        /// The preface of HTTP/2.
+        Http2 = "http2",
         /// Began as TLS or HTTP and then broke its rules.
         Malformed = "malformed",
         /// Neither TLS nor HTTP.
@@ -191,9 +209,11 @@ label_values! {
     /// | `SI` | was idle for too long |
     /// | `UC` | was served, and then the proxy or the target reset it |
     /// | `UF` | the proxy, or the destination of a direct connection, cannot be reached |
-    /// | `UO` | was over a limit of the agent |
+    /// | `UH` | its target has failed too often lately |
+    /// | `UO` | was over a limit of the agent, or of its target |
     /// | `UPE` | the proxy broke the rules of HTTP |
-    /// | `UT` | there was no answer to CONNECT in time |
+    /// | `URX` | was tried as often as policy allows, and failed each time |
+    /// | `UT` | there was no answer in time, of the proxy or of the target |
     pub enum ResponseFlag {
         /// `CONNECT`: the proxy answered, but not with 2xx.
         Connect = "CONNECT",
@@ -215,11 +235,15 @@ label_values! {
         UpstreamClosed = "UC",
         /// `UF`: the proxy, or a direct destination, cannot be reached.
         UpstreamFailure = "UF",
-        /// `UO`: over a limit of the agent.
+        /// `UH`: the target has failed too often lately.
+        Unhealthy = "UH",
+        /// `UO`: over a limit of the agent, or of the target.
         Overflow = "UO",
         /// `UPE`: the proxy broke the rules of HTTP.
         UpstreamProtocol = "UPE",
-        /// `UT`: no answer to CONNECT in time.
+        /// `URX`: tried as often as policy allows.
+        RetriesExhausted = "URX",
+        /// `UT`: no answer in time, of the proxy or of the target.
         UpstreamTimeout = "UT",
     }
 }

@@ -188,38 +188,11 @@ impl ConnectionRecord {
         self.by_request = true;
     }
 
-    /// What was decided about the request that it serves now, for the
-    /// [`ConnectionTable`](crate::telemetry::ConnectionTable).
-    pub fn serves(
-        &mut self,
-        decision: Decision,
-        policy: Option<Label>,
-        target: Option<(Target, TargetSource)>,
-    ) {
-        let (target, source) = target.unzip();
-        self.update(|state| {
-            state.decision = Some(decision);
-            state.policy = policy;
-            state.target = target;
-            state.target_source = source;
-        });
-    }
-
-    /// From now on the request that it serves moves these bytes, through a proxy if there is one.
-    /// What was counted before is settled.
-    pub fn moves(&mut self, bytes: Arc<dyn ByteCounts>, proxy: Option<&Label>) {
-        let series = self.metrics.bytes.of_requests(proxy);
-        let mut state = self.connection.state.lock();
-        if let Some(before) = state.relay.replace(Relay::from_now(bytes, series)) {
-            before.finish(None);
-        }
-        state.proxy = proxy.cloned();
-    }
-
-    /// The request is over: its bytes are settled.
-    pub fn rests(&mut self) {
-        if let Some(relay) = self.connection.state.lock().relay.take() {
-            relay.finish(None);
+    /// Where its requests show what they do.
+    pub fn live(&self) -> Live {
+        Live {
+            metrics: Arc::clone(&self.metrics),
+            connection: Arc::clone(&self.connection),
         }
     }
 
@@ -269,7 +242,7 @@ impl Drop for ConnectionRecord {
         self.tunnel = None;
         self.metrics.connections().remove(self.connection.id);
         if self.by_request {
-            return self.rests();
+            return;
         }
         // Taken out whole: a scrape that still holds the connection finds nothing left to count,
         // and no lock is held while the line is written.
@@ -312,6 +285,63 @@ impl Drop for ConnectionRecord {
             span.number("server.port", i64::from(target.port));
         }
         told.to(span);
+    }
+}
+
+/// Shows on a connection that carries HTTP what its requests do, for the
+/// [`ConnectionTable`](crate::telemetry::ConnectionTable). Clones show on the same.
+#[derive(Clone)]
+pub struct Live {
+    metrics: Arc<Metrics>,
+    connection: Arc<Connection>,
+}
+
+impl Live {
+    /// What was decided about a request; that about the last one is shown.
+    pub fn serves(
+        &self,
+        decision: Decision,
+        policy: Option<Label>,
+        target: Option<(Target, TargetSource)>,
+    ) {
+        let (target, source) = target.unzip();
+        let mut state = self.connection.state.lock();
+        state.decision = Some(decision);
+        state.policy = policy;
+        state.target = target;
+        state.target_source = source;
+    }
+
+    /// From now on a request moves these bytes, through a proxy if there is one; `grpc` is where
+    /// its messages are counted. It is over when what is given back is dropped.
+    pub(super) fn moves(
+        &self,
+        bytes: Arc<dyn ByteCounts>,
+        proxy: Option<&Label>,
+        grpc: Option<(&Workload, &Destination)>,
+    ) -> Moving {
+        let series = self.metrics.bytes.of_requests(proxy, grpc);
+        let mut state = self.connection.state.lock();
+        state.proxy = proxy.cloned();
+        let number = state.moves(Relay::from_now(bytes, series));
+        drop(state);
+        Moving {
+            connection: Arc::clone(&self.connection),
+            number,
+        }
+    }
+}
+
+/// A request that moves bytes.
+#[must_use = "it counts as over when this is dropped"]
+pub struct Moving {
+    connection: Arc<Connection>,
+    number: u64,
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.connection.state.lock().rests(self.number);
     }
 }
 

@@ -8,14 +8,13 @@ use std::time::Instant;
 use tracing::{Level, field};
 
 use crate::name::{OriginalDst, Target};
-use crate::relay::Traffic;
-use crate::relay::http::Progress;
+use crate::relay::{Progress, Traffic};
 use crate::telemetry::label::{Destination, Label, Workload};
 use crate::telemetry::metrics::{ActiveGuard, Ended, Metrics};
 use crate::telemetry::outcome::{
     Decision, Deduction, DenyReason, ResponseFlag, TargetSource, TunnelCode, TunnelProtocol,
 };
-use crate::telemetry::record::{ACCESS_LOG, ConnectionRecord, MAX_ERROR, TunnelLog};
+use crate::telemetry::record::{ACCESS_LOG, Live, MAX_ERROR, Moving, TunnelLog};
 use crate::telemetry::text::printable;
 use crate::telemetry::trail::{Told, host_and_port};
 use crate::trace::Span;
@@ -53,6 +52,15 @@ impl OpenTunnel {
     }
 }
 
+/// A try to open a tunnel.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    proxy: Option<Label>,
+    endpoint: Option<Label>,
+    protocol: Option<TunnelProtocol>,
+    code: Option<TunnelCode>,
+}
+
 /// One request, from its head to the end of its answer.
 ///
 /// It is filled on the way. When it is dropped, in whatever way the request ended, it writes one
@@ -68,6 +76,7 @@ pub struct RequestRecord {
     id: String,
     method: Option<String>,
     authority: Option<String>,
+    grpc: bool,
     workload: Arc<Workload>,
     destination: Destination,
     target: Option<(Target, TargetSource)>,
@@ -83,6 +92,8 @@ pub struct RequestRecord {
     refused: Option<String>,
     progress: Arc<Progress>,
     tunnel: Option<ActiveGuard>,
+    retries: u32,
+    is_exhausted: bool,
     span: Span,
 }
 
@@ -96,6 +107,7 @@ impl RequestRecord {
             id: format!("{:016x}", fastrand::u64(..)),
             method: None,
             authority: None,
+            grpc: false,
             workload: Arc::default(),
             destination: Destination::default(),
             target: None,
@@ -111,6 +123,8 @@ impl RequestRecord {
             refused: None,
             progress: Arc::default(),
             tunnel: None,
+            retries: 0,
+            is_exhausted: false,
             span: Span::none(),
         }
     }
@@ -147,8 +161,20 @@ impl RequestRecord {
         self.destination = destination;
     }
 
+    /// It speaks gRPC: so it is counted, and so are its messages.
+    pub fn grpc(&mut self) {
+        self.grpc = true;
+    }
+
+    /// From now on it moves bytes, through a proxy if there is one, until what is given back is
+    /// dropped.
+    pub fn moves(&self, connection: &Live, proxy: Option<&Label>) -> Moving {
+        let grpc = self.grpc.then_some((&*self.workload, &self.destination));
+        connection.moves(Arc::clone(&self.progress) as _, proxy, grpc)
+    }
+
     /// Shows on the connection what is known of this request.
-    pub fn show_on(&self, connection: &mut ConnectionRecord) {
+    pub fn show_on(&self, connection: &Live) {
         if let Some(decision) = self.decision {
             connection.serves(decision, self.policy.clone(), self.target.clone());
         }
@@ -171,6 +197,24 @@ impl RequestRecord {
         self.proxy = Some(tunnel.proxy.clone());
         self.endpoint = Some(tunnel.endpoint.clone());
         self.protocol = Some(tunnel.protocol);
+    }
+
+    /// What came of its last try to open a tunnel, for others that waited for the same.
+    pub fn attempt(&self) -> Attempt {
+        Attempt {
+            proxy: self.proxy.clone(),
+            endpoint: self.endpoint.clone(),
+            protocol: self.protocol,
+            code: self.code,
+        }
+    }
+
+    /// It waited for this try, which was another's; that has counted it.
+    pub fn shares(&mut self, attempt: &Attempt) {
+        self.proxy.clone_from(&attempt.proxy);
+        self.endpoint.clone_from(&attempt.endpoint);
+        self.protocol = attempt.protocol;
+        self.code = attempt.code;
     }
 
     /// The proxy gets it as it is.
@@ -200,6 +244,25 @@ impl RequestRecord {
             Some(_) => ResponseFlag::Connect,
             None => ResponseFlag::None,
         });
+        if self.is_exhausted {
+            let text = "the answer would have been asked for again, but for the number of tries";
+            self.failed(ResponseFlag::RetriesExhausted, &text);
+        }
+    }
+
+    /// It is tried again.
+    pub fn tried_again(&mut self) {
+        self.retries += 1;
+    }
+
+    /// It has been tried as often as policy allows, each time in vain.
+    pub fn exhausted(&mut self) {
+        self.is_exhausted = true;
+    }
+
+    /// Where it is counted.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// It failed, or ended out of order. The last call before the drop counts. `error` is escaped
@@ -250,6 +313,7 @@ impl Drop for RequestRecord {
         let traffic = &self.progress.traffic;
         let ended = Ended {
             status: self.progress.status(),
+            grpc: self.grpc.then(|| self.grpc_status()),
             flag,
             milliseconds: self.started.elapsed().as_secs_f64() * 1000.0,
             request_bytes: traffic.sent(),
@@ -268,6 +332,20 @@ impl Drop for RequestRecord {
 }
 
 impl RequestRecord {
+    /// `grpc-status`, or what stands for it where an answer has none, as gRPC's clients have it.
+    fn grpc_status(&self) -> Option<u16> {
+        self.progress.grpc_status().or_else(|| {
+            Some(match self.progress.status()? {
+                400 => 13,
+                401 => 16,
+                403 => 7,
+                404 => 12,
+                429 | 502..=504 => 14,
+                _ => 2,
+            })
+        })
+    }
+
     /// Tells the span what is known in the end.
     fn describe(&mut self, ended: &Ended) {
         let mut span = std::mem::take(&mut self.span);
@@ -326,12 +404,14 @@ impl RequestRecord {
                     method = self.method.as_deref(),
                     authority = self.authority.as_deref(),
                     status = ended.status,
+                    grpc.status = ended.grpc.flatten(),
                     target = self.target.as_ref().map(|(target, _)| field::display(target)),
                     target.source = self.target.as_ref().map(|(_, from)| field::display(from)),
                     proxy = self.proxy.as_ref().map(Label::as_str),
                     proxy.endpoint = self.endpoint.as_ref().map(Label::as_str),
                     tunnel.protocol = self.protocol.map(field::display),
                     tunnel.code = self.code.and_then(TunnelCode::status),
+                    retries = (self.retries > 0).then_some(self.retries),
                     decision = self.decision.map(field::display),
                     policy = self.policy.as_ref().map(Label::as_str),
                     bytes_sent = ended.request_bytes,

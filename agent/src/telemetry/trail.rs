@@ -33,7 +33,7 @@ struct Facts {
 
 impl Trail {
     /// That of a connection that was accepted then and is served from now on.
-    pub(super) fn new(tracer: Tracer, accepted: Instant, src: SocketAddr) -> Self {
+    pub fn new(tracer: Tracer, accepted: Instant, src: SocketAddr) -> Self {
         let mut trail = Self::default();
         if tracer.is_on() {
             trail.facts = Some(Facts {

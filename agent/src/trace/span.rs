@@ -200,11 +200,16 @@ impl Span {
         work.await
     }
 
-    /// Has `work` done in a span below it, which tells why if it fails.
+    /// Has `work` done in a span below it, which tells why if it fails; `class` is one of few.
     ///
     /// # Errors
     /// As `work`.
-    pub async fn attempt<T, E, F>(&self, name: &'static str, work: F) -> Result<T, E>
+    pub async fn attempt<T, E, F>(
+        &self,
+        name: &'static str,
+        work: F,
+        class: impl FnOnce(&E) -> &'static str,
+    ) -> Result<T, E>
     where
         E: Display,
         F: Future<Output = Result<T, E>>,
@@ -212,7 +217,7 @@ impl Span {
         let mut span = self.child(name, Kind::Internal);
         let result = work.await;
         if let Err(error) = &result {
-            span.failed(name, error);
+            span.failed(class(error), error);
         }
         result
     }

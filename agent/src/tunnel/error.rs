@@ -47,6 +47,9 @@ pub enum Cause {
     /// Nothing is left to try; it is not the first error then.
     #[error("it has no endpoint")]
     NoEndpoint,
+    /// It was asked whether it is well, and that took too long.
+    #[error("it did not answer the check in time")]
+    CheckTimeout,
     /// No connection to the proxy.
     #[error("cannot connect: {0}")]
     Tcp(#[from] DialError),
@@ -59,6 +62,12 @@ pub enum Cause {
          (connectionPool.tcp.maxConnections)"
     )]
     TooManyConnections,
+    /// As many tunnels as policy allows are being opened.
+    #[error(
+        "as many tunnels are being opened through it as its DestinationRule allows \
+         (connectionPool.http.http1MaxPendingRequests)"
+    )]
+    TooManyPending,
     /// The proxy chose HTTP/2, which was not offered.
     #[error("it chose HTTP/2 (ALPN), which was not offered")]
     UnwantedHttp2,
@@ -149,7 +158,9 @@ impl TunnelError {
     /// Where to look.
     pub fn side(&self) -> Side {
         match self.0.cause.innermost() {
-            Cause::Dns(DnsError::NoServers { .. }) | Cause::TooManyConnections => Side::Agent,
+            Cause::Dns(DnsError::NoServers { .. })
+            | Cause::TooManyConnections
+            | Cause::TooManyPending => Side::Agent,
             Cause::Tcp(error) => match error.kind() {
                 DialErrorKind::NoSocket | DialErrorKind::Denied => Side::Agent,
                 _ => Side::Proxy,
@@ -226,6 +237,8 @@ impl Cause {
             Self::NoEndpoint => "no_endpoint",
             Self::Tls(error) => error.reason(),
             Self::TooManyConnections => "too_many_connections",
+            Self::TooManyPending => "too_many_pending",
+            Self::CheckTimeout => "connect_timeout",
             Self::UnwantedHttp2 => "malformed",
         }
     }
@@ -237,17 +250,23 @@ impl Cause {
             Self::Tcp(error) => error.kind() != DialErrorKind::NoSocket,
             Self::Connect(ExchangeError::Refused(refusal)) => is_about_the_target(refusal.code),
             Self::Http2(error) => error.retryable(),
-            Self::NoEndpoint | Self::TooManyConnections => false,
-            Self::Connect(_) | Self::Tls(_) | Self::UnwantedHttp2 => true,
+            Self::NoEndpoint | Self::TooManyConnections | Self::TooManyPending => false,
+            Self::CheckTimeout | Self::Connect(_) | Self::Tls(_) | Self::UnwantedHttp2 => true,
         }
+    }
+
+    /// Whether policy allows no further connection.
+    pub(super) fn is_over_max_connections(&self) -> bool {
+        matches!(self.innermost(), Self::TooManyConnections)
     }
 
     /// Whether it says nothing of the endpoint that was tried.
     pub(super) fn is_our_own(&self) -> bool {
         match self.innermost() {
-            Self::Dns(DnsError::NoServers { .. }) | Self::NoEndpoint | Self::TooManyConnections => {
-                true
-            }
+            Self::Dns(DnsError::NoServers { .. })
+            | Self::NoEndpoint
+            | Self::TooManyConnections
+            | Self::TooManyPending => true,
             Self::Tcp(error) => error.kind() == DialErrorKind::NoSocket,
             Self::Http2(error) => {
                 matches!(**error, PoolError::Request(_) | PoolError::Busy { .. })

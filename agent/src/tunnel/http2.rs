@@ -29,7 +29,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use connection::{Connection, Opened, Status};
+pub use connection::{Connection, OpenStream, Opened, Sent, Status};
 pub use error::{Ended, HandshakeError, NotTaken, OpenError, StreamError};
 pub use pool::{Dial, NoConnection, Pool, PoolConfig, PoolError, PoolOpened, Stats};
 pub use request::{Method, RequestError, TunnelRequest};
@@ -43,6 +43,9 @@ pub struct Config {
     pub stream_window: u32,
     /// Streams at a time, also if the proxy allows more. Default: 1024.
     pub max_streams: u32,
+    /// The longest header list that is taken, in the count of RFC 9113 section 6.5.2; it bounds
+    /// CONTINUATION frames as well. Default: 16 KiB.
+    pub max_header_list: u32,
     /// How much of one workload's data waits here to be sent, in bytes. Default: 128 KiB.
     pub send_buffer: usize,
     /// Silence of the proxy, with streams open, after which it is asked for a sign of life (PING,
@@ -57,6 +60,7 @@ impl Default for Config {
         Self {
             stream_window: 256 * 1024,
             max_streams: 1024,
+            max_header_list: 16 * 1024,
             send_buffer: 128 * 1024,
             ping_after: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(5),

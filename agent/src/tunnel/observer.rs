@@ -49,6 +49,12 @@ pub trait Observer: fmt::Debug + Send + Sync {
     /// The endpoint is passed over from now on, or is not any more.
     fn healthy(&self, at: &Place, healthy: bool);
 
+    /// The endpoint was asked whether it is well, and this came of it.
+    fn checked(&self, at: &Place, well: bool);
+
+    /// A request found as much in use as policy allows; `limit` is `connections` or `pending`.
+    fn over_limit(&self, proxy: &str, limit: &'static str);
+
     /// A tunnel is tried elsewhere, because of the failure `reason`.
     fn retried(&self, proxy: &str, reason: &'static str);
 
@@ -67,6 +73,8 @@ impl Observer for NoObserver {
     fn disconnected(&self, _: &Place) {}
     fn failed(&self, _: &Place, _: &'static str) {}
     fn healthy(&self, _: &Place, _: bool) {}
+    fn checked(&self, _: &Place, _: bool) {}
+    fn over_limit(&self, _: &str, _: &'static str) {}
     fn retried(&self, _: &str, _: &'static str) {}
     fn took(&self, _: &str, _: Spoken, _: &Timings) {}
 }

@@ -215,9 +215,16 @@ impl Drop for Http2 {
 
 /// A stream of which the first bytes have been read already.
 #[derive(Debug)]
-struct Early {
+pub struct Early {
     early: Bytes,
     stream: Stream,
+}
+
+impl Early {
+    /// `stream`, of which `early` was read before.
+    pub fn new(stream: Stream, early: Bytes) -> Self {
+        Self { early, stream }
+    }
 }
 
 impl AsyncRead for Early {

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod balance;
+mod check;
 mod endpoint;
 mod line;
 mod multiplexed;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use http::uri::{PathAndQuery, Scheme};
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use self::balance::{Balance, Change, Choice};
@@ -38,10 +40,14 @@ pub(super) struct Upstream {
     /// As it was when it came into policy. Later ones that differ in what goes into each request
     /// alone are the same upstream.
     proxy: Arc<Proxy>,
+    /// As policy has it now, once it has been told.
+    renewed: Mutex<Option<Arc<Proxy>>>,
     line: Arc<Line>,
     endpoints: Arc<[Arc<Endpoint>]>,
     balance: Mutex<Balance>,
     observer: Arc<dyn Observer>,
+    /// For tunnels that are being opened.
+    openings: Option<Arc<Semaphore>>,
     /// Of a proxy that speaks HTTP/2. Its keys are the numbers of the endpoints.
     pool: Option<Pool<Dialer>>,
 }
@@ -102,7 +108,11 @@ impl Upstream {
             Pool::new(dialer, config)
         });
         Self {
+            openings: settings
+                .max_pending
+                .map(|max| Arc::new(Semaphore::new(max as usize))),
             proxy: Arc::clone(proxy),
+            renewed: Mutex::default(),
             line,
             endpoints,
             balance: Mutex::new(balance),
@@ -127,6 +137,32 @@ impl Upstream {
             && own.host == proxy.host
             && own.endpoints == proxy.endpoints
             && same_tls()
+    }
+
+    /// Policy has `proxy` now, which is [served](Self::serves).
+    pub(super) fn renew(self: &Arc<Self>, proxy: &Arc<Proxy>) {
+        let before = self.renewed.lock().replace(Arc::clone(proxy));
+        if before.is_none_or(|before| !Arc::ptr_eq(&before, proxy)) {
+            check::start(self, proxy);
+        }
+    }
+
+    /// Leave to open a tunnel, as long as it is held.
+    pub(super) fn begin(&self) -> Result<Option<OwnedSemaphorePermit>, Cause> {
+        let Some(openings) = &self.openings else {
+            return Ok(None);
+        };
+        let permit = Arc::clone(openings).try_acquire_owned();
+        permit.map(Some).map_err(|_| Cause::TooManyPending)
+    }
+
+    /// A turn of an endpoint that was not chosen for any request.
+    fn visit(self: &Arc<Self>, index: usize) -> Turn {
+        Turn {
+            upstream: Arc::clone(self),
+            choice: self.balance.lock().visit(index, Instant::now()),
+            is_told: false,
+        }
     }
 
     /// Whether some endpoint is not passed over.
@@ -158,14 +194,18 @@ impl Upstream {
         &self,
         endpoint: &Arc<Endpoint>,
         request: &Request<'_>,
+        use_warm: bool,
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<Option<(Stream, Opened)>, Cause> {
         attempt.spoken = Spoken::Http1Connect;
         let credentials = request.proxy.credentials.as_ref();
         let bytes = connect::request(request.target, request.headers, credentials);
-        let warm = endpoint.warm.take().await;
-        endpoint.warm.demand(endpoint, &self.line);
+        let mut warm = None;
+        if use_warm {
+            warm = endpoint.warm.take().await;
+            endpoint.warm.demand(endpoint, &self.line);
+        }
         if let Some(mut stream) = warm {
             attempt.address = stream.address();
             let exchange = connect::exchange(&mut stream, &bytes, deadline);
@@ -240,21 +280,44 @@ impl Turn {
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<(Stream, Opened), Cause> {
-        let (upstream, endpoint) = (&self.upstream, self.endpoint());
-        attempt.endpoint = Some(Arc::clone(&endpoint.place.endpoint));
-        let active = Active::new(endpoint);
-        let (mut stream, opened) = match &upstream.pool {
-            None => {
-                let opening = upstream.over_http1(endpoint, request, deadline, attempt);
-                opening.await?.ok_or(Cause::UnwantedHttp2)?
-            }
-            Some(pool) => {
-                let opening = self.by_either(pool, request, deadline, attempt);
-                opening.await?
-            }
-        };
+        let active = Active::new(self.endpoint());
+        let opening = self.by_protocol(request, true, deadline, attempt);
+        let (mut stream, opened) = opening.await?;
         stream.hold(active);
         Ok((stream, opened))
+    }
+
+    /// Has the endpoint show that it can open a tunnel, on a connection that may be shared, but not
+    /// on one that waits for a workload.
+    async fn ask(
+        &self,
+        request: &Request<'_>,
+        deadline: Instant,
+        attempt: &mut Attempt,
+    ) -> Result<(), Cause> {
+        let asking = self.by_protocol(request, false, deadline, attempt);
+        Box::pin(asking).await.map(drop)
+    }
+
+    async fn by_protocol(
+        &self,
+        request: &Request<'_>,
+        use_warm: bool,
+        deadline: Instant,
+        attempt: &mut Attempt,
+    ) -> Result<(Stream, Opened), Cause> {
+        let (upstream, endpoint) = (&self.upstream, self.endpoint());
+        attempt.endpoint = Some(Arc::clone(&endpoint.place.endpoint));
+        match &upstream.pool {
+            None => {
+                let opening = upstream.over_http1(endpoint, request, use_warm, deadline, attempt);
+                opening.await?.ok_or(Cause::UnwantedHttp2)
+            }
+            Some(pool) => {
+                self.by_either(pool, request, use_warm, deadline, attempt)
+                    .await
+            }
+        }
     }
 
     /// Connects to the endpoint, and leaves it at that. A connection that was made ahead is of no
@@ -282,12 +345,13 @@ impl Turn {
         &self,
         pool: &Pool<Dialer>,
         request: &Request<'_>,
+        use_warm: bool,
         deadline: Instant,
         attempt: &mut Attempt,
     ) -> Result<(Stream, Opened), Cause> {
         let (upstream, endpoint) = (&self.upstream, self.endpoint());
         if endpoint.speaks_http1() {
-            let opening = upstream.over_http1(endpoint, request, deadline, attempt);
+            let opening = upstream.over_http1(endpoint, request, use_warm, deadline, attempt);
             if let Some(opened) = opening.await? {
                 return Ok(opened);
             }
@@ -309,7 +373,7 @@ impl Turn {
         if !chose_http1 || upstream.proxy.protocol != TunnelProtocol::Http2Connect {
             return Err(error);
         }
-        let opening = upstream.over_http1(endpoint, request, deadline, attempt);
+        let opening = upstream.over_http1(endpoint, request, use_warm, deadline, attempt);
         opening.await?.ok_or(error)
     }
 

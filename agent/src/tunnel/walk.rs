@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::upstream::{Tried, Turn, Upstream};
@@ -23,6 +24,8 @@ pub(super) struct Walk<'a> {
     /// One endpoint could not serve the target.
     is_refused: bool,
     is_over: bool,
+    /// Whoever opens a tunnel is one of so many.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A try at one endpoint.
@@ -51,6 +54,7 @@ impl<'a> Walk<'a> {
             last: None,
             is_refused: false,
             is_over: false,
+            permit: None,
         }
     }
 
@@ -58,6 +62,17 @@ impl<'a> Walk<'a> {
     pub(super) fn next(&mut self) -> Option<Try> {
         if self.is_over || self.tries == MAX_TRIES {
             return None;
+        }
+        if self.tries == 0 {
+            match self.upstream.begin() {
+                Ok(permit) => self.permit = permit,
+                Err(cause) => {
+                    self.observer.over_limit(&self.label, "pending");
+                    self.is_over = true;
+                    self.last = Some((cause, Attempt::default()));
+                    return None;
+                }
+            }
         }
         self.tries += 1;
         let turn = self.upstream.next(&self.tried)?;
@@ -72,10 +87,11 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// How long a try took, good or bad.
-    pub(super) fn took(&self, attempt: &Attempt) {
+    /// How long a try took, and what went wrong with it if anything did.
+    pub(super) fn took(&self, attempt: &Attempt, cause: Option<&Cause>) {
         self.observer
             .took(&self.label, attempt.spoken, &attempt.timings);
+        attempt.tell(self.request.span, cause);
     }
 
     /// A try failed.
@@ -93,6 +109,9 @@ impl<'a> Walk<'a> {
             }
             None => {
                 self.observer.failed(&turn.endpoint().place, cause.reason());
+                if cause.is_over_max_connections() {
+                    self.observer.over_limit(&self.label, "connections");
+                }
                 if cause.is_our_own() {
                     turn.set_aside(&mut self.tried);
                 } else {

@@ -46,6 +46,10 @@ pub struct Request {
     pub tls: String,
     /// What ALPN agreed on: `h2`, `http/1.1`, or empty without.
     pub alpn: String,
+    /// The header traceparent, or empty without one.
+    pub traceparent: String,
+    /// The header tracestate, or empty without one.
+    pub tracestate: String,
     /// The subject of the client's certificate, or empty without one.
     pub client: String,
 }
@@ -96,7 +100,8 @@ impl Nginx {
              {temporary}\
              log_format seen '$remote_addr $server_addr $server_port $ssl_server_name '\n\
                  '$http_host $server_protocol $request_uri '\n\
-                 '$ssl_protocol $ssl_alpn_protocol $ssl_client_s_dn';\n\
+                 '$ssl_protocol $ssl_alpn_protocol $http_traceparent $http_tracestate '\n\
+                 '$ssl_client_s_dn';\n\
              access_log {log} seen;\n\
              server {{\n\
              {listen}\
@@ -136,7 +141,7 @@ impl Nginx {
         log.lines()
             .map(|line| {
                 // A subject may have spaces.
-                let mut words = line.splitn(10, ' ').map(str::to_owned);
+                let mut words = line.splitn(12, ' ').map(str::to_owned);
                 let mut next = || words.next().unwrap_or_default();
                 Request {
                     peer: next(),
@@ -148,6 +153,8 @@ impl Nginx {
                     path: next(),
                     tls: given(next()),
                     alpn: given(next()),
+                    traceparent: given(next()),
+                    tracestate: given(next()),
                     client: given(next()),
                 }
             })

@@ -5,6 +5,7 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use nix::unistd::User;
 
 use crate::addr::{PROXY_PORT, PROXY_V4, PROXY_V6, proxy_v4};
@@ -112,6 +113,11 @@ impl Squid {
             .filter(|line| line.method == "CONNECT")
             .map(|line| line.target)
             .collect()
+    }
+
+    /// Has it do nothing for a while, with its sockets open, or go on.
+    pub fn signal(&self, signal: Signal) {
+        self.running.signal(signal);
     }
 
     /// Ends it at once: `proxy.example` refuses connections from now on.

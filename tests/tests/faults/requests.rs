@@ -216,9 +216,9 @@ faults! {
     }
     target_breaks_its_chunks {
         fault: "a chunk of the target's answer has no size",
-        workload: "200, 0 bytes, then a reset",
+        workload: "502, then the end",
         log: logged("UPE", "200", &["the size of a chunk is invalid"]),
-        request: Some("200"),
+        request: Some("502"),
         play: |stage| {
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
             request::answered(stage, &format!("{head}3\r\nhel\r\nlo\r\n"))

@@ -62,6 +62,7 @@ impl Forwarder {
         let code = match (record.progress().status(), error) {
             (Some(status), _) => TunnelCode::Status(status),
             (None, Some(ExchangeError::Challenged(_))) => TunnelCode::Status(407),
+            (None, Some(ExchangeError::Unwanted(status))) => TunnelCode::Status(*status),
             (None, _) => TunnelCode::None,
         };
         record.answered(TunnelProtocol::Http1Absolute, code);

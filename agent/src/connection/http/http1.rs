@@ -1,6 +1,6 @@
 //! A connection of HTTP/1.1.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -10,19 +10,25 @@ use tokio::time::timeout;
 
 use super::forward::can_forward;
 use super::refused::Refused;
-use super::upstream::{Key, Pool, Upstream};
+use super::tries::{Tried, Tries};
+use super::upstream::{Key, Pool, Upstream, Wanted};
 use super::{KEEP_ALIVE, Requests, Route};
+use crate::circuit::{Circuit, Refusal};
 use crate::connection::Failure;
 use crate::connection::first_bytes::{REJECTION_DEADLINE, last_words};
 use crate::inspect::InspectError;
+use crate::policy::Facts;
 use crate::relay::http::{
     Body, Client, ExchangeError, Framing, Input, Patience, Request, exchange, next_request,
     own_answer,
 };
-use crate::relay::{Shared, broken, relay};
+use crate::relay::{Shared, Timeouts, broken, relay};
 use crate::sockets::Carrier;
-use crate::telemetry::{ConnectionRecord, RequestRecord, ResponseFlag, TunnelLog as _};
+use crate::telemetry::{RequestRecord, ResponseFlag, TunnelLog as _};
 use crate::trace::{Onward, TRACEPARENT};
+
+/// The protocol that is spoken to targets (RFC 7301 section 6).
+const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// What comes after a request.
 enum After {
@@ -39,7 +45,6 @@ struct Session<'a> {
     requests: Requests,
     socket: &'a TcpStream,
     input: Input<Shared<'a>>,
-    connection: &'a mut ConnectionRecord,
     pool: Pool,
 }
 
@@ -48,13 +53,11 @@ pub(super) async fn serve(
     requests: Requests,
     workload: &TcpStream,
     early: Bytes,
-    record: &mut ConnectionRecord,
 ) -> Result<(), Failure> {
     let mut session = Session {
         requests,
         socket: workload,
         input: Input::new(Shared(workload), early),
-        connection: record,
         pool: Pool::default(),
     };
     session.run().await
@@ -168,19 +171,53 @@ impl Session<'_> {
     ) -> Result<After, Refused> {
         let requests = &self.requests;
         let mut facts = requests.facts(request.host());
-        let route = requests.decide(&mut facts, record).await;
-        record.show_on(self.connection);
-        let route = route?;
+        let decided = requests.decide(&mut facts, record).await;
+        record.show_on(&requests.live);
+        let (route, target) = decided?;
         self.check(request)?;
-        let forward = match &route {
+        let tried = Tried {
+            method: request.method(),
+            path: request.path(),
+            is_repeatable: request.is_replayable(),
+        };
+        let tries = self.requests.tries(&route, target.as_ref(), &tried)?;
+        let progress = record.progress();
+        tries.watch(&progress);
+        let whose = route.leads_to(&self.requests.origin);
+        let trying = async {
+            loop {
+                let once = self.once(request, (&route, &whose), &tries, &mut facts, record);
+                match tries.once(&whose, &progress, once).await {
+                    Ok(after) => {
+                        tries.note(record);
+                        return Ok(after);
+                    }
+                    Err(refused) => tries.again(refused, record).await?,
+                }
+            }
+        };
+        tries.in_time(&whose, &progress, trying).await
+    }
+
+    /// Tries once to carry a request out.
+    async fn once(
+        &mut self,
+        request: &Request,
+        (route, whose): (&Route, &str),
+        tries: &Tries,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<After, Refused> {
+        let circuit = tries.circuit();
+        let forward = match route {
             Route::Direct => None,
             Route::Tunnel(decision) => Some(decision).filter(|it| can_forward(request, it)),
         };
         let mut pooled = None;
         if forward.is_some() {
-            pooled = self.pool.take(&Key::of(&route, true));
+            pooled = self.pool.take(&Key::of(route, circuit, true));
         }
-        pooled = pooled.or_else(|| self.pool.take(&Key::of(&route, false)));
+        pooled = pooled.or_else(|| self.pool.take(&Key::of(route, circuit, false)));
         loop {
             let reused = pooled.is_some();
             let mut upstream = match pooled.take() {
@@ -189,15 +226,15 @@ impl Session<'_> {
                     upstream
                 }
                 None => {
-                    let arrived = self.requests.arrived();
-                    let way = &self.requests.way;
-                    way.reach(&arrived, &route, forward.is_some(), &mut facts, record)
-                        .await?
+                    let wanted = Wanted {
+                        forward: forward.is_some(),
+                        protocols: ALPN,
+                    };
+                    self.reach(route, wanted, circuit, facts, record).await?
                 }
             };
             self.check_more(request).await?;
-            self.connection
-                .moves(record.traffic() as _, upstream.proxy());
+            let moving = record.moves(&self.requests.live, upstream.proxy());
             let written = match (&upstream.forwarder, forward) {
                 (Some(forwarder), Some(decision)) => {
                     Some(forwarder.write(request, &self.requests.arrived(), decision))
@@ -205,15 +242,18 @@ impl Session<'_> {
                 _ => None,
             };
             let request = written.as_ref().unwrap_or(request);
-            let exchanged = self.exchange(request, &mut upstream, record).await;
-            self.connection.rests();
+            let timeouts = self.requests.way.patience_with(circuit);
+            let exchanged = self
+                .exchange(request, &mut upstream, &timeouts, record)
+                .await;
+            drop(moving);
             if let Some(forwarder) = &mut upstream.forwarder {
                 forwarder.note(exchanged.as_ref().err(), record);
             }
             match exchanged {
                 Ok(answered) => {
                     if answered.upstream_persists {
-                        let key = Key::of(&route, upstream.forwarder.is_some());
+                        let key = Key::of(route, circuit, upstream.forwarder.is_some());
                         self.pool.put(key, upstream);
                     }
                     return Ok(answered.after);
@@ -225,11 +265,33 @@ impl Session<'_> {
                     if let (Some(forwarder), Some(decision)) = (&upstream.forwarder, forward) {
                         return Err(forwarder.refused(&error, decision));
                     }
-                    let who = route.leads_to(&self.requests.origin);
-                    return Err(Refused::exchange(&error, &who));
+                    return Err(Refused::exchange(&error, whose));
                 }
             }
         }
+    }
+
+    /// A new connection. Those that are kept give way if there may be only so many.
+    async fn reach(
+        &mut self,
+        route: &Route,
+        wanted: Wanted<'_>,
+        circuit: &Circuit,
+        facts: &mut Facts,
+        record: &mut RequestRecord,
+    ) -> Result<Upstream, Refused> {
+        let limit = |refusal: Refusal| Refused::limit(&refusal);
+        let waiting = circuit.wait().map_err(limit)?;
+        let place = tokio::select! {
+            biased;
+            place = waiting.connection() => place.map_err(limit)?,
+            () = self.pool.watch() => pending().await,
+        };
+        let arrived = self.requests.arrived();
+        let way = &self.requests.way;
+        let counted = (circuit, place);
+        way.reach(&arrived, route, wanted, counted, facts, record)
+            .await
     }
 
     /// Refuses a body that breaks the rules as far as it has come.
@@ -259,9 +321,11 @@ impl Session<'_> {
         &mut self,
         request: &Request,
         upstream: &mut Upstream,
+        timeouts: &Timeouts,
         record: &mut RequestRecord,
     ) -> Result<Done, ExchangeError> {
         let progress = record.progress();
+        let last = upstream.lease.serve();
         let traffic = record.traffic();
         upstream.stream.abort_on_drop();
         let early = std::mem::take(&mut upstream.early);
@@ -275,7 +339,7 @@ impl Session<'_> {
             client,
             &mut upstream.stream,
             early,
-            request.is_last(),
+            request.is_last() || last,
             self.requests.way.relay.idle,
             &progress,
         )
@@ -283,7 +347,6 @@ impl Session<'_> {
         if let Some(early) = answered.switched {
             let ahead = self.input.take();
             let mut near = Shared(self.socket);
-            let timeouts = &self.requests.way.relay;
             relay(
                 &mut near,
                 &mut upstream.stream,

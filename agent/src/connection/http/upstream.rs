@@ -1,5 +1,6 @@
 //! Connections to targets, and those that are kept for the next request.
 
+use std::fmt;
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,27 +12,26 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::outbound::{ORIGINATION_DEADLINE, Opened};
+use super::super::outbound::{ORIGINATION_DEADLINE, Opened, until, within};
 use super::super::{Arrived, Way};
 use super::Route;
 use super::forward::Forwarder;
-use super::refused::Refused;
+use super::lease::Lease;
+use super::refused::{Fault, Refused};
+use crate::circuit::{Circuit, Id, Place};
 use crate::name::{Host, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
 use crate::telemetry::request::OpenTunnel;
 use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelLog as _};
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, TlsError};
 use crate::trace::Span;
 use crate::tunnel::{Stream, Tunnel, originate};
 
-/// The protocol that is spoken to targets (RFC 7301 section 6).
-const ALPN: &[&[u8]] = &[b"http/1.1"];
-
 /// How many idle connections one connection of a workload may have.
-const MAX_IDLE: usize = 8;
+pub(super) const MAX_IDLE: usize = 8;
 
 /// How long an idle connection is kept.
-const KEEP_IDLE: Duration = Duration::from_secs(90);
+pub(super) const KEEP_IDLE: Duration = Duration::from_secs(90);
 
 /// A connection to a target, direct or through a tunnel.
 #[derive(Debug)]
@@ -42,19 +42,35 @@ pub(super) struct Upstream {
     /// Whether it may serve other requests for which policy says the same.
     keep: bool,
     through: Option<OpenTunnel>,
+    /// Whether TLS is spoken with the target.
+    pub(super) is_encrypted: bool,
+    /// What policy allows it.
+    pub(super) lease: Box<Lease>,
     /// The proxy that is at its end, if it does not lead to the target.
     pub(super) forwarder: Option<Forwarder>,
 }
 
 impl Upstream {
-    fn direct(stream: Stream, keep: bool) -> Self {
+    fn direct(stream: Stream, keep: bool, lease: Box<Lease>) -> Self {
         Self {
             stream,
             early: Bytes::new(),
             keep,
             through: None,
+            is_encrypted: false,
+            lease,
             forwarder: None,
         }
+    }
+
+    /// Whether it may serve other requests for which policy says the same.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keep
+    }
+
+    /// Its tunnel, if it goes through one, and what policy allows it.
+    pub(super) fn into_parts(self) -> (Stream, Bytes, Option<OpenTunnel>, Box<Lease>) {
+        (self.stream, self.early, self.through, self.lease)
     }
 
     /// Writes down that a request uses it again.
@@ -70,20 +86,36 @@ impl Upstream {
     }
 }
 
+/// What is wanted of a new connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    /// A proxy may get requests as they are.
+    pub(super) forward: bool,
+    /// The protocols of which a target of TLS may choose (ALPN).
+    pub(super) protocols: &'a [&'a [u8]],
+}
+
 impl Way {
-    /// A new connection for a request on this route; `forward`: a proxy may get it as it is.
+    /// A new connection for a request on this route.
     pub(super) async fn reach(
         &self,
         arrived: &Arrived,
         route: &Route,
-        forward: bool,
+        wanted: Wanted<'_>,
+        (circuit, place): (&Circuit, Place),
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
+        let lease = Box::new(Lease::new(place, circuit));
         match route {
-            Route::Direct => self.reach_directly(arrived, true, record.span()).await,
+            Route::Direct => {
+                let span = record.span();
+                let stream = self.reach_directly(arrived, circuit, span).await?;
+                Ok(Upstream::direct(stream, true, lease))
+            }
             Route::Tunnel(decision) => {
-                self.reach_by_proxy(arrived, decision, forward, facts, record)
+                let counted = (circuit, lease);
+                self.reach_by_proxy(arrived, decision, wanted, counted, facts, record)
                     .await
             }
         }
@@ -92,31 +124,34 @@ impl Way {
     async fn reach_directly(
         &self,
         arrived: &Arrived,
-        keep: bool,
+        circuit: &Circuit,
         span: &Span,
-    ) -> Result<Upstream, Refused> {
+    ) -> Result<Stream, Refused> {
         let dst = arrived.dst;
-        let connecting = timeout(self.direct_deadline, self.sockets.connect(dst.0));
-        match span.around("direct", connecting).await {
-            Ok(Ok(stream)) => Ok(Upstream::direct(stream.into(), keep)),
-            Ok(Err(error)) => Err(Refused::new(
+        let time = within(self.direct_deadline, circuit);
+        let connecting = timeout(time, self.sockets.connect(dst.0));
+        let refused = match span.around("direct", connecting).await {
+            Ok(Ok(stream)) => return Ok(stream.into()),
+            Ok(Err(error)) => Refused::new(
                 ResponseFlag::UpstreamFailure,
                 StatusCode::SERVICE_UNAVAILABLE,
                 &format_args!("cannot connect directly to {dst}: {error}"),
-            )),
-            Err(_) => Err(Refused::new(
+            ),
+            Err(_) => Refused::new(
                 ResponseFlag::UpstreamTimeout,
                 StatusCode::GATEWAY_TIMEOUT,
-                &format_args!("no answer from {dst} within {:?}", self.direct_deadline),
-            )),
-        }
+                &format_args!("no answer from {dst} within {time:?}"),
+            ),
+        };
+        Err(refused.because(Fault::NoConnection))
     }
 
     async fn reach_by_proxy(
         &self,
         arrived: &Arrived,
         decision: &TunnelDecision,
-        forward: bool,
+        wanted: Wanted<'_>,
+        (circuit, lease): (&Circuit, Box<Lease>),
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<Upstream, Refused> {
@@ -125,10 +160,11 @@ impl Way {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Refused::new(failure.flag, status, &failure.error)
         })?;
-        let opened = if forward {
-            self.open_or_connect(arrived, decision, record).await
+        let until = until(circuit);
+        let opened = if wanted.forward {
+            self.open_or_connect(arrived, decision, until, record).await
         } else {
-            let opened = self.open(arrived, decision, record).await;
+            let opened = self.open(arrived, decision, until, record).await;
             opened.map(Opened::Tunnel)
         };
         let tunnel = match opened {
@@ -140,6 +176,8 @@ impl Way {
                     early: Bytes::new(),
                     keep: true,
                     through: record.take_tunnel(),
+                    is_encrypted: false,
+                    lease,
                     forwarder: Some(Forwarder::new(&proxy, line.endpoint, line.trial)),
                 });
             }
@@ -153,7 +191,9 @@ impl Way {
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Direct, by);
                 // The next request is to find out anew whether the proxy is there.
-                return self.reach_directly(arrived, false, record.span()).await;
+                let span = record.span();
+                let stream = self.reach_directly(arrived, circuit, span).await?;
+                return Ok(Upstream::direct(stream, false, lease));
             }
         };
         let through = record.take_tunnel();
@@ -164,12 +204,13 @@ impl Way {
         } = tunnel;
         if let Some(tls) = &decision.tls {
             let deadline = Instant::now() + ORIGINATION_DEADLINE;
-            let client = tls.client.offering(ALPN);
+            let deadline = until.map_or(deadline, |until| until.min(deadline));
+            let client = tls.client.offering(wanted.protocols);
             let early = std::mem::take(&mut early);
             let originating = originate(stream, early, &client, &tls.name, deadline);
             stream = record
                 .span()
-                .attempt("originate", originating)
+                .attempt("originate", originating, TlsError::reason)
                 .await
                 .map_err(|error| {
                     Refused::new(
@@ -177,6 +218,7 @@ impl Way {
                         StatusCode::BAD_GATEWAY,
                         &format_args!("TLS with {}: {error}", decision.target),
                     )
+                    .because(Fault::NoConnection)
                 })?;
         }
         drop(pending);
@@ -185,14 +227,23 @@ impl Way {
             early,
             keep: true,
             through,
+            is_encrypted: decision.tls.is_some(),
+            lease,
             forwarder: None,
         })
     }
 }
 
 /// What a connection is good for: requests for which policy says just the same.
-#[derive(Debug)]
-pub(super) enum Key {
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    way: KeyWay,
+    /// What they count among, and the limits of policy.
+    counted: Option<Id>,
+}
+
+#[derive(Clone, Debug)]
+enum KeyWay {
     Direct,
     /// Whatever the target is.
     Forward(Arc<[RankedProxy]>),
@@ -206,11 +257,11 @@ pub(super) enum Key {
 
 impl Key {
     /// Of connections for this route; `forward`: of those that end at a proxy.
-    pub(super) fn of(route: &Route, forward: bool) -> Self {
-        match route {
-            Route::Direct => Self::Direct,
-            Route::Tunnel(decision) if forward => Self::Forward(Arc::clone(&decision.proxies)),
-            Route::Tunnel(decision) => Self::Tunnel {
+    pub(super) fn of(route: &Route, circuit: &Circuit, forward: bool) -> Self {
+        let way = match route {
+            Route::Direct => KeyWay::Direct,
+            Route::Tunnel(decision) if forward => KeyWay::Forward(Arc::clone(&decision.proxies)),
+            Route::Tunnel(decision) => KeyWay::Tunnel {
                 policy: Arc::clone(&decision.policy),
                 proxies: Arc::clone(&decision.proxies),
                 target: decision.target.clone(),
@@ -219,11 +270,21 @@ impl Key {
                     .as_ref()
                     .map(|tls| (Arc::clone(&tls.client), tls.name.clone())),
             },
+        };
+        Self {
+            way,
+            counted: circuit.id(),
         }
     }
 }
 
 impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.way == other.way && self.counted == other.counted
+    }
+}
+
+impl PartialEq for KeyWay {
     /// Settings are the same only if they come of the same reading of policy.
     fn eq(&self, other: &Self) -> bool {
         let (
@@ -270,6 +331,17 @@ struct Idle {
     key: Key,
     upstream: Upstream,
     until: Instant,
+    /// Another request waits for its place.
+    gives_way: GivesWay,
+}
+
+/// A future that is only polled by who has it.
+struct GivesWay(Pin<Box<dyn Future<Output = ()> + Send + Sync>>);
+
+impl fmt::Debug for GivesWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GivesWay")
+    }
 }
 
 impl Pool {
@@ -287,7 +359,8 @@ impl Pool {
 
     /// Keeps one.
     pub(super) fn put(&mut self, key: Key, upstream: Upstream) {
-        if !upstream.keep {
+        let lease = &upstream.lease;
+        if !upstream.keep || !lease.is_good() || lease.is_wanted() {
             return;
         }
         if self.0.len() >= MAX_IDLE {
@@ -295,18 +368,27 @@ impl Pool {
         }
         self.0.push(Idle {
             key,
+            until: Instant::now() + lease.idle(),
+            gives_way: GivesWay(lease.wanted()),
             upstream,
-            until: Instant::now() + KEEP_IDLE,
         });
     }
 
-    /// Drops those that their peers end, or that have been idle too long. Never ends.
+    /// Drops those that have come to their end by now.
+    pub(super) fn prune(&mut self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let now = Instant::now();
+        self.0
+            .retain_mut(|idle| idle.until > now && !idle.has_ended(&mut cx));
+    }
+
+    /// Drops those that their peers end, that have been idle too long, or whose place another
+    /// request waits for. Never ends.
     pub(super) async fn watch(&mut self) {
         loop {
-            let Some(first) = self.0.first() else {
+            let Some(until) = self.0.iter().map(|idle| idle.until).min() else {
                 return pending().await;
             };
-            let until = first.until;
             let ended = poll_fn(|cx| {
                 let before = self.0.len();
                 self.0.retain_mut(|idle| !idle.has_ended(cx));
@@ -321,15 +403,19 @@ impl Pool {
                 () = sleep_until(until) => true,
             };
             if is_late {
-                self.0.remove(0);
+                self.0.retain(|idle| idle.until > until);
             }
         }
     }
 }
 
 impl Idle {
-    /// Whether the peer has closed it, or says what nobody has asked for.
+    /// Whether the peer has closed it, or says what nobody has asked for; or another needs its
+    /// place.
     fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.gives_way.0.as_mut().poll(cx).is_ready() {
+            return true;
+        }
         let mut byte = [0];
         let mut byte = ReadBuf::new(&mut byte);
         let stream = Pin::new(&mut self.upstream.stream);
@@ -351,11 +437,18 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap());
         let (near, far) = tokio::join!(near, listener.accept());
-        (Upstream::direct(near.unwrap().into(), true), far.unwrap().0)
+        let lease = Box::new(Lease::new(Place::default(), &Circuit::default()));
+        let upstream = Upstream::direct(near.unwrap().into(), true, lease);
+        (upstream, far.unwrap().0)
     }
 
+    const DIRECT: Key = Key {
+        way: KeyWay::Direct,
+        counted: None,
+    };
+
     fn tunnel(host: &str, port: u16, proxies: &Arc<[RankedProxy]>) -> Key {
-        Key::Tunnel {
+        let way = KeyWay::Tunnel {
             policy: "Tunnel/t".into(),
             proxies: Arc::clone(proxies),
             target: Target {
@@ -363,7 +456,8 @@ mod tests {
                 port,
             },
             tls: None,
-        }
+        };
+        Key { way, counted: None }
     }
 
     #[tokio::test]
@@ -374,7 +468,7 @@ mod tests {
         let (upstream, _far) = pair().await;
         pool.put(tunnel("a.test", 80, &proxies), upstream);
         for other in [
-            Key::Direct,
+            DIRECT,
             tunnel("b.test", 80, &proxies),
             tunnel("a.test", 81, &proxies),
             tunnel("a.test", 80, &read_again),
@@ -390,7 +484,7 @@ mod tests {
         for says in ["", "HTTP/1.1 408 Request Timeout\r\n\r\n"] {
             let mut pool = Pool::default();
             let (upstream, mut far) = pair().await;
-            pool.put(Key::Direct, upstream);
+            pool.put(DIRECT, upstream);
             far.write_all(says.as_bytes()).await?;
             far.shutdown().await?;
             // Ends only when none is left to watch, so a second look must find none.
@@ -400,7 +494,7 @@ mod tests {
                     () = tokio::task::yield_now() => {}
                 }
             }
-            assert!(pool.take(&Key::Direct).is_none(), "{says:?}");
+            assert!(pool.take(&DIRECT).is_none(), "{says:?}");
         }
         Ok(())
     }
@@ -412,13 +506,13 @@ mod tests {
         for _ in 0..MAX_IDLE + 3 {
             let (upstream, far) = pair().await;
             far_ends.push(far);
-            pool.put(Key::Direct, upstream);
+            pool.put(DIRECT, upstream);
         }
         assert_eq!(pool.0.len(), MAX_IDLE);
         let mut pool = Pool::default();
         let (mut upstream, _far) = pair().await;
         upstream.keep = false;
-        pool.put(Key::Direct, upstream);
-        assert!(pool.take(&Key::Direct).is_none());
+        pool.put(DIRECT, upstream);
+        assert!(pool.take(&DIRECT).is_none());
     }
 }

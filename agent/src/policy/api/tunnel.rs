@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::quantity::Time;
 use super::tls::TlsFields;
 use super::value::{HostField, Port, TargetHost};
 use super::words::words;
@@ -104,6 +105,8 @@ pub(in crate::policy) struct ProxyRef {
     /// Fields that the request for a tunnel carries besides.
     #[serde(default)]
     pub(in crate::policy) headers: BTreeMap<String, String>,
+    /// How its endpoints are checked while nobody uses them; unset: they are not.
+    pub(in crate::policy) health_check: Option<HealthCheck>,
     /// How requests of plain HTTP/1.1 go to it; unset: CONNECT.
     #[serde(default, rename = "plainHTTP")]
     pub(in crate::policy) plain_http: PlainHttpField,
@@ -116,6 +119,22 @@ pub(in crate::policy) struct ProxyRef {
     /// some proxies log those that come to no use.
     #[serde(default)]
     pub(in crate::policy) warm_connections: bool,
+}
+
+/// A check of a proxy's endpoints by a tunnel that nobody uses.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(
+    rename_all = "camelCase",
+    deny_unknown_fields,
+    expecting = "a mapping with targetHost and targetPort"
+)]
+pub(in crate::policy) struct HealthCheck {
+    /// Which host the endpoint is asked for.
+    pub(in crate::policy) target_host: HostField,
+    /// Which port; unset: 443.
+    pub(in crate::policy) target_port: Option<Port>,
+    /// How often, from 1s; unset: 30s.
+    pub(in crate::policy) interval: Option<Time>,
 }
 
 /// A share, from 1 to 65535.

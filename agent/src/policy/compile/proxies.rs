@@ -2,32 +2,37 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::credentials::credentials;
 use super::tls::TlsConfigs;
 use super::traffic::Traffic;
 use super::{Report, TlsSetting};
-use crate::name::{Host, HostName};
+use crate::name::{Host, HostName, Target};
 use crate::policy::api::Object;
 use crate::policy::api::destination_rule::TunnelMethod;
 use crate::policy::api::metadata::Namespace;
 use crate::policy::api::service::Service;
 use crate::policy::api::service_entry::{PortProtocol, Resolution, ServiceEntry};
 use crate::policy::api::tls::TlsFields;
-use crate::policy::api::tunnel::{CredentialRef, PlainHttpField, ProxyProtocol};
+use crate::policy::api::tunnel::{CredentialRef, HealthCheck, PlainHttpField, ProxyProtocol};
 use crate::policy::api::value::Port;
 use crate::policy::document::{Document, Documents};
 use crate::policy::header::HeaderTemplate;
 use crate::policy::hosts::HostTable;
 use crate::policy::problem::{quotable, some};
 use crate::policy::proxy::{
-    Credentials, Endpoint, PlainHttp, Proxy, ProxySettings, TunnelProtocol,
+    Check, Credentials, Endpoint, PlainHttp, Proxy, ProxySettings, TunnelProtocol,
 };
 use crate::policy::workloads::Visibility;
 use crate::tls::ClientTls;
 
 /// Where the domain of a cluster is not told, it is this.
 const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// How often an endpoint is checked, where that is not said, and at most.
+const CHECKED_EVERY: Duration = Duration::from_secs(30);
+const CHECKED_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 /// The proxies of all documents; one that is described twice in the same way is one.
 pub(super) struct Proxies<'a> {
@@ -56,6 +61,7 @@ pub(super) struct Wanted<'a> {
     pub(super) tls: Option<&'a TlsFields>,
     pub(super) headers: Option<&'a BTreeMap<String, String>>,
     pub(super) plain_http: PlainHttpField,
+    pub(super) check: Option<&'a HealthCheck>,
     pub(super) warm: bool,
 }
 
@@ -176,6 +182,11 @@ impl<'a> Proxies<'a> {
             credentials: self.credentials(document.namespace(), wanted)?,
             headers,
             plain_http,
+            check: wanted
+                .check
+                .map(check)
+                .transpose()
+                .map_err(|reason| (at("healthCheck.interval"), reason))?,
             settings: ProxySettings {
                 warm: wanted.warm,
                 ..self.traffic.settings(&names, port)
@@ -372,6 +383,20 @@ fn plain_http(
     }
 }
 
+fn check(wanted: &HealthCheck) -> Result<Arc<Check>, String> {
+    let interval = wanted.interval.map_or(CHECKED_EVERY, |time| time.0);
+    if interval < CHECKED_AT_MOST_EVERY {
+        return Err("expected a time from 1s to 24h".to_owned());
+    }
+    Ok(Arc::new(Check {
+        target: Target {
+            host: wanted.target_host.0.clone(),
+            port: wanted.target_port.map_or(443, Port::get),
+        },
+        interval,
+    }))
+}
+
 /// Where a proxy is.
 fn endpoints(
     host: &Host,
@@ -491,7 +516,7 @@ fn same(a: &Proxy, b: &Proxy) -> bool {
     };
     (&a.host, a.port, &a.endpoints, a.protocol, &a.headers)
         == (&b.host, b.port, &b.endpoints, b.protocol, &b.headers)
-        && (a.plain_http, a.settings) == (b.plain_http, b.settings)
+        && (a.plain_http, &a.check, a.settings) == (b.plain_http, &b.check, b.settings)
         && tls(a) == tls(b)
         && credentials(a) == credentials(b)
 }

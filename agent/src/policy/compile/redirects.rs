@@ -187,6 +187,7 @@ fn route(
             tls: None,
             headers: None,
             plain_http: PlainHttpField::default(),
+            check: None,
             warm: false,
         };
         let proxy = RankedProxy {

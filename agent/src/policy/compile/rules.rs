@@ -206,6 +206,7 @@ fn route(
             tls: proxy.tls.as_ref(),
             headers: Some(&proxy.headers),
             plain_http: proxy.plain_http,
+            check: proxy.health_check.as_ref(),
             warm: proxy.warm_connections,
         };
         match proxies.get(document, &wanted, report) {
@@ -285,6 +286,7 @@ fn wanted<'a>(key: &'a str, tunnel: &'a TunnelFields, proxy: &'a TunnelProxy) ->
         tls: None,
         headers: None,
         plain_http: proxy.plain_http,
+        check: None,
         warm: false,
     }
 }

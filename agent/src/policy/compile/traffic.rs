@@ -9,7 +9,9 @@ use crate::name::HostName;
 use crate::policy::api::Object as _;
 use crate::policy::api::destination_rule::{DestinationRule, TrafficPolicy};
 use crate::policy::api::quantity::Limit;
-use crate::policy::api::traffic::{ConnectionPool, LoadBalancer, OutlierDetection, SimpleBalance};
+use crate::policy::api::traffic::{
+    ConnectionPool, HttpPool, LoadBalancer, OutlierDetection, SimpleBalance,
+};
 use crate::policy::document::{Document, Documents};
 use crate::policy::hosts::HostTable;
 use crate::policy::proxy::{Balance, Ejection, ProxySettings};
@@ -129,6 +131,8 @@ impl<'a> Traffic<'a> {
         if let Some(pool) = facet.pool {
             settings.max_connections = pool.tcp.max_connections.and_then(Limit::get);
             settings.connect_timeout = pool.tcp.connect_timeout.map(|time| time.0);
+            let max_pending = pool.http.http1_max_pending_requests;
+            settings.max_pending = max_pending.and_then(Limit::get);
         }
         if let Some(balancer) = facet.balancer {
             settings.balance = match balancer.simple {
@@ -227,8 +231,13 @@ pub(super) fn warn(documents: &Documents, proxies: &HashSet<HostName>, report: &
 fn only_for_targets(facet: &Facet<'_>) -> impl Iterator<Item = &'static str> {
     let pool = facet.pool.cloned().unwrap_or_default();
     let outliers = facet.outliers.cloned().unwrap_or_default();
+    let http = HttpPool {
+        // Openings of tunnels are what waits at a proxy.
+        http1_max_pending_requests: None,
+        ..pool.http.clone()
+    };
     [
-        ("connectionPool.http", pool.http != Default::default()),
+        ("connectionPool.http", http != HttpPool::default()),
         (
             "connectionPool.tcp.idleTimeout",
             pool.tcp.idle_timeout.is_some(),
@@ -287,7 +296,8 @@ spec:
         let everything = rule(
             "proxy",
             "proxy.example",
-            "{ connectionPool: { tcp: { maxConnections: 7, connectTimeout: 2s } },
+            "{ connectionPool: { tcp: { maxConnections: 7, connectTimeout: 2s },
+                 http: { http1MaxPendingRequests: 9 } },
                loadBalancer: { simple: ROUND_ROBIN },
                outlierDetection: { consecutive5xxErrors: 9, consecutiveGatewayErrors: 4,
                  baseEjectionTime: 1m, maxEjectionPercent: 50 } }",
@@ -304,6 +314,7 @@ spec:
                 max_percent: 50,
             },
             max_connections: Some(7),
+            max_pending: Some(9),
             warm: true,
         };
         assert_eq!(settings, expected);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::name::Target;
+
 /// What a DestinationRule for the host of a proxy, and the Tunnel itself, say of the connections to
 /// it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -14,8 +16,19 @@ pub struct ProxySettings {
     pub ejection: Ejection,
     /// TCP connections at a time; unset: no limit.
     pub max_connections: Option<u32>,
+    /// Tunnels that are being opened at a time; unset: no limit.
+    pub max_pending: Option<u32>,
     /// Whether connections are made ahead of demand, for HTTP/1.1.
     pub warm: bool,
+}
+
+/// How it is found out, before anybody needs it, whether an endpoint opens tunnels.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Check {
+    /// What a tunnel is asked for to.
+    pub target: Target,
+    /// How often each endpoint is asked.
+    pub interval: Duration,
 }
 
 /// Which endpoint a tunnel goes to; each way heeds the weights.

@@ -8,6 +8,9 @@ const MAX_SIZE_LINE: usize = 1024;
 /// The longest trailer section, in bytes.
 const MAX_TRAILERS: usize = 16 * 1024;
 
+/// How many fields it may have.
+pub(super) const MAX_TRAILER_FIELDS: usize = 64;
+
 /// How much of a body is still to come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Body(State);
@@ -30,7 +33,7 @@ enum State {
 
 /// What stands at the beginning of some bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Piece {
+pub(in crate::relay) enum Piece {
     /// So many bytes of the body itself.
     Data(usize),
     /// Nothing: the body is over.
@@ -77,7 +80,7 @@ impl Body {
     }
 
     /// Looks at what `bytes` begin with, and goes past it. `ended`: nothing comes behind `bytes`.
-    pub(super) fn next(&mut self, bytes: &[u8], ended: bool) -> Result<Piece, BodyError> {
+    pub(in crate::relay) fn next(&mut self, bytes: &[u8], ended: bool) -> Result<Piece, BodyError> {
         if self.is_over() {
             return Ok(Piece::End);
         }
@@ -195,7 +198,7 @@ fn trailers(bytes: &[u8]) -> Result<Option<usize>, BodyError> {
         match bytes[line..line + end].strip_suffix(b"\r") {
             None => return Err(BodyError::Trailers),
             Some([]) if line + end + 1 > MAX_TRAILERS => return Err(BodyError::Trailers),
-            Some([]) => return Ok(Some(line + end + 1)),
+            Some([]) => return are_fields(&bytes[..line + end + 1]).map(Some),
             Some(_) => line += end + 1,
         }
     }
@@ -203,6 +206,15 @@ fn trailers(bytes: &[u8]) -> Result<Option<usize>, BodyError> {
         return Err(BodyError::Trailers);
     }
     Ok(None)
+}
+
+/// The length of a trailer section whose fields can be told apart.
+fn are_fields(trailers: &[u8]) -> Result<usize, BodyError> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
+    match httparse::parse_headers(trailers, &mut fields) {
+        Ok(httparse::Status::Complete((length, _))) if length == trailers.len() => Ok(length),
+        _ => Err(BodyError::Trailers),
+    }
 }
 
 #[cfg(test)]
@@ -269,6 +281,9 @@ mod tests {
             ("1\r\nab\r\n0\r\n\r\n", BodyError::ChunkEnd),
             ("1\r\na\n0\r\n\r\n", BodyError::ChunkEnd),
             ("0\r\nx: y\n\r\n", BodyError::Trailers),
+            ("0\r\nx y\r\n\r\n", BodyError::Trailers),
+            ("0\r\nx : y\r\n\r\n", BodyError::Trailers),
+            ("0\r\nx: y\r\n z\r\n\r\n", BodyError::Trailers),
         ] {
             assert_eq!(read(text), Err(expected), "{text:?}");
         }

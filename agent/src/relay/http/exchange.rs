@@ -2,15 +2,15 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::mem;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::sleep;
 
 use super::body::{Body, BodyError, Piece};
 use super::forward::Challenge;
@@ -18,7 +18,7 @@ use super::head::{Answer, Framing, Request};
 use super::input::Input;
 use super::write::{Manner, answer_head, last_chunk, request_head};
 use crate::inspect::http_head::find_end;
-use crate::relay::{RelayError, Traffic};
+use crate::relay::{Progress, RelayError};
 
 /// The longest head of an answer, in bytes.
 const MAX_ANSWER_HEAD: usize = 64 * 1024;
@@ -33,33 +33,6 @@ pub struct Client<'a, R, W> {
     pub input: &'a mut Input<R>,
     /// To the client.
     pub output: &'a mut W,
-}
-
-/// How far an exchange has come, for whoever looks at it from outside or after its end.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Bytes passed on, heads included.
-    pub traffic: Arc<Traffic>,
-    status: AtomicU16,
-    heard: AtomicBool,
-}
-
-impl Progress {
-    /// The status of the answer whose head has begun to go to the client.
-    pub fn status(&self) -> Option<u16> {
-        Some(self.status.load(Relaxed)).filter(|status| *status != 0)
-    }
-
-    /// Whether the target has sent anything.
-    pub fn heard(&self) -> bool {
-        self.heard.load(Relaxed)
-    }
-
-    /// The client got an answer of ours.
-    pub fn answered(&self, status: u16, bytes: usize) {
-        self.status.store(status, Relaxed);
-        self.traffic.add_received(bytes);
-    }
 }
 
 /// What came of an exchange that ended in order.
@@ -105,6 +78,9 @@ pub enum ExchangeError {
     /// Nothing moved in either direction.
     #[error("no byte in either direction for {0:?}")]
     Silent(Duration),
+    /// The answer has this status, and is not to go to the client ([`Progress::judge`]).
+    #[error("it answered {0}")]
+    Unwanted(u16),
 }
 
 /// Sends `request`, whose head was read from `client`, to `upstream`, and its answer back; both
@@ -169,7 +145,7 @@ where
     let exchanged = tokio::select! {
         biased;
         result = exchanging => result,
-        () = silence(progress, patience) => Err(ExchangeError::Silent(patience)),
+        () = progress.silence(patience) => Err(ExchangeError::Silent(patience)),
     };
     let manner = exchanged.map_err(|error| match error {
         // It was told that the client has gone, and did what most do then.
@@ -229,17 +205,13 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let head = request_head(request, last);
     let traffic = &progress.traffic;
     let mut pass = Passing {
+        head: request_head(request, last),
         body: Body::new(request.framing()),
         chunked: request.framing() == Framing::Chunked,
         count: |bytes| traffic.add_sent(bytes),
     };
-    if send(to, &head, &pass.count).await.is_err() {
-        // What it has to say about that, if anything, comes the other way.
-        return Ok(());
-    }
     if !input.buffered().is_empty() && !pass.body.is_over() {
         state.continued.store(true, Relaxed);
     }
@@ -255,6 +227,7 @@ where
                 return Err(ExchangeError::Client(error));
             }
             Err(Stop::Read(error)) => return Err(ExchangeError::BrokenRequest(error)),
+            // What it has to say about that, if anything, comes the other way.
             Err(Stop::Write) => return Ok(()),
         }
     }
@@ -314,7 +287,7 @@ where
         let framing = if switches {
             Framing::None
         } else {
-            answer.framing(request)
+            answer.framing(request.is_head())
         };
         let closes = request.is_last()
             || framing == Framing::UntilClose
@@ -348,19 +321,27 @@ where
                 .map_err(ExchangeError::Client)?;
         }
     };
-    let framing = answer.framing(request);
+    let framing = answer.framing(request.is_head());
     if answer.is_last() || framing == Framing::UntilClose {
         state.upstream_closes.store(true, Relaxed);
     }
-    progress.status.store(answer.status, Relaxed);
+    // As of a request: what cannot be read should not begin to go on.
+    Body::new(framing)
+        .check(from.buffered())
+        .map_err(ExchangeError::BrokenAnswer)?;
+    if !progress.takes(answer.status, None) {
+        return Err(ExchangeError::Unwanted(answer.status));
+    }
+    progress.begins(answer.status);
     let head = answer_head(&answer, request, &manner);
-    send(output, &head, &count)
-        .await
-        .map_err(ExchangeError::Client)?;
     if manner.switches {
+        send(output, &head, &count)
+            .await
+            .map_err(ExchangeError::Client)?;
         return Ok(manner);
     }
     let mut pass = Passing {
+        head,
         body: Body::new(framing),
         chunked: manner.framing == Framing::Chunked,
         count,
@@ -384,14 +365,14 @@ where
     }
 }
 
-async fn read_answer<R: AsyncRead + Unpin>(
+pub(in crate::relay) async fn read_answer<R: AsyncRead + Unpin>(
     from: &mut Input<R>,
     progress: &Progress,
 ) -> Result<Answer, ExchangeError> {
     let mut searched = 0;
     loop {
         if !from.buffered().is_empty() {
-            progress.heard.store(true, Relaxed);
+            progress.hears();
         }
         if let Some(end) = find_end(from.buffered(), searched) {
             let head = from.split_to(end);
@@ -413,8 +394,11 @@ async fn read_answer<R: AsyncRead + Unpin>(
     }
 }
 
-/// A body on its way.
+/// A message on its way.
 struct Passing<C> {
+    /// Its head, which goes with the first of its body: to send them one by one would wake who
+    /// waits for them twice.
+    head: BytesMut,
     body: Body,
     /// Whether it goes out in chunks.
     chunked: bool,
@@ -435,7 +419,7 @@ impl<C: Fn(usize)> Passing<C> {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let mut framed = BytesMut::new();
+        let mut framed = mem::take(&mut self.head);
         let is_over = loop {
             let ended = input.has_ended();
             match self
@@ -448,10 +432,12 @@ impl<C: Fn(usize)> Passing<C> {
                         framed.extend_from_slice(format!("{length:x}\r\n").as_bytes());
                         framed.extend_from_slice(&input.buffered()[..length]);
                         framed.extend_from_slice(b"\r\n");
-                    } else {
+                    } else if framed.is_empty() {
                         let written = to.write_all(&input.buffered()[..length]).await;
                         written.map_err(|_| Stop::Write)?;
                         (self.count)(length);
+                    } else {
+                        framed.extend_from_slice(&input.buffered()[..length]);
                     }
                     input.consume(length);
                 }
@@ -481,16 +467,4 @@ where
     to.write_all(bytes).await?;
     count(bytes.len());
     to.flush().await
-}
-
-/// Waits until nothing has moved for `patience`.
-async fn silence(progress: &Progress, patience: Duration) {
-    let moved = || (progress.traffic.sent(), progress.traffic.received());
-    loop {
-        let before = moved();
-        sleep(patience).await;
-        if moved() == before {
-            return;
-        }
-    }
 }

@@ -124,8 +124,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::relay::Progress;
     use crate::relay::http::write::request_head;
-    use crate::relay::http::{Answered, Client, ExchangeError, Input, Progress, exchange};
+    use crate::relay::http::{Answered, Client, ExchangeError, Input, exchange};
 
     fn request(text: &str) -> Request {
         let text = text.replace('\n', "\r\n");

@@ -26,23 +26,23 @@ pub enum Framing {
 
 /// One field as it was sent.
 #[derive(Clone, Debug)]
-pub(super) struct Field {
-    pub(super) name: Bytes,
-    pub(super) value: Bytes,
+pub(in crate::relay) struct Field {
+    pub(in crate::relay) name: Bytes,
+    pub(in crate::relay) value: Bytes,
 }
 
 impl Field {
-    pub(super) fn is(&self, name: &str) -> bool {
+    pub(in crate::relay) fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name.as_bytes())
     }
 }
 
 /// The fields of a head, in their order.
 #[derive(Clone, Debug)]
-pub(super) struct Fields(Vec<Field>);
+pub(in crate::relay) struct Fields(Vec<Field>);
 
 impl Fields {
-    pub(super) fn new(raw: &Bytes, fields: &[httparse::Header<'_>]) -> Self {
+    pub(in crate::relay) fn new(raw: &Bytes, fields: &[httparse::Header<'_>]) -> Self {
         let field = |field: &httparse::Header<'_>| Field {
             name: raw.slice_ref(field.name.as_bytes()),
             value: raw.slice_ref(field.value),
@@ -63,7 +63,7 @@ impl Fields {
         }));
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Field> {
+    pub(in crate::relay) fn iter(&self) -> impl Iterator<Item = &Field> {
         self.0.iter()
     }
 
@@ -80,7 +80,7 @@ impl Fields {
             .map(<[u8]>::trim_ascii)
     }
 
-    pub(super) fn lists(&self, name: &'static str, word: &str) -> bool {
+    pub(in crate::relay) fn lists(&self, name: &'static str, word: &str) -> bool {
         self.list(name)
             .any(|item| item.eq_ignore_ascii_case(word.as_bytes()))
     }
@@ -195,6 +195,22 @@ impl Request {
         self.host.as_ref()
     }
 
+    /// The path that it asks for, without a query; of a target in absolute form what stands behind
+    /// its authority (RFC 9112 section 3.2.2).
+    pub fn path(&self) -> &str {
+        let target = str::from_utf8(&self.target).unwrap_or_default();
+        let path = match target.split_once("://") {
+            Some((_, rest)) if !target.starts_with('/') => {
+                rest.find(['/', '?']).map_or("/", |at| &rest[at..])
+            }
+            _ => target,
+        };
+        match path.split(['?', '#']).next() {
+            None | Some("") => "/",
+            Some(path) => path,
+        }
+    }
+
     /// The value of Host as it was sent, empty if there is none.
     pub fn authority(&self) -> &[u8] {
         self.fields.values("host").next().unwrap_or_default()
@@ -266,11 +282,11 @@ impl Request {
 
 /// The head of an answer.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
+pub(in crate::relay) struct Answer {
+    pub(in crate::relay) status: u16,
     pub(super) reason: Bytes,
     minor_version: u8,
-    pub(super) fields: Fields,
+    pub(in crate::relay) fields: Fields,
     told: Option<Framing>,
 }
 
@@ -304,16 +320,17 @@ impl Answer {
         })
     }
 
-    /// How the body of this answer to `request` is delimited (RFC 9112 section 6.3).
-    pub(super) fn framing(&self, request: &Request) -> Framing {
-        if request.is_head() || matches!(self.status, 100..=199 | 204 | 304) {
+    /// How the body of this answer is delimited (RFC 9112 section 6.3); `to_head`: the request was
+    /// HEAD.
+    pub(in crate::relay) fn framing(&self, to_head: bool) -> Framing {
+        if to_head || matches!(self.status, 100..=199 | 204 | 304) {
             return Framing::None;
         }
         self.told.unwrap_or(Framing::UntilClose)
     }
 
     /// Whether the server takes no other request on this connection.
-    pub(super) fn is_last(&self) -> bool {
+    pub(in crate::relay) fn is_last(&self) -> bool {
         self.minor_version == 0 || self.fields.lists("connection", "close")
     }
 }

@@ -51,11 +51,11 @@ impl<R: AsyncRead + Unpin> Input<R> {
         self.buffer.split().freeze()
     }
 
-    pub(super) fn consume(&mut self, len: usize) {
+    pub(in crate::relay) fn consume(&mut self, len: usize) {
         self.buffer.advance(len);
     }
 
-    pub(super) fn split_to(&mut self, len: usize) -> Bytes {
+    pub(in crate::relay) fn split_to(&mut self, len: usize) -> Bytes {
         self.buffer.split_to(len).freeze()
     }
 

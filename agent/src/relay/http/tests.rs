@@ -14,8 +14,10 @@ use super::body::Piece;
 use super::write::{last_chunk, request_head};
 use super::*;
 use crate::inspect::InspectError;
+use crate::relay::Progress;
 
 mod malformed;
+mod together;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -3,11 +3,12 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use http::StatusCode;
 
+use super::body::MAX_TRAILER_FIELDS;
 use super::head::{Answer, Fields, Framing, Request};
 
 /// What concerns two neighbours only, beside what Connection lists. Of those, what frames the body
 /// is written anew.
-const BETWEEN_NEIGHBOURS: [&str; 7] = [
+pub(in crate::relay) const BETWEEN_NEIGHBOURS: [&str; 7] = [
     "connection",
     "content-length",
     "keep-alive",
@@ -105,7 +106,7 @@ pub(super) fn answer_head(answer: &Answer, request: &Request, manner: &Manner) -
 /// The end of a chunked body with these trailers, which end with an empty line. `None`: they are
 /// no fields.
 pub(super) fn last_chunk(trailers: &Bytes) -> Option<BytesMut> {
-    let mut fields = [httparse::EMPTY_HEADER; 64];
+    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
     let parsed = httparse::parse_headers(trailers, &mut fields);
     let Ok(httparse::Status::Complete((_, fields))) = parsed else {
         return None;

@@ -12,6 +12,9 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Lines that may wait.
 const QUEUE: usize = 8192;
 
+/// For how long lines may come before they are looked for.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// How often the log tells of lost lines, at most: under overload the telling takes room too.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -118,17 +121,33 @@ struct Drain {
 
 impl Drain {
     fn run(mut self, receiver: &Receiver<Item>) {
-        for item in receiver {
-            match item {
-                Item::Line(line) => match self.write(&line) {
-                    Ok(()) => self.tell(),
-                    Err(_) => self.lost.add(),
-                },
-                Item::Flush(done) => {
-                    let _ = self.output.flush();
-                    // Whoever asked may have stopped waiting.
-                    let _ = done.try_send(());
+        for first in receiver {
+            self.take(first);
+            loop {
+                for next in receiver.try_iter() {
+                    self.take(next);
                 }
+                // Whoever logs must wake one that waits, which costs more than the line. So under
+                // load this one does not wait, but looks again.
+                thread::sleep(PAUSE);
+                match receiver.try_recv() {
+                    Ok(next) => self.take(next),
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, item: Item) {
+        match item {
+            Item::Line(line) => match self.write(&line) {
+                Ok(()) => self.tell(),
+                Err(_) => self.lost.add(),
+            },
+            Item::Flush(done) => {
+                let _ = self.output.flush();
+                // Whoever asked may have stopped waiting.
+                let _ = done.try_send(());
             }
         }
     }

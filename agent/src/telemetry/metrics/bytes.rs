@@ -10,7 +10,11 @@ use crate::telemetry::outcome::ResponseFlag;
 
 use super::target::{LABELS, target_values};
 
-/// The byte counters. They are one collector, because each scrape must first fold in what live
+/// Who talks to whom, without how: as in Istio, messages are counted before it is known how their
+/// request ends.
+const PEERS: &[&str] = LABELS.split_at(LABELS.len() - 3).0;
+
+/// The byte counters, and those of messages. They are one collector, because each scrape must first fold in what live
 /// connections relayed, and a registry collects in no particular order.
 ///
 /// As in Istio, bytes counted while a connection lives have `response_flags="-"`, those counted
@@ -22,6 +26,8 @@ pub(crate) struct ByteMetrics {
     target_received: IntCounterVec,
     proxy_sent: IntCounterVec,
     proxy_received: IntCounterVec,
+    request_messages: IntCounterVec,
+    response_messages: IntCounterVec,
 }
 
 impl ByteMetrics {
@@ -51,6 +57,16 @@ impl ByteMetrics {
                     "Payload bytes received from tunnels.",
                     &["proxy"],
                 )?,
+                request_messages: counters(
+                    "istio_request_messages_total",
+                    "Messages of gRPC from the workload to the target.",
+                    PEERS,
+                )?,
+                response_messages: counters(
+                    "istio_response_messages_total",
+                    "Messages of gRPC from the target to the workload.",
+                    PEERS,
+                )?,
             },
         )
     }
@@ -74,14 +90,29 @@ impl ByteMetrics {
                 self.target_received.with_label_values(&values),
             )),
             proxy: proxy.map(|proxy| self.through(proxy)),
+            messages: None,
         }
     }
 
-    /// Where the bytes of requests are counted, of which the target has metrics of its own.
-    pub(crate) fn of_requests(&self, proxy: Option<&Label>) -> ByteSeries {
+    /// Where the bytes of a request are counted, of which the target has metrics of its own, and
+    /// its messages, if it is gRPC from this workload to this destination.
+    pub(crate) fn of_requests(
+        &self,
+        proxy: Option<&Label>,
+        grpc: Option<(&Workload, &Destination)>,
+    ) -> ByteSeries {
+        let messages = grpc.map(|(workload, destination)| {
+            let values = target_values(workload, destination, ResponseFlag::None);
+            let values = &values[..PEERS.len()];
+            (
+                self.request_messages.with_label_values(values),
+                self.response_messages.with_label_values(values),
+            )
+        });
         ByteSeries {
             target: None,
             proxy: proxy.map(|proxy| self.through(proxy)),
+            messages,
         }
     }
 
@@ -95,12 +126,14 @@ impl ByteMetrics {
 }
 
 impl ByteMetrics {
-    fn counters(&self) -> [&IntCounterVec; 4] {
+    fn counters(&self) -> [&IntCounterVec; 6] {
         [
             &self.target_sent,
             &self.target_received,
             &self.proxy_sent,
             &self.proxy_received,
+            &self.request_messages,
+            &self.response_messages,
         ]
     }
 }
@@ -127,9 +160,18 @@ impl Collector for ByteMetrics {
 pub(crate) struct ByteSeries {
     target: Option<(IntCounter, IntCounter)>,
     proxy: Option<ProxyBytes>,
+    messages: Option<(IntCounter, IntCounter)>,
 }
 
 impl ByteSeries {
+    /// Adds messages from the workload and to it.
+    pub(crate) fn add_messages(&self, (sent, received): (u64, u64)) {
+        if let Some((requests, responses)) = &self.messages {
+            requests.inc_by(sent);
+            responses.inc_by(received);
+        }
+    }
+
     /// Adds bytes, named from the workload's side.
     pub(crate) fn add(&self, sent: u64, received: u64) {
         if let Some((target_sent, target_received)) = &self.target {

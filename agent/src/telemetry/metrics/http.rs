@@ -35,6 +35,8 @@ const BUCKETS: [f64; 19] = [
 pub(crate) struct Ended {
     /// Of the answer; none if there was none.
     pub(crate) status: Option<u16>,
+    /// `grpc-status` of one that speaks gRPC; `Some(None)` if there was no answer.
+    pub(crate) grpc: Option<Option<u16>>,
     pub(crate) flag: ResponseFlag,
     pub(crate) milliseconds: f64,
     pub(crate) request_bytes: u64,
@@ -74,10 +76,18 @@ impl HttpMetrics {
             None => "0".to_owned(),
             Some(status) => TunnelCode::Status(status).label(),
         };
-        let common = values_of(workload, destination, "http", ended.flag);
-        let mut values = [""; LABEL_COUNT + 1];
+        let protocol = if ended.grpc.is_some() { "grpc" } else { "http" };
+        // Numbers that gRPC does not know are the target's invention.
+        let grpc = ended.grpc.flatten().map(|status| match status {
+            0..=16 => status,
+            _ => 2,
+        });
+        let grpc = grpc.map(|status| status.to_string()).unwrap_or_default();
+        let common = values_of(workload, destination, protocol, ended.flag);
+        let mut values = [""; LABEL_COUNT + 2];
         values[..LABEL_COUNT].copy_from_slice(&common);
         values[LABEL_COUNT] = &code;
+        values[LABEL_COUNT + 1] = &grpc;
         self.requests.with_label_values(&values).inc();
         let milliseconds = self.duration.with_label_values(&values);
         milliseconds.observe(ended.milliseconds);
@@ -89,9 +99,10 @@ impl HttpMetrics {
     }
 }
 
-fn labels() -> [&'static str; LABEL_COUNT + 1] {
-    let mut labels = [""; LABEL_COUNT + 1];
+fn labels() -> [&'static str; LABEL_COUNT + 2] {
+    let mut labels = [""; LABEL_COUNT + 2];
     labels[..LABEL_COUNT].copy_from_slice(&LABELS);
     labels[LABEL_COUNT] = "response_code";
+    labels[LABEL_COUNT + 1] = "grpc_response_status";
     labels
 }

@@ -31,6 +31,8 @@ pub struct ProxyMetrics {
     active: IntGaugeVec,
     failures: IntCounterVec,
     healthy: IntGaugeVec,
+    checks: IntCounterVec,
+    over_limit: IntCounterVec,
     retries: IntCounterVec,
     /// How many endpoints there are of the same words.
     places: Arc<Mutex<HashMap<Place, usize>>>,
@@ -86,6 +88,18 @@ impl ProxyMetrics {
                 "1, or 0 while an endpoint of a proxy is passed over because it kept failing.",
                 &["proxy", "endpoint"],
             )?,
+            checks: counters(
+                registry,
+                "underpass_proxy_checks_total",
+                "Checks of an endpoint of a proxy by a tunnel that nobody uses, and what came of them.",
+                &["proxy", "endpoint", "result"],
+            )?,
+            over_limit: counters(
+                registry,
+                "underpass_proxy_limit_refused_total",
+                "Tunnels refused because as much of a proxy was in use as policy allows.",
+                &["proxy", "limit"],
+            )?,
             retries: counters(
                 registry,
                 "underpass_tunnel_retries_total",
@@ -107,6 +121,9 @@ impl ProxyMetrics {
         // Of the many reasons those that are met most.
         for reason in ["connect_timeout", "tcp_refused", "tcp_timeout"] {
             self.retries.with_label_values(&[proxy.as_str(), reason]);
+        }
+        for limit in ["connections", "pending"] {
+            self.over_limit.with_label_values(&[proxy.as_str(), limit]);
         }
     }
 
@@ -157,6 +174,10 @@ impl Observer for ProxyMetrics {
         let labels = [&*at.proxy, &*at.endpoint];
         self.connections.with_label_values(&labels);
         self.active.with_label_values(&labels);
+        for result in ["success", "failure"] {
+            self.checks
+                .with_label_values(&[&*at.proxy, &*at.endpoint, result]);
+        }
     }
 
     fn gone(&self, at: &Place) {
@@ -172,6 +193,7 @@ impl Observer for ProxyMetrics {
         remove(&self.active, at);
         remove(&self.failures, at);
         remove(&self.healthy, at);
+        remove(&self.checks, at);
     }
 
     fn connected(&self, at: &Place) {
@@ -195,6 +217,16 @@ impl Observer for ProxyMetrics {
         self.healthy
             .with_label_values(&labels)
             .set(i64::from(healthy));
+    }
+
+    fn checked(&self, at: &Place, well: bool) {
+        let result = if well { "success" } else { "failure" };
+        let labels = [&*at.proxy, &*at.endpoint, result];
+        self.checks.with_label_values(&labels).inc();
+    }
+
+    fn over_limit(&self, proxy: &str, limit: &'static str) {
+        self.over_limit.with_label_values(&[proxy, limit]).inc();
     }
 
     fn retried(&self, proxy: &str, reason: &'static str) {

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::name::OriginalDst;
+use crate::telemetry::TargetLimit;
 use crate::telemetry::request::Captured;
 use crate::telemetry::scrape::Scrape;
 use crate::telemetry::{
@@ -12,7 +13,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 42] = [
+const EXPECTED: [(&str, &str, &[&str]); 48] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -20,8 +21,10 @@ const EXPECTED: [(&str, &str, &[&str]); 42] = [
         "histogram",
         &ISTIO_HTTP,
     ),
+    ("istio_request_messages_total", "counter", &ISTIO_PEERS),
     ("istio_requests_total", "counter", &ISTIO_HTTP),
     ("istio_response_bytes", "histogram", &ISTIO_HTTP),
+    ("istio_response_messages_total", "counter", &ISTIO_PEERS),
     ("istio_tcp_connections_closed_total", "counter", &ISTIO),
     ("istio_tcp_connections_opened_total", "counter", &ISTIO),
     ("istio_tcp_received_bytes_total", "counter", &ISTIO),
@@ -59,6 +62,11 @@ const EXPECTED: [(&str, &str, &[&str]); 42] = [
     ),
     ("underpass_policy_reload_total", "counter", &["result"]),
     (
+        "underpass_proxy_checks_total",
+        "counter",
+        &["endpoint", "proxy", "result"],
+    ),
+    (
         "underpass_proxy_connections_active",
         "gauge",
         &["endpoint", "proxy"],
@@ -88,6 +96,21 @@ const EXPECTED: [(&str, &str, &[&str]); 42] = [
         "underpass_target_deduction_total",
         "counter",
         &["result", "source"],
+    ),
+    (
+        "underpass_target_ejections_total",
+        "counter",
+        &["destination_service"],
+    ),
+    (
+        "underpass_target_refused_total",
+        "counter",
+        &["destination_service", "reason"],
+    ),
+    (
+        "underpass_target_retries_total",
+        "counter",
+        &["destination_service"],
     ),
     (
         "underpass_trace_spans_dropped_total",
@@ -139,7 +162,31 @@ const ISTIO: [&str; 23] = [
     "source_workload_namespace",
 ];
 
-const ISTIO_HTTP: [&str; 24] = [
+/// Those that say who talks to whom.
+const ISTIO_PEERS: [&str; 20] = [
+    "destination_app",
+    "destination_canonical_revision",
+    "destination_canonical_service",
+    "destination_cluster",
+    "destination_principal",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "destination_version",
+    "destination_workload",
+    "destination_workload_namespace",
+    "reporter",
+    "source_app",
+    "source_canonical_revision",
+    "source_canonical_service",
+    "source_cluster",
+    "source_principal",
+    "source_version",
+    "source_workload",
+    "source_workload_namespace",
+];
+
+const ISTIO_HTTP: [&str; 25] = [
     "connection_security_policy",
     "destination_app",
     "destination_canonical_revision",
@@ -152,6 +199,7 @@ const ISTIO_HTTP: [&str; 24] = [
     "destination_version",
     "destination_workload",
     "destination_workload_namespace",
+    "grpc_response_status",
     "reporter",
     "request_protocol",
     "response_code",
@@ -219,6 +267,9 @@ fn everything() -> (Registry, Arc<Metrics>) {
     metrics.capture.original_destination_missed();
     metrics.capture.set_healthy("programs", true);
     metrics.capture.set_namespaces_enrolled(2);
+    metrics.circuits.refused(&PROXY, TargetLimit::Ejected);
+    metrics.circuits.ejected(&PROXY);
+    metrics.circuits.retried(&PROXY);
     metrics.policy.inspected(Inspection::Tls);
     metrics.policy.reloaded(Reload::Success);
     metrics
@@ -256,7 +307,11 @@ fn everything() -> (Registry, Arc<Metrics>) {
         pid: 1,
         cgroup: 2,
     };
-    RequestRecord::begin(&metrics, captured).finished();
+    let mut call = RequestRecord::begin(&metrics, captured);
+    call.grpc();
+    let live = ConnectionRecord::begin(&metrics, captured.src).live();
+    drop(call.moves(&live, None));
+    call.finished();
     (registry, metrics)
 }
 

@@ -268,6 +268,25 @@ async fn what_may_pass_is_sent_again_and_what_may_not_is_dropped() {
 }
 
 #[tokio::test]
+async fn a_collector_that_is_in_a_hurry_waits_all_the_same() {
+    let collector = Collector::default();
+    // Each says to come back at once.
+    collector
+        .says
+        .lock()
+        .extend(vec![(503, Vec::new()); 10_000]);
+    let addr = collector.start().await;
+    let agent = Agent::start(&format!("http://{addr}"), &[]);
+    agent.record(1);
+    agent
+        .wait_for(|agent| agent.dropped("unreachable") == 1.0)
+        .await;
+    let tries = collector.got.lock().len();
+    let most = FAST.patience.as_millis() / FAST.pause.mul_f64(0.75).as_millis() + 2;
+    assert!((2..most as usize).contains(&tries), "{tries} tries");
+}
+
+#[tokio::test]
 async fn nobody_waits_for_a_collector_that_does_not_answer() {
     let addr = hostile(|mut stream| async move {
         let mut sink = [0; 4096];

@@ -445,7 +445,9 @@ fn a_connection_of_requests_counts_what_goes_through_proxies_and_no_more() {
     let mut record = ConnectionRecord::begin(&metrics, "10.0.0.1:4000".parse().unwrap());
     record.by_request();
     let first = Arc::new(Moving::default());
-    record.moves(Arc::clone(&first) as _, Some(&Label::fixed("proxy.test:1")));
+    let live = record.live();
+    let proxy = Label::fixed("proxy.test:1");
+    let moving = live.moves(Arc::clone(&first) as _, Some(&proxy), None);
     first.relay(1, 20);
     let sent = || Scrape::of(&registry).sum("underpass_proxy_sent_bytes_total");
     let received = || Scrape::of(&registry).sum("underpass_proxy_received_bytes_total");
@@ -453,13 +455,15 @@ fn a_connection_of_requests_counts_what_goes_through_proxies_and_no_more() {
     assert_eq!((sent(), received()), (1.0, 20.0));
     first.relay(2, 30);
     // The same request once more, on another connection.
-    record.moves(Arc::clone(&first) as _, Some(&Label::fixed("proxy.test:1")));
+    drop(moving);
+    let moving = live.moves(Arc::clone(&first) as _, Some(&proxy), None);
     first.relay(3, 40);
-    record.rests();
+    drop(moving);
     assert_eq!((sent(), received()), (6.0, 90.0));
     let direct = Arc::new(Moving::default());
-    record.moves(Arc::clone(&direct) as _, None);
+    let moving = live.moves(Arc::clone(&direct) as _, None, None);
     direct.relay(1000, 1000);
+    drop(moving);
     drop(record);
     assert_eq!((sent(), received()), (6.0, 90.0));
     let scrape = Scrape::of(&registry);

@@ -9,6 +9,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use h2::SendStream;
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -16,15 +17,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::driver::{Activity, Driver, Watched};
-use super::error::{Ended, HandshakeError, OpenError};
+use super::error::{Ended, HandshakeError, NotTaken, OpenError};
 use super::request::refusal;
 use super::{Config, TunnelStream};
 use crate::tunnel::answer::BodyLength;
 use crate::tunnel::connect::{BODY_TIME, ExchangeError, MAX_INTERIM, body_text};
-
-/// The longest header list of an answer, in the count of RFC 9113 section 6.5.2. It bounds
-/// CONTINUATION frames as well.
-const MAX_HEADER_LIST: u32 = 16 * 1024;
 
 /// The largest frame that is taken: the smallest limit there is, so that frames of one stream do
 /// not hold up those of others.
@@ -80,7 +77,7 @@ impl Shared {
 }
 
 /// Counts one stream as open.
-pub(super) struct OpenStream(Arc<Shared>);
+pub struct OpenStream(Arc<Shared>);
 
 impl OpenStream {
     fn new(shared: &Arc<Shared>) -> Self {
@@ -89,7 +86,7 @@ impl OpenStream {
     }
 
     /// How the connection ended, if it has.
-    pub(super) fn ended(&self) -> Option<Ended> {
+    pub fn ended(&self) -> Option<Ended> {
         self.0.status.borrow().ended.clone()
     }
 }
@@ -109,6 +106,16 @@ pub struct Opened {
     pub code: u16,
     /// From the request to the answer.
     pub took: Duration,
+}
+
+/// A request that is no tunnel, on its way.
+pub struct Sent {
+    /// The answer.
+    pub answer: ResponseFuture,
+    /// The body of the request.
+    pub body: SendStream<Bytes>,
+    /// To be dropped after all else that belongs to the stream.
+    pub open: OpenStream,
 }
 
 impl Connection {
@@ -172,12 +179,11 @@ impl Connection {
     /// See [`OpenError`]. The stream is gone then; the connection may serve others.
     pub async fn open(&self, request: Request<()>, deadline: Instant) -> Result<Opened, OpenError> {
         let begin = Instant::now();
-        let open = OpenStream::new(&self.shared);
-        let mut requests = SendRequest::clone(&self.requests);
-        let (mut answer, send) = requests
-            .send_request(request, false)
-            .map_err(OpenError::unsent)?;
-        drop(requests);
+        let Sent {
+            mut answer,
+            body: send,
+            open,
+        } = self.send(request, false)?;
         let Ok(answer) = timeout_at(deadline, final_answer(&mut answer)).await else {
             return Err(ExchangeError::Timeout { received: 0 }.into());
         };
@@ -199,6 +205,20 @@ impl Connection {
         let body = body_text(&mut stream, BytesMut::new(), until_end, deadline).await;
         let refusal = refusal(head.status, &head.headers, body);
         Err(ExchangeError::Refused(Box::new(refusal)).into())
+    }
+
+    /// Sends a request on a stream of its own; `ended`: it has no body. What comes of it is the
+    /// caller's. A request too many waits until there is room for its stream.
+    ///
+    /// # Errors
+    /// It was not sent.
+    pub fn send(&self, request: Request<()>, ended: bool) -> Result<Sent, NotTaken> {
+        let open = OpenStream::new(&self.shared);
+        let mut requests = SendRequest::clone(&self.requests);
+        let (answer, body) = requests
+            .send_request(request, ended)
+            .map_err(NotTaken::unsent)?;
+        Ok(Sent { answer, body, open })
     }
 
     /// What is known of it now, and whenever that changes.
@@ -227,7 +247,7 @@ fn builder(config: &Config) -> Builder {
     builder
         .enable_push(false)
         .max_frame_size(MAX_FRAME)
-        .max_header_list_size(MAX_HEADER_LIST)
+        .max_header_list_size(config.max_header_list)
         .initial_window_size(config.stream_window)
         // As much as all streams together may hold, so that those whose workloads do not read
         // leave the window of each other one as it is. It bounds small frames as well: their

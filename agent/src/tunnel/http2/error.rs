@@ -90,6 +90,16 @@ pub enum NotTaken {
     RefusedStream,
 }
 
+impl NotTaken {
+    /// What a request failed with before it was sent.
+    pub(super) fn unsent(error: h2::Error) -> Self {
+        match error.reason() {
+            Some(reason) if error.is_go_away() && error.is_remote() => Self::GoAway(reason),
+            _ => Self::Gone(Arc::new(error)),
+        }
+    }
+}
+
 impl OpenError {
     /// What the answer to a request that was sent failed with.
     pub(super) fn awaiting(error: h2::Error, ended: Option<Ended>) -> Self {
@@ -106,14 +116,6 @@ impl OpenError {
             return Self::NotTaken(NotTaken::GoAway(reason));
         }
         Self::Lost(ended.unwrap_or_else(|| Ended::Failed(Arc::new(error))))
-    }
-
-    /// What a request failed with before it was sent.
-    pub(super) fn unsent(error: h2::Error) -> Self {
-        Self::NotTaken(match error.reason() {
-            Some(reason) if error.is_go_away() && error.is_remote() => NotTaken::GoAway(reason),
-            _ => NotTaken::Gone(Arc::new(error)),
-        })
     }
 
     /// The proxy's refusal, if it said no.

@@ -107,6 +107,18 @@ impl Balance {
         })
     }
 
+    /// A try at this endpoint, which is not for anybody's use.
+    pub(super) fn visit(&mut self, index: usize, now: Instant) -> Choice {
+        let trial = match &mut self.members[index].state {
+            State::Ejected { until, on_trial } if *until <= now && !*on_trial => {
+                *on_trial = true;
+                true
+            }
+            _ => false,
+        };
+        Choice { index, trial }
+    }
+
     /// Whether a try now would be at an endpoint that is well, or one whose time has come.
     pub(super) fn is_available(&self, now: Instant) -> bool {
         self.members.iter().any(|member| match member.state {

@@ -1,5 +1,6 @@
 //! Tunnels through several endpoints, some of which fail.
 
+mod checks;
 mod kept;
 mod names;
 
@@ -50,6 +51,12 @@ impl Observer for Notes {
     }
     fn healthy(&self, at: &Place, healthy: bool) {
         self.note(format!("healthy {} {healthy}", at.endpoint));
+    }
+    fn checked(&self, at: &Place, well: bool) {
+        self.note(format!("checked {} {well}", at.endpoint));
+    }
+    fn over_limit(&self, _: &str, limit: &'static str) {
+        self.note(format!("over {limit}"));
     }
     fn retried(&self, _: &str, reason: &'static str) {
         self.note(format!("retried {reason}"));

@@ -529,7 +529,9 @@ fn headers_of_a_proxy_tell_who_connects() {
 fn requests_in_absolute_form_are_a_reason_to_read_them() {
     let view = |policy: &Policy| {
         let facts = facts("203.0.113.7:80");
-        policy.wants_inspection(facts.original_dst, policy.view_of_stranger())
+        policy
+            .look_at(facts.original_dst, policy.view_of_stranger())
+            .is_some()
     };
     let with = |more: &str| {
         let spec = format!("proxy: {{host: p, port: 8{more}}}, targetHost: t.test");

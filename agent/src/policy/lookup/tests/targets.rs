@@ -1,5 +1,7 @@
 //! What the proxy is asked for.
 
+use crate::name::OriginalDst;
+use crate::policy::Look;
 use crate::policy::testing::{compile, decided, document, entry, facts, rule, through};
 
 #[test]
@@ -169,6 +171,44 @@ fn every_tunnel_has_a_list_of_its_own() {
     ] {
         assert_eq!(decided(&policy, connection), expected, "{connection}");
     }
+}
+
+#[test]
+fn what_is_declared_tells_how_first_bytes_are_looked_at() {
+    let ports = [
+        "HTTP", "HTTP2", "GRPC", "GRPC-WEB", "TCP", "TLS", "HTTPS", "MONGO",
+    ];
+    let ports = ports.iter().enumerate().map(|(at, protocol)| {
+        let number = 80 + at;
+        format!("{{number: {number}, name: p{number}, protocol: {protocol}}}")
+    });
+    let ports: Vec<String> = ports.collect();
+    let ports = ports.join(", ");
+    let entry = entry(
+        "a",
+        &format!("hosts: [addr.test], addresses: [203.0.113.7], ports: [{ports}]"),
+    );
+    let looks = |more: &str| {
+        let policy = compile(&[&entry, more, &through("t", "")].concat());
+        let view = policy.view_of_stranger();
+        let dst = |number| OriginalDst(format!("203.0.113.7:{number}").parse().unwrap());
+        let looks = (80..89).map(|number| policy.look_at(dst(number), view));
+        looks.collect::<Vec<_>>()
+    };
+    let http = Some(Look::Whole);
+    let tls = Some(Look::ForTls);
+    // A name may matter, and TLS is where one would be.
+    assert_eq!(
+        looks(""),
+        [http, http, http, http, None, tls, tls, None, http]
+    );
+    // TLS may have to be added.
+    let tls_to = "host: addr.test, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}";
+    let encrypted = document("DestinationRule", "a", tls_to);
+    assert_eq!(
+        looks(&encrypted),
+        [http, http, http, http, tls, tls, tls, tls, http]
+    );
 }
 
 #[test]

@@ -99,6 +99,8 @@ fn shapes() -> Vec<String> {
             "10000000000000001\r\na\r\n",
             "1;a\rb\r\na\r\n0\r\n\r\n",
             "1\r\na\n0\r\n\r\n",
+            "0\r\nno colon\r\n\r\n",
+            "0\r\nX : a\r\n\r\n",
         ]
         .map(chunked),
     );

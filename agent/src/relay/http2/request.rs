@@ -1,0 +1,225 @@
+//! The head of a request, checked.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::{Method, request::Parts};
+
+use super::grpc;
+use crate::inspect::InspectError;
+use crate::inspect::http_head::{MAX_FIELDS, read_host};
+use crate::name::Host;
+
+/// The head of a request (RFC 9113 section 8.3.1).
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub(super) method: Method,
+    /// In origin form, or `*`.
+    pub(super) path: PathAndQuery,
+    pub(super) authority: Authority,
+    /// Without Host, TE and Content-Length.
+    pub(super) fields: HeaderMap,
+    pub(super) takes_trailers: bool,
+    /// By Content-Length; the body is as long as that, or the stream is reset.
+    pub(super) length: Option<u64>,
+    host: Option<Host>,
+    call: Option<Call>,
+}
+
+/// What is known of a call of gRPC.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    timeout: Option<Duration>,
+}
+
+impl Request {
+    /// Reads the head that the library has read.
+    ///
+    /// # Errors
+    /// [`InspectError::Malformed`] and [`InspectError::TooManyFields`].
+    pub fn check(head: Parts) -> Result<Self, InspectError> {
+        let Parts {
+            method,
+            uri,
+            headers: mut fields,
+            ..
+        } = head;
+        if fields.len() > MAX_FIELDS {
+            return Err(InspectError::TooManyFields);
+        }
+        let has_blanks = |value: &HeaderValue| {
+            let value = value.as_bytes();
+            value.trim_ascii().len() != value.len()
+        };
+        if fields.values().any(has_blanks) {
+            return malformed("a field value begins or ends with a blank");
+        }
+        let uri = uri.into_parts();
+        let scheme = uri.scheme.as_ref();
+        if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+            return malformed(":scheme is neither http nor https");
+        }
+        let path = match uri.path_and_query {
+            Some(path) if is_target(&method, &path) => path,
+            _ => return malformed(":path is no path"),
+        };
+        let (authority, host) = authority(uri.authority, &fields)?;
+        fields.remove(HOST);
+        let length = match fields.remove(CONTENT_LENGTH) {
+            // The library has seen that all of them agree.
+            Some(length) => Some(number(&length)?),
+            None => None,
+        };
+        let takes_trailers = fields.remove(TE).is_some();
+        let call = grpc::is_call(&fields).then(|| Call {
+            timeout: grpc::timeout(&fields),
+        });
+        Ok(Self {
+            method,
+            path,
+            authority,
+            fields,
+            takes_trailers,
+            length,
+            host,
+            call,
+        })
+    }
+
+    /// The method.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The path, without a query.
+    pub fn path(&self) -> &str {
+        self.path.path()
+    }
+
+    /// The host and port that it is for, as sent.
+    pub fn authority(&self) -> &str {
+        self.authority.as_str()
+    }
+
+    /// The host that it is for. `None`: it can be none in DNS.
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// Whether it is a call of gRPC.
+    pub fn is_call(&self) -> bool {
+        self.call.is_some()
+    }
+
+    /// How long the client waits for the end of the call, if it says so.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.call?.timeout
+    }
+
+    /// Whether twice is the same as once (RFC 9110 section 9.2.2).
+    pub fn is_idempotent(&self) -> bool {
+        self.method.is_idempotent()
+    }
+
+    /// Has it say this of `name`, once, or nothing. Not for what frames or routes it, which has been
+    /// read.
+    pub fn set(&mut self, name: &'static str, value: Option<&str>) {
+        let name = HeaderName::from_static(name);
+        self.fields.remove(&name);
+        if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+            self.fields.insert(name, value);
+        }
+    }
+
+    /// The request as it goes on in HTTP/2. `:authority` stands for Host.
+    pub(super) fn forwarded(&self, scheme: &Scheme) -> http::Request<()> {
+        let mut request = http::Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.version_mut() = http::Version::HTTP_2;
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(scheme.clone());
+        uri.authority = Some(self.authority.clone());
+        uri.path_and_query = Some(self.path.clone());
+        // All three are there, so it is one.
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        let fields = request.headers_mut();
+        fields.clone_from(&self.fields);
+        if let Some(length) = self.length {
+            fields.insert(CONTENT_LENGTH, length.into());
+        }
+        if self.takes_trailers {
+            fields.insert(TE, HeaderValue::from_static("trailers"));
+        }
+        request
+    }
+}
+
+/// RFC 9113 section 8.3.1: a path, or `*` for OPTIONS.
+fn is_target(method: &Method, path: &PathAndQuery) -> bool {
+    let text = path.as_str().as_bytes();
+    let is_plain = text.iter().all(|byte| matches!(byte, b'!'..=b'~' | 0x80..));
+    match text {
+        [b'/', ..] => is_plain,
+        b"*" => *method == Method::OPTIONS,
+        _ => false,
+    }
+}
+
+/// What the request is for: `:authority`, or Host where that is absent. Who sends both has to mean
+/// the same.
+fn authority(
+    pseudo: Option<Authority>,
+    fields: &HeaderMap,
+) -> Result<(Authority, Option<Host>), InspectError> {
+    let mut hosts = fields.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return malformed("there is more than one Host field");
+    }
+    let authority = match (pseudo, host) {
+        (Some(authority), Some(host)) => {
+            if !host
+                .as_bytes()
+                .eq_ignore_ascii_case(authority.as_str().as_bytes())
+            {
+                return malformed("Host is not the same as :authority");
+            }
+            authority
+        }
+        (Some(authority), None) => authority,
+        (None, Some(host)) => {
+            let bytes = Bytes::copy_from_slice(host.as_bytes());
+            match Authority::from_maybe_shared(bytes) {
+                Ok(authority) => authority,
+                Err(_) => return malformed("the Host field is not a host with or without a port"),
+            }
+        }
+        (None, None) => return malformed("there is neither :authority nor Host"),
+    };
+    // Among others a user and a password have no place in it.
+    let Ok(host) = read_host(authority.as_str().as_bytes()) else {
+        return malformed(":authority is not a host with or without a port");
+    };
+    Ok((authority, host))
+}
+
+fn number(value: &HeaderValue) -> Result<u64, InspectError> {
+    let text = value.to_str().unwrap_or_default();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(number) if is_number => Ok(number),
+        _ => malformed("Content-Length is no number"),
+    }
+}
+
+fn malformed<T>(reason: &'static str) -> Result<T, InspectError> {
+    Err(InspectError::Malformed(reason))
+}
+
+/// How long a head is, written out: what HTTP/2 compresses it to depends on what went before.
+pub(super) fn size_of(fields: &HeaderMap) -> usize {
+    let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    fields.iter().map(size).sum()
+}
