@@ -1,6 +1,7 @@
 //! The composition root: the one place that knows all the parts and puts them together.
 
 mod accept;
+mod enrolment;
 mod health;
 mod kernel_side;
 mod policy_source;
@@ -26,11 +27,11 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use underpass_abi::Verdict;
 
 use crate::admin::{AdminError, AdminServer, AdminState, AdminThread, Endpoints, Readiness};
 use crate::capture::{
-    Attachment, Canary, Capture, CaptureConfig, CaptureError, Flows, Listener, Workloads,
+    Attachment, Canary, Capture, CaptureConfig, CaptureError, Discovery, Flows, Listener, Reach,
+    Workloads,
     cgroup::{self, Hierarchy},
 };
 use crate::circuit::Circuits;
@@ -44,6 +45,8 @@ use crate::sockets::SocketFactory;
 use crate::telemetry::{LogHandle, Metrics};
 use crate::tunnel::{TunnelConfig, Tunneler};
 
+use accept::Acceptor;
+use enrolment::Enrolment;
 use kernel_side::KernelSide;
 use proxies::Proxies;
 use reload::{PolicyState, Reloader, announce, apply, must_outlive, warn_of};
@@ -65,8 +68,8 @@ const DIRECT_DEADLINE: Duration = Duration::from_secs(15);
 pub struct Config {
     /// The cgroup whose processes, and those below it, are captured.
     pub cgroup: PathBuf,
-    /// What becomes of them in network namespaces without a listener of ours.
-    pub not_enrolled: Verdict,
+    /// In which network namespaces they are.
+    pub reach: Reach,
     /// What is too much; past it new connections are reset.
     pub limits: Limits,
     /// Whether the programs log each decision.
@@ -156,7 +159,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
 
     let mut capture = Capture::load(&CaptureConfig {
         max_connections: config.limits.connections,
-        not_enrolled: config.not_enrolled,
+        reach: config.reach,
         verbose: config.verbose,
     })?;
     let vital = VitalTasks::default();
@@ -197,7 +200,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         closing: closing.clone(),
     });
 
-    let listeners = capture.enrol()?;
+    let listeners = capture.enrol()?.listeners;
     metrics.capture.set_namespaces_enrolled(1);
     let families = families(&listeners);
     apply(&way.policy.load(), &mut capture)?;
@@ -217,15 +220,29 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         cut: CancellationToken::new(),
         vital,
     };
+    let acceptor = Acceptor::new(Arc::clone(&way), tasks.clone());
     for listener in listeners {
         let name = match listener.local_addr() {
             Ok(addr) => format!("listener on {addr}"),
             Err(_) => "listener".to_owned(),
         };
-        let accepting = accept::accept(listener, Arc::clone(&way), tasks.clone());
-        let accepting = tasks.acceptors.track_future(accepting);
-        tasks.vital.spawn(name, accepting);
+        let closing = tasks.closing.clone();
+        tasks.vital.spawn(name, acceptor.run(listener, closing));
     }
+    let enrolment = match config.reach {
+        Reach::OwnNamespace => None,
+        Reach::EveryNamespace => {
+            let discovery = Discovery::new(&config.cgroup)?;
+            let enrolment = Enrolment::new(acceptor, Arc::clone(&capture), discovery)?;
+            let enrolment = Arc::new(enrolment);
+            // Before the programs are attached: who is there already is captured from then on.
+            enrolment.look(Vec::new()).await;
+            let newcomers = capture.lock().newcomers()?;
+            let following = Arc::clone(&enrolment).follow(newcomers);
+            tasks.vital.spawn("network namespaces", following);
+            Some(enrolment)
+        }
+    };
     let flows = capture.lock().flows();
     tasks.vital.spawn("flow sweeper", sweep(flows));
 
@@ -247,6 +264,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
     let status = Status {
         capture: Arc::clone(&capture),
         cgroup: config.cgroup.clone(),
+        enrolment,
         kernel,
         policy: Arc::clone(&policy_state),
         way: Arc::clone(&way),

@@ -8,11 +8,13 @@ mod canary;
 pub mod cgroup;
 mod claim;
 mod counters;
+mod discovery;
 mod error;
 mod flows;
 mod listener;
 mod logs;
 mod netns;
+mod newcomers;
 mod object;
 pub mod pins;
 mod preflight;
@@ -29,14 +31,28 @@ use underpass_abi::{Listeners, Verdict};
 pub use attachment::Attachment;
 pub use canary::{Canary, serve_sockets};
 pub use counters::KernelCounters;
+pub use discovery::{Discovery, Resident, Sight};
 pub use error::CaptureError;
 pub use flows::{Flows, Sweeper};
 pub use listener::{Accepted, Incoming, Listener};
+pub use netns::{Netns, NetnsId};
+pub use newcomers::Newcomers;
 pub use preflight::preflight;
 pub use query::Hooks;
 pub use rules::Rules;
 pub use sockets::MarkedSockets;
 pub use workload::Workloads;
+
+/// A network namespace in which connections are captured.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// The kernel's name for it.
+    pub cookie: u64,
+    /// Where the listeners are.
+    pub ports: Listeners,
+    /// On 127.0.0.1, and on ::1 where there is IPv6.
+    pub listeners: Vec<Listener>,
+}
 
 /// The loaded programs and their maps. Nothing is captured before [`attach`](Self::attach); when
 /// the [`Attachment`]s are dropped, or the process ends, nothing is captured any more.
@@ -48,13 +64,32 @@ pub struct Capture {
     counters: Arc<KernelCounters>,
 }
 
+/// In which network namespaces the agent captures.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Reach {
+    /// In the agent's own. External connections from any other are refused.
+    OwnNamespace,
+    /// In every one that a process of the captured cgroup lives in. Where the agent has no listener
+    /// yet, or cannot have one, the failure mode decides.
+    EveryNamespace,
+}
+
+impl Reach {
+    fn not_enrolled(self) -> Verdict {
+        match self {
+            Self::OwnNamespace => Verdict::Refuse,
+            Self::EveryNamespace => Verdict::AsRuled,
+        }
+    }
+}
+
 /// How the programs are loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct CaptureConfig {
     /// Size of the flow map: connections between their `connect` and our `accept`.
     pub max_connections: u32,
-    /// What becomes of external connections in network namespaces that have no listener of ours.
-    pub not_enrolled: Verdict,
+    /// Where connections are captured.
+    pub reach: Reach,
     /// Whether the programs log each decision.
     pub verbose: bool,
 }
@@ -68,7 +103,7 @@ impl Capture {
         let mut object = object::Object::load(config)?;
         let capture = Self {
             flows: Arc::new(Flows::new(&mut object, config.max_connections)?),
-            rules: Rules::new(&mut object, config.not_enrolled)?,
+            rules: Rules::new(&mut object, config.reach.not_enrolled())?,
             sockets: Arc::new(MarkedSockets::new(&mut object)?),
             counters: Arc::new(KernelCounters::new(&mut object)?),
             object,
@@ -93,15 +128,49 @@ impl Capture {
     }
 
     /// Opens the agent's listeners in the calling thread's network namespace and lets
-    /// connections made in it be redirected to them.
+    /// connections made in it be redirected to them. To be called on a tokio runtime.
     ///
     /// # Errors
     /// No loopback port could be bound or marked.
-    pub fn enrol(&mut self) -> Result<Vec<Listener>, CaptureError> {
+    pub fn enrol(&mut self) -> Result<Enrolled, CaptureError> {
         let cookie = netns::cookie(&mut self.object, &self.sockets)?;
         let (listeners, ports) = listener::open(cookie, &self.sockets, &self.flows)?;
+        // Only now that all of them listen.
         self.rules.enrol(cookie, ports)?;
-        Ok(listeners)
+        Ok(Enrolled {
+            cookie,
+            ports,
+            listeners,
+        })
+    }
+
+    /// The same in another network namespace.
+    ///
+    /// # Errors
+    /// It cannot be entered; else as [`enrol`](Self::enrol).
+    pub fn enrol_in(&mut self, namespace: &Netns) -> Result<Enrolled, CaptureError> {
+        let runtime = tokio::runtime::Handle::current();
+        namespace.within(|| {
+            let _runtime = runtime.enter();
+            self.enrol()
+        })
+    }
+
+    /// Has nothing more redirected in the namespace of this cookie. What was already still arrives
+    /// at its listeners; they are to be closed.
+    ///
+    /// # Errors
+    /// The map cannot be changed.
+    pub fn dismiss(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        self.rules.dismiss(cookie)
+    }
+
+    /// Where the programs tell of namespaces that are not enrolled. To be called once, on a runtime.
+    ///
+    /// # Errors
+    /// Its map is not there, or taken already.
+    pub fn newcomers(&mut self) -> Result<Newcomers, CaptureError> {
+        Newcomers::new(&mut self.object)
     }
 
     /// What the programs go by; to be set before [`attach`](Self::attach) and at every change of

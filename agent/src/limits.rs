@@ -6,7 +6,7 @@ mod descriptors;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -33,6 +33,8 @@ pub(crate) struct Admission {
     limits: Limits,
     connections: AtomicU32,
     pending: AtomicU32,
+    /// Descriptors that are no connection's for long.
+    spared: AtomicU64,
     /// Connections by cgroup id; only cgroups that have some.
     workloads: Mutex<HashMap<u64, u32>>,
 }
@@ -43,6 +45,7 @@ impl Admission {
             limits,
             connections: AtomicU32::new(0),
             pending: AtomicU32::new(0),
+            spared: AtomicU64::new(0),
             workloads: Mutex::default(),
         }
     }
@@ -67,7 +70,8 @@ impl Admission {
             cgroup_id,
             counted: false,
         };
-        if self.connections.load(Ordering::Relaxed) >= descriptors::connections_allowed() {
+        let spared = self.spared.load(Ordering::Relaxed);
+        if self.connections.load(Ordering::Relaxed) >= descriptors::connections_allowed(spared) {
             return Err(Refusal::descriptors());
         }
         let limit = self.limits.connections;
@@ -76,6 +80,11 @@ impl Admission {
         }
         admitted.counted = true;
         Ok(admitted)
+    }
+
+    /// Leaves this many descriptors to others, besides the reserve.
+    pub(crate) fn spare_descriptors(&self, count: usize) {
+        self.spared.store(count as u64, Ordering::Relaxed);
     }
 
     /// A place for a tunnel that is being opened, until it is dropped.

@@ -15,7 +15,9 @@ use underpass_abi::{
 };
 
 use crate::listener;
-use crate::maps::{CONFIG, NAMESPACES, PORTS, PREFIXES, PROXIES, REDIRECTS, ROLES, count};
+use crate::maps::{
+    CONFIG, NAMESPACES, NEWCOMERS, PORTS, PREFIXES, PROXIES, REDIRECTS, ROLES, count,
+};
 use crate::socket::{forget, storage, storage_or};
 use crate::task::is_kernel_thread;
 
@@ -217,10 +219,12 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the value is copied at once.
     let Some(&Listeners { port_v4, port_v6 }) = (unsafe { NAMESPACES.get(&cookie) }) else {
-        let pass = CONFIG
+        // The agent may not have come here yet: it is told, by the thread that is here.
+        let _ = NEWCOMERS.output(bpf_get_current_pid_tgid() as u32, 0);
+        let as_ruled = CONFIG
             .get(0)
-            .is_some_and(|config| config.not_enrolled == Verdict::Pass as u32);
-        return if pass {
+            .is_some_and(|config| config.not_enrolled == Verdict::AsRuled as u32);
+        return if as_ruled && side == Side::Open as u32 {
             Class::Skip(Counter::SkippedNotEnrolled)
         } else {
             Class::Refuse(Counter::RefusedNotEnrolled)

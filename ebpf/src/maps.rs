@@ -1,6 +1,6 @@
 //! All maps of the programs; `underpass-abi` says what they hold.
 
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use underpass_abi::{
     Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Redirect, RuleKey,
@@ -18,6 +18,11 @@ pub static FLOWS: HashMap<FlowKey, Flow, 65_536> = HashMap::new();
 
 #[btf_map]
 pub static NAMESPACES: HashMap<u64, Listeners, 4096> = HashMap::new();
+
+/// Thread ids, in the initial pid namespace. One that finds no room is lost: the agent looks into
+/// every namespace from time to time anyway.
+#[btf_map]
+pub static NEWCOMERS: RingBuf<u32, 4096> = RingBuf::new();
 
 #[btf_map]
 pub static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod must;
 pub mod pki;
 pub mod place;
+pub mod pod;
 pub mod process;
 pub mod python;
 pub mod random;

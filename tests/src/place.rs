@@ -53,6 +53,28 @@ impl Place {
         })
     }
 
+    /// A fresh network namespace, whose loopback is down, with the file system of this place.
+    pub(crate) fn with_own_network(&self) -> anyhow::Result<Self> {
+        let unshared = thread::scope(|scope| {
+            let unshare = || -> anyhow::Result<OwnedFd> {
+                unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace")?;
+                Ok(File::open("/proc/thread-self/ns/net")?.into())
+            };
+            scope.spawn(unshare).join()
+        });
+        let net = unshared.expect("the unsharing thread does not panic")?;
+        Ok(Self {
+            net: Arc::new(net),
+            ..self.clone()
+        })
+    }
+
+    /// The inode of its network namespace, as `/status` of the agent has it.
+    pub fn netns(&self) -> u64 {
+        let stat = nix::sys::stat::fstat(self.net.as_ref()).must("ask a namespace its number");
+        stat.st_ino
+    }
+
     /// A command to run here.
     pub fn command(&self, program: impl AsRef<Path>) -> Cmd {
         Cmd::new(self.clone(), program.as_ref())

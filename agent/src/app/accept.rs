@@ -4,7 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::Tasks;
 use super::shed::Shedder;
@@ -15,60 +18,98 @@ use crate::connection::Way;
 /// are on loopback, so they are there in far less.
 const LAST_CALL: Duration = Duration::from_millis(20);
 
-/// Accepts until told to stop, and then what was on its way here.
-pub(super) async fn accept(listener: Listener, way: Arc<Way>, tasks: Tasks) {
-    let mut shedder = Shedder::new();
-    loop {
-        tokio::select! {
-            incoming = listener.accept() => {
-                receive(incoming, &listener, &way, &tasks, &mut shedder).await;
-            }
-            () = tasks.closing.cancelled() => break,
-        }
-    }
-    if let Err(error) = listener.retire() {
-        tracing::warn!(%error, "connections made right now may be reset");
-    }
-    let last_call = sleep(LAST_CALL);
-    tokio::pin!(last_call);
-    loop {
-        tokio::select! {
-            biased;
-            incoming = listener.accept() => {
-                receive(incoming, &listener, &way, &tasks, &mut shedder).await;
-            }
-            () = &mut last_call => break,
-        }
-    }
+/// What all listeners have in common. Clones share it.
+#[derive(Clone)]
+pub(super) struct Acceptor {
+    way: Arc<Way>,
+    tasks: Tasks,
+    /// One for all: descriptors run out for everybody at the same time.
+    shedder: Arc<Mutex<Shedder>>,
 }
 
-/// Sends what was accepted on its way.
-async fn receive(
-    incoming: io::Result<Incoming>,
-    listener: &Listener,
-    way: &Arc<Way>,
-    tasks: &Tasks,
-    shedder: &mut Shedder,
-) {
-    match incoming {
-        Ok(Incoming::Redirected(accepted)) if Canary::is_canary(accepted.original_dst) => {
-            tokio::spawn(Canary::greet(accepted.stream));
+impl Acceptor {
+    pub(super) fn new(way: Arc<Way>, tasks: Tasks) -> Self {
+        Self {
+            way,
+            tasks,
+            shedder: Arc::new(Mutex::new(Shedder::new())),
         }
-        Ok(Incoming::Redirected(accepted)) => match way.admission.admit(accepted.cgroup_id) {
-            Ok(admitted) => {
-                let way = Arc::clone(way);
-                let cut = tasks.cut.clone();
-                tasks.connections.spawn(async move {
-                    way.serve(accepted, &cut).await;
-                    drop(admitted);
-                });
+    }
+
+    /// What connections go by.
+    pub(super) fn way(&self) -> &Way {
+        &self.way
+    }
+
+    /// Ends every acceptor.
+    pub(super) fn closing(&self) -> &CancellationToken {
+        &self.tasks.closing
+    }
+
+    /// Starts to accept, until `closing`.
+    pub(super) fn start(&self, listener: Listener, closing: CancellationToken) -> JoinHandle<()> {
+        tokio::spawn(self.run(listener, closing))
+    }
+
+    /// Accepts until `closing`, and then what was on its way here.
+    pub(super) fn run(
+        &self,
+        listener: Listener,
+        closing: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let this = self.clone();
+        let accepting = async move { this.accept(&listener, &closing).await };
+        self.tasks.acceptors.track_future(accepting)
+    }
+
+    async fn accept(&self, listener: &Listener, closing: &CancellationToken) {
+        loop {
+            tokio::select! {
+                incoming = listener.accept() => self.receive(incoming, listener).await,
+                () = closing.cancelled() => break,
             }
-            Err(refusal) => way.refuse(&accepted, refusal),
-        },
-        Ok(Incoming::Stranger(client)) => {
-            way.metrics.capture.original_destination_missed();
-            tracing::warn!(%client, "reset a connection that nothing had redirected here");
         }
-        Err(error) => shedder.failed(error, listener, way).await,
+        if let Err(error) = listener.retire() {
+            tracing::warn!(%error, "connections made right now may be reset");
+        }
+        let last_call = sleep(LAST_CALL);
+        tokio::pin!(last_call);
+        loop {
+            tokio::select! {
+                biased;
+                incoming = listener.accept() => self.receive(incoming, listener).await,
+                () = &mut last_call => break,
+            }
+        }
+    }
+
+    /// Sends what was accepted on its way.
+    async fn receive(&self, incoming: io::Result<Incoming>, listener: &Listener) {
+        let Self {
+            way,
+            tasks,
+            shedder,
+        } = self;
+        match incoming {
+            Ok(Incoming::Redirected(accepted)) if Canary::is_canary(accepted.original_dst) => {
+                tokio::spawn(Canary::greet(accepted.stream));
+            }
+            Ok(Incoming::Redirected(accepted)) => match way.admission.admit(accepted.cgroup_id) {
+                Ok(admitted) => {
+                    let way = Arc::clone(way);
+                    let cut = tasks.cut.clone();
+                    tasks.connections.spawn(async move {
+                        way.serve(accepted, &cut).await;
+                        drop(admitted);
+                    });
+                }
+                Err(refusal) => way.refuse(&accepted, refusal),
+            },
+            Ok(Incoming::Stranger(client)) => {
+                way.metrics.capture.original_destination_missed();
+                tracing::warn!(%client, "reset a connection that nothing had redirected here");
+            }
+            Err(error) => shedder.lock().await.failed(error, listener, way).await,
+        }
     }
 }

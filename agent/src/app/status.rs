@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
+use super::enrolment::Enrolment;
 use super::kernel_side::KernelSide;
 use super::reload::PolicyState;
 use crate::capture::Capture;
@@ -16,6 +17,8 @@ use crate::telemetry::metrics::CaptureSource;
 pub(super) struct Status {
     pub(super) capture: Arc<Mutex<Capture>>,
     pub(super) cgroup: PathBuf,
+    /// `None` where only the agent's own namespace is captured.
+    pub(super) enrolment: Option<Arc<Enrolment>>,
     pub(super) kernel: Arc<KernelSide>,
     pub(super) policy: Arc<PolicyState>,
     pub(super) way: Arc<Way>,
@@ -45,6 +48,7 @@ impl Status {
                 "skipped": by_reason(self.kernel.skipped()),
                 "refused": by_reason(self.kernel.refused()),
             },
+            "namespaces": self.enrolment.as_ref().map(|enrolment| enrolment.to_json()),
             "maps": self.maps(),
         })
     }

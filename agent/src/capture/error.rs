@@ -130,6 +130,14 @@ pub enum CaptureError {
     /// A map or program that the object should have.
     #[error("the eBPF object has no `{0}`: agent and programs are not of the same build")]
     Missing(&'static str),
+    /// A network namespace, or the agent's way into it.
+    #[error("a network namespace: cannot {action}: {source}")]
+    Netns {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The namespace cannot be told apart.
     #[error("cannot read the cookie of the network namespace: {0}")]
     NetnsCookie(io::Error),
@@ -181,6 +189,17 @@ pub enum CaptureError {
         /// What failed.
         source: procfs::ProcError,
     },
+}
+
+impl CaptureError {
+    /// What the kernel said, where that is all there is to it.
+    pub fn os_error(&self) -> Option<i32> {
+        match self {
+            Self::Listen { source, .. } | Self::Netns { source, .. } => source.raw_os_error(),
+            Self::NetnsCookie(source) => source.raw_os_error(),
+            _ => None,
+        }
+    }
 }
 
 /// An error with its causes on one line; aya's own texts often hold only the outermost.

@@ -1,10 +1,14 @@
 //! Where redirected connections arrive.
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use underpass_abi::{Listeners, SocketRole};
@@ -95,14 +99,18 @@ impl Listener {
 
 /// Opens the listeners of the calling thread's network namespace, whose cookie that is: on
 /// 127.0.0.1, and on ::1 where there is IPv6. To be called on a tokio runtime.
+///
+/// A namespace that is still being made has its loopback down. Then the addresses are not there
+/// yet, and are bound all the same, so that the listeners are there when they come.
 pub(super) fn open(
     netns_cookie: u64,
     sockets: &Arc<MarkedSockets>,
     flows: &Arc<Flows>,
 ) -> Result<(Vec<Listener>, Listeners), CaptureError> {
+    let early = loopback_is_down();
     let bind = |address: IpAddr| {
-        let (socket, port) =
-            bind(address, sockets).map_err(|source| CaptureError::Listen { address, source })?;
+        let (socket, port) = bind(address, early, sockets)
+            .map_err(|source| CaptureError::Listen { address, source })?;
         let listener = Listener {
             socket,
             netns_cookie,
@@ -122,7 +130,7 @@ pub(super) fn open(
     }
 }
 
-fn bind(address: IpAddr, sockets: &MarkedSockets) -> io::Result<(TcpListener, u16)> {
+fn bind(address: IpAddr, early: bool, sockets: &MarkedSockets) -> io::Result<(TcpListener, u16)> {
     let local = SocketAddr::new(address, 0);
     let socket = Socket::new(
         Domain::for_address(local),
@@ -131,6 +139,13 @@ fn bind(address: IpAddr, sockets: &MarkedSockets) -> io::Result<(TcpListener, u1
     )?;
     if local.is_ipv6() {
         socket.set_only_v6(true)?;
+    }
+    if early {
+        match address {
+            IpAddr::V4(_) => socket.set_freebind_v4(true)?,
+            IpAddr::V6(_) if is_ipv6_off() => return Err(Errno::EADDRNOTAVAIL.into()),
+            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
     }
     socket.set_nonblocking(true)?;
     // Accepted sockets inherit it, so that there is no moment in which a crash of the agent would
@@ -145,9 +160,26 @@ fn bind(address: IpAddr, sockets: &MarkedSockets) -> io::Result<(TcpListener, u1
     Ok((listener, port))
 }
 
+/// Of the calling thread's network namespace.
+fn loopback_is_down() -> bool {
+    getifaddrs().is_ok_and(|interfaces| {
+        !interfaces.into_iter().any(|interface| {
+            let wanted = InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_UP;
+            interface.flags.contains(wanted)
+        })
+    })
+}
+
+/// Whether the loopback of the calling thread's network namespace will get no IPv6 address when it
+/// comes up.
+fn is_ipv6_off() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+        .map_or(true, |off| off.trim() != "0")
+}
+
 fn is_family_missing(error: &io::Error) -> bool {
-    use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
-    matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
 }
 
 #[cfg(test)]

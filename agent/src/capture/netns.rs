@@ -1,6 +1,7 @@
 //! Network namespaces.
 
 mod ask;
+mod file;
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -10,6 +11,8 @@ use nix::libc;
 
 use super::object::Object;
 use super::{CaptureError, MarkedSockets};
+
+pub use file::{Netns, NetnsId};
 
 /// The cookie of the calling thread's network namespace: the kernel's own name for it, never
 /// used twice.

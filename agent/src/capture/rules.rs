@@ -81,6 +81,12 @@ impl Rules {
             .map_err(failed(map::NAMESPACES, "insert into"))
     }
 
+    /// Has no more connections redirected in the namespace of this cookie.
+    pub(super) fn dismiss(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        ignore_missing(self.namespaces.remove(&cookie))
+            .map_err(failed(map::NAMESPACES, "delete from"))
+    }
+
     /// Sets which destinations are on which side, by prefix and, if not all are meant, port. A rule
     /// for the port goes before one for all; then the longest prefix decides, and an address in
     /// none is external. Canaries are external whatever is set. At every moment of the change each

@@ -14,14 +14,13 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::unistd::geteuid;
 use tokio::runtime::Runtime;
-use underpass_abi::Verdict;
 
 use super::options::{CaptureOptions, LogOptions, OptionalEndpoints, SecretOptions, TraceOptions};
 use super::{FLUSH, Failure, argv};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource};
-use crate::capture;
 use crate::capture::cgroup::{self, OwnedCgroup};
+use crate::capture::{self, Reach};
 use crate::limits::raise_descriptors;
 use crate::policy::{HostList, Options, Policy, Proxy};
 use crate::tls::SystemRoots;
@@ -117,7 +116,7 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
         cgroup: cgroup.path().to_owned(),
         // The command may make a network namespace of its own; what it does there must not slip
         // past the tunnel.
-        not_enrolled: Verdict::Refuse,
+        reach: Reach::OwnNamespace,
         limits,
         verbose,
         // The guard sees to that: it ends the command.

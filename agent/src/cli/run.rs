@@ -8,13 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use underpass_abi::Verdict;
 
 use super::options::{CaptureOptions, LogOptions, SecretOptions, TraceOptions};
 use super::{FLUSH, Failure};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource, Running};
-use crate::capture;
+use crate::capture::{self, Reach};
 use crate::limits::raise_descriptors;
 use crate::policy::Options;
 
@@ -76,8 +75,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     };
     let config = Config {
         cgroup,
-        // Containers have network namespaces of their own, which are not enrolled yet.
-        not_enrolled: Verdict::Pass,
+        reach: Reach::EveryNamespace,
         limits,
         verbose,
         outlives_us: true,

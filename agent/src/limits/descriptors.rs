@@ -66,9 +66,10 @@ pub fn raise_descriptors(connections: u32) -> io::Result<Descriptors> {
     })
 }
 
-/// How many connections the limit in force now has descriptors for.
-pub(super) fn connections_allowed() -> u32 {
-    connections_with(soft_limit())
+/// How many connections the limit in force now has descriptors for, besides those that are spared
+/// for others.
+pub(super) fn connections_allowed(spared: u64) -> u32 {
+    connections_with(soft_limit().saturating_sub(spared))
 }
 
 fn connections_with(descriptors: u64) -> u32 {

@@ -21,7 +21,7 @@ use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use crate::telemetry::connections::ConnectionTable;
 
 pub(crate) use bytes::ByteSeries;
-pub use capture::{CaptureMetrics, CaptureSource, MapUsage};
+pub use capture::{CaptureMetrics, CaptureSource, MapUsage, NotEnrolled};
 pub use circuits::CircuitMetrics;
 pub(crate) use http::Ended;
 pub use limits::LimitMetrics;

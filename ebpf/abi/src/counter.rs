@@ -48,7 +48,7 @@ counters! {
     SkippedInternal => Skipped "internal",
     /// A thread of the kernel itself.
     SkippedKernel => Skipped "kernel",
-    /// A network namespace without our listeners.
+    /// A network namespace without our listeners, under an open policy.
     SkippedNotEnrolled => Skipped "not_enrolled",
     /// A port that no policy names.
     SkippedPort => Skipped "port",

@@ -30,6 +30,9 @@ pub mod map {
     pub const FLOWS: &str = "FLOWS";
     /// Hash from netns cookie (`u64`) to [`Listeners`](crate::Listeners).
     pub const NAMESPACES: &str = "NAMESPACES";
+    /// Ring buffer of thread ids (`u32`, of the initial pid namespace) that called `connect` in a
+    /// network namespace that is not in [`NAMESPACES`].
+    pub const NEWCOMERS: &str = "NEWCOMERS";
     /// Array of [`PORT_WORDS`](crate::PORT_WORDS) `u64`: one bit per captured TCP port.
     pub const PORTS: &str = "PORTS";
     /// Longest-prefix trie from [`RuleKey`](crate::RuleKey) to [`Side`](crate::Side).

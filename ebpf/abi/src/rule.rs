@@ -42,12 +42,13 @@ impl RuleKey {
     }
 }
 
-/// What to do with a connection that cannot be redirected.
+/// What to do with an external connection in a network namespace without our listeners.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
-    /// It goes its own way.
-    Pass = 0,
+    /// It goes its own way where the rules call its destination [`Open`](Side::Open), else
+    /// `connect` fails with EPERM.
+    AsRuled = 0,
     /// `connect` fails with EPERM.
     Refuse = 1,
 }
@@ -70,7 +71,7 @@ pub enum SocketRole {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Config {
-    /// [`Verdict`] for sockets in a network namespace without our listeners.
+    /// The [`Verdict`].
     pub not_enrolled: u32,
     /// Always zero.
     pub _pad: u32,

@@ -1,6 +1,4 @@
-use underpass_abi::Verdict;
-
-use super::super::CaptureConfig;
+use super::super::{CaptureConfig, Reach};
 use super::*;
 
 #[test]
@@ -16,7 +14,7 @@ fn the_namespace_has_one_cookie() {
 fn the_hook_tells_the_same_cookie() {
     let mut object = Object::load(&CaptureConfig {
         max_connections: 16,
-        not_enrolled: Verdict::Refuse,
+        reach: Reach::OwnNamespace,
         verbose: false,
     })
     .unwrap();

@@ -1,9 +1,9 @@
 //! The load-only verifier test: the running kernel takes every program, and the object's maps are
 //! those that `underpass-abi` names.
 
-use underpass_abi::{Verdict, map};
+use underpass_abi::map;
 
-use super::super::CaptureConfig;
+use super::super::{CaptureConfig, Reach};
 use super::*;
 
 /// Loading needs root. Where there is none the test must not pass by doing nothing, so it is
@@ -13,7 +13,7 @@ use super::*;
 fn the_kernel_takes_the_programs() {
     let config = CaptureConfig {
         max_connections: 1024,
-        not_enrolled: Verdict::Refuse,
+        reach: Reach::OwnNamespace,
         verbose: true,
     };
     let mut object = Object::load(&config).unwrap();
@@ -22,6 +22,7 @@ fn the_kernel_takes_the_programs() {
         map::COUNTERS,
         map::FLOWS,
         map::NAMESPACES,
+        map::NEWCOMERS,
         map::PORTS,
         map::PREFIXES,
         map::PROXIES,

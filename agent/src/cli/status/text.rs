@@ -36,6 +36,7 @@ impl fmt::Display for Text<'_> {
         for outcome in ["skipped", "refused"] {
             line(f, outcome, &counts(&capture[outcome]))?;
         }
+        namespaces(f, &status["namespaces"])?;
         for (map, fill) in fields(&status["maps"]) {
             let fill = format!(
                 "{} of {}",
@@ -64,6 +65,29 @@ fn policy(f: &mut fmt::Formatter<'_>, policy: &Value) -> fmt::Result {
     }
     for proxy in items(&policy["proxies"]) {
         line(f, "proxy", &plain(proxy))?;
+    }
+    Ok(())
+}
+
+/// Their number, and each that could not be enrolled.
+fn namespaces(f: &mut fmt::Formatter<'_>, namespaces: &Value) -> fmt::Result {
+    if namespaces.is_null() {
+        return Ok(());
+    }
+    line(f, "namespaces", &plain(&namespaces["enrolled"]))?;
+    for failed in items(&namespaces["not_enrolled"]) {
+        let told = format!(
+            "{} of process {}, {}: {}",
+            plain(&failed["inode"]),
+            plain(&failed["pid"]),
+            plain(&failed["cgroup"]),
+            plain(&failed["error"])
+        );
+        line(f, "not enrolled", &told)?;
+    }
+    for (reason, processes) in fields(&namespaces["unseen_processes"]) {
+        let told = format!("{} processes ({reason})", plain(processes));
+        line(f, "not enrolled", &told)?;
     }
     Ok(())
 }
@@ -133,6 +157,14 @@ mod tests {
                 "skipped": {"internal": 4, "port": 0, "proxy": 1},
                 "refused": {"listener": 0},
             },
+            "namespaces": {
+                "enrolled": 3,
+                "workloads": [{"inode": 7, "pid": 8, "cgroup": "/a", "cookie": 9, "ports": [1, 2]}],
+                "not_enrolled": [
+                    {"inode": 4, "pid": 5, "cgroup": "/b", "reason": "other", "error": "no"},
+                ],
+                "unseen_processes": {"not_permitted": 2},
+            },
             "maps": {"FLOWS": {"entries": 1, "capacity": 100}},
         });
         assert_eq!(
@@ -149,6 +181,9 @@ mod tests {
              redirected           9\n  \
              skipped              internal 4, proxy 1\n  \
              refused              0\n  \
+             namespaces           3\n  \
+             not enrolled         4 of process 5, /b: no\n  \
+             not enrolled         2 processes (not_permitted)\n  \
              map FLOWS            1 of 100"
         );
     }

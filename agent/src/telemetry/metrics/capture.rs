@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Error, IntCounter, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Error, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::family::Family;
 
@@ -35,17 +35,81 @@ pub trait CaptureSource: Send + Sync {
     fn maps(&self) -> Vec<MapUsage>;
 }
 
+/// Why connections are not captured in a network namespace.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum NotEnrolled {
+    /// The agent has no descriptors left.
+    Descriptors,
+    /// It may not look, or not enter.
+    NotPermitted,
+    /// The kernel did not let it, as its error says.
+    Other,
+    /// It does not see whose namespace it is.
+    OtherPidNamespace,
+    /// There are too many.
+    TooMany,
+}
+
+impl NotEnrolled {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Descriptors,
+        Self::NotPermitted,
+        Self::Other,
+        Self::OtherPidNamespace,
+        Self::TooMany,
+    ];
+
+    /// As a label has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Descriptors => "descriptors",
+            Self::NotPermitted => "not_permitted",
+            Self::Other => "other",
+            Self::OtherPidNamespace => "other_pid_namespace",
+            Self::TooMany => "too_many",
+        }
+    }
+
+    /// What to do about it.
+    pub const fn hint(self) -> &'static str {
+        match self {
+            Self::Descriptors => "raise the limit of file descriptors (RLIMIT_NOFILE)",
+            Self::NotPermitted => {
+                "the agent needs CAP_SYS_PTRACE to see them, and CAP_SYS_ADMIN to enter them (in a \
+                 container: securityContext.capabilities.add)"
+            }
+            Self::Other => "the failure mode decides about connections from there",
+            Self::OtherPidNamespace => {
+                "the agent needs the pid namespace of the node (in Kubernetes: hostPID: true)"
+            }
+            Self::TooMany => "somebody makes very many; the failure mode decides about the others",
+        }
+    }
+}
+
 /// Metrics of capture.
 #[derive(Debug)]
 pub struct CaptureMetrics {
     healthy: IntGaugeVec,
     misses: IntCounter,
     namespaces: IntGauge,
+    namespace_failures: IntCounterVec,
 }
 
 impl CaptureMetrics {
     pub(super) fn new(registry: &Registry) -> Result<Self, Error> {
+        let namespace_failures = super::counters(
+            registry,
+            "underpass_namespace_failures_total",
+            "Times that a network namespace could not be enrolled.",
+            &["reason"],
+        )?;
+        for reason in NotEnrolled::ALL {
+            namespace_failures.with_label_values(&[reason.as_str()]);
+        }
         Ok(Self {
+            namespace_failures,
             healthy: super::gauges(
                 registry,
                 "underpass_capture_healthy",
@@ -82,6 +146,12 @@ impl CaptureMetrics {
     pub fn set_namespaces_enrolled(&self, count: usize) {
         self.namespaces
             .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A network namespace could not be enrolled.
+    pub fn namespace_failed(&self, reason: NotEnrolled) {
+        let failures = &self.namespace_failures;
+        failures.with_label_values(&[reason.as_str()]).inc();
     }
 
     /// Has every scrape of `registry` read the kernel side through `source`.

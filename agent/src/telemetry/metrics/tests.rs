@@ -13,7 +13,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 47] = [
+const EXPECTED: [(&str, &str, &[&str]); 48] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -46,6 +46,7 @@ const EXPECTED: [(&str, &str, &[&str]); 47] = [
     ("underpass_capture_skipped_total", "counter", &["reason"]),
     ("underpass_inspection_total", "counter", &["result"]),
     ("underpass_limit_refused_total", "counter", &["limit"]),
+    ("underpass_namespace_failures_total", "counter", &["reason"]),
     ("underpass_namespaces_enrolled", "gauge", &[]),
     (
         "underpass_policy_denied_total",

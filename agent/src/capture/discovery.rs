@@ -1,0 +1,193 @@
+//! Which network namespaces the processes of a cgroup live in.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::CaptureError;
+use super::netns::NetnsId;
+
+/// What is told of a cgroup: cgroups made and removed below it, processes that somebody moves
+/// (`cgroup.procs` is written), the first process and the end of the last (`cgroup.events`).
+const WATCHED: AddWatchFlags = AddWatchFlags::IN_CREATE
+    .union(AddWatchFlags::IN_DELETE)
+    .union(AddWatchFlags::IN_MODIFY)
+    .union(AddWatchFlags::IN_ONLYDIR);
+
+/// Looks through a cgroup and all below it, and is told when it is time to look again.
+#[derive(Debug)]
+pub struct Discovery {
+    cgroup: PathBuf,
+    proc: PathBuf,
+    inotify: Inotify,
+    readable: AsyncFd<OwnedFd>,
+    blind: AtomicBool,
+}
+
+/// What one look found.
+#[derive(Debug, Default)]
+pub struct Sight {
+    /// The namespaces, each with somebody who lives in it.
+    pub namespaces: HashMap<NetnsId, Resident>,
+    /// Processes that are of another pid namespace, so that nothing can be learnt of them.
+    pub strangers: usize,
+    /// Processes whose namespace we may not know, for want of `CAP_SYS_PTRACE` or of their user's
+    /// rights.
+    pub hidden: usize,
+}
+
+/// Somebody in a namespace.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Resident {
+    /// A thread; a process is its first one.
+    pub thread: u32,
+    /// The directory of its cgroup; `None` where it was met by a hook.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Discovery {
+    /// Of the processes below `cgroup`. To be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// There is no inotify instance to be had (`fs.inotify.max_user_instances`).
+    pub fn new(cgroup: &Path) -> Result<Self, CaptureError> {
+        let open = || {
+            let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+            let readable = inotify.as_fd().try_clone_to_owned()?;
+            Ok((inotify, poll(readable)?))
+        };
+        let (inotify, readable) = open().map_err(|source| CaptureError::Cgroup {
+            path: cgroup.to_owned(),
+            action: "watch it (fs.inotify.max_user_instances?)",
+            source,
+        })?;
+        Ok(Self {
+            cgroup: cgroup.to_owned(),
+            proc: "/proc".into(),
+            inotify,
+            readable,
+            blind: AtomicBool::new(false),
+        })
+    }
+
+    /// Waits until processes or cgroups have come or gone since it was last asked. May be wrong.
+    ///
+    /// # Errors
+    /// As `epoll(7)`.
+    pub async fn changed(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.readable.readable().await?;
+            let mut matters = false;
+            loop {
+                match self.inotify.read_events() {
+                    Ok(events) => matters |= events.iter().any(matter),
+                    Err(Errno::EAGAIN) => break,
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            ready.clear_ready();
+            if matters {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One look, which also takes these threads into account: each is of a namespace that was not
+    /// known when it was there. Reads `/proc` and the cgroup file system, so it blocks.
+    pub fn look(&self, newcomers: &[u32]) -> Sight {
+        let mut sight = Sight::default();
+        let mut pending = vec![self.cgroup.clone()];
+        while let Some(directory) = pending.pop() {
+            // Watched before it is read: what comes later is told.
+            self.watch(&directory);
+            self.look_into(&directory, &mut sight);
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            pending.extend(
+                entries
+                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|entry| entry.path()),
+            );
+        }
+        for thread in newcomers {
+            self.note(*thread, None, &mut sight);
+        }
+        sight
+    }
+
+    /// Whether this thread is in this namespace now.
+    pub fn is_in(&self, thread: u32, namespace: NetnsId) -> bool {
+        NetnsId::of(&self.proc, thread).is_ok_and(|is| is == namespace)
+    }
+
+    fn look_into(&self, directory: &Path, sight: &mut Sight) {
+        // It may be gone; those of a threaded cgroup are listed further up.
+        let Ok(listed) = fs::read_to_string(directory.join("cgroup.procs")) else {
+            return;
+        };
+        for process in listed.lines().filter_map(|line| line.parse().ok()) {
+            match process {
+                0 => sight.strangers += 1,
+                process => self.note(process, Some(directory), sight),
+            }
+        }
+    }
+
+    fn note(&self, thread: u32, cgroup: Option<&Path>, sight: &mut Sight) {
+        match NetnsId::of(&self.proc, thread) {
+            Ok(id) => {
+                sight.namespaces.entry(id).or_insert_with(|| Resident {
+                    thread,
+                    cgroup: cgroup.map(Path::to_owned),
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => sight.hidden += 1,
+            // It has ended.
+            Err(_) => {}
+        }
+    }
+
+    fn watch(&self, directory: &Path) {
+        let Err(errno) = self.inotify.add_watch(directory, WATCHED) else {
+            return;
+        };
+        // Gone since it was listed.
+        if errno == Errno::ENOENT || self.blind.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(
+            error = %errno,
+            cgroup = %directory.display(),
+            "cannot watch every cgroup (fs.inotify.max_user_watches?): network namespaces of new \
+             workloads are found only when they first connect, or after seconds"
+        );
+    }
+}
+
+#[expect(unsafe_code, reason = "tokio wants a promise about the descriptor")]
+fn poll(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` keeps its descriptor open for its whole life, and always gives the same.
+    let polled = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    polled.map_err(io::Error::from)
+}
+
+/// Whether it is about who lives where, rather than any other file of a cgroup.
+fn matter(event: &InotifyEvent) -> bool {
+    let about_processes = || {
+        let name = event.name.as_deref().unwrap_or_default();
+        name == "cgroup.procs" || name == "cgroup.events"
+    };
+    let always = AddWatchFlags::IN_ISDIR | AddWatchFlags::IN_Q_OVERFLOW;
+    event.mask.intersects(always) || about_processes()
+}
+
+#[cfg(test)]
+mod tests;

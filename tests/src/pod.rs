@@ -1,0 +1,147 @@
+//! Pods: network namespaces of their own beside the world's host, with cgroups as a kubelet makes
+//! them.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::addr::HOST_V4;
+use crate::cgroup::Cgroup;
+use crate::process::{Cmd, Running};
+use crate::{Must as _, Place, World};
+
+const SECONDS: Duration = Duration::from_secs(20);
+
+/// What a pod sees as its router; every pod has it on a wire of its own.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// How the names of the host's ends of wires begin; none is used twice.
+const WIRE: &str = "pod";
+
+/// The cgroups above those of pods, and the way of pods out of the host: without an agent a pod
+/// reaches every target.
+pub struct Node<'a> {
+    world: &'a World,
+    kubepods: Cgroup,
+    wires: AtomicU32,
+}
+
+impl<'a> Node<'a> {
+    /// Makes the host of `world` a node.
+    #[track_caller]
+    pub fn new(world: &'a World) -> Self {
+        world.host().within(|| {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1").must("forward what pods send");
+        });
+        ip(
+            world.inet(),
+            format!("route add 10.77.0.0/16 via {HOST_V4}\n"),
+        );
+        Self {
+            world,
+            kubepods: world.workload().child("kubepods.slice"),
+            wires: AtomicU32::new(0),
+        }
+    }
+
+    /// The cgroup of the container of a pod, as policy names it.
+    pub fn container_of(&self, number: u8) -> String {
+        let [pod, container] = names(number);
+        format!("{}/{pod}/{container}", self.kubepods.name())
+    }
+
+    /// How many wires of pods there are. One ends with the pod's network namespace, which the kernel
+    /// frees some time after the last process and the last descriptor have let it go.
+    #[track_caller]
+    pub fn wires(&self) -> usize {
+        let ip = self.world.host().command("ip").args(["-o", "link"]);
+        let links = ip.run(SECONDS).expect_success().stdout;
+        let names = links.lines().filter_map(|line| line.split(' ').nth(1));
+        names.filter(|name| name.starts_with(WIRE)).count()
+    }
+
+    /// Starts a pod. No two that live at a time have the same number.
+    #[track_caller]
+    pub fn start(&self, number: u8) -> Pod {
+        let [pod, container] = names(number);
+        let pod = self.kubepods.child(&pod);
+        let container = pod.child(&container);
+        let host = self.world.host();
+        let place = host.with_own_network().must("make a network namespace");
+        let wire = format!("{WIRE}{}", self.wires.fetch_add(1, Ordering::Relaxed));
+        let address = Ipv4Addr::new(10, 77, 0, number);
+        ip(
+            host,
+            format!(
+                "link add {wire} type veth peer name eth0 netns {}\n\
+                 link set {wire} up\n\
+                 address add {GATEWAY}/32 dev {wire}\n\
+                 route replace {address}/32 dev {wire}\n",
+                place.net_path()
+            ),
+        );
+        ip(
+            &place,
+            format!(
+                "link set lo up\n\
+                 link set eth0 up\n\
+                 address add {address}/32 dev eth0\n\
+                 route add {GATEWAY} dev eth0\n\
+                 route add 192.0.2.0/24 via {GATEWAY} dev eth0\n\
+                 route add 203.0.113.0/24 via {GATEWAY} dev eth0\n"
+            ),
+        );
+        let pause = place.command("sleep").arg("1000").in_cgroup(&container);
+        Pod {
+            _pause: pause.start(),
+            container,
+            _pod: pod,
+            place,
+        }
+    }
+}
+
+/// The cgroups of a pod and of its container, as containerd and systemd name them.
+fn names(number: u8) -> [String; 2] {
+    [
+        format!("kubepods-pod00000000_0000_4000_8000_{number:012}.slice"),
+        format!("cri-containerd-{number:064x}.scope"),
+    ]
+}
+
+/// One pod; everything of it ends when it is dropped.
+pub struct Pod {
+    _pause: Running,
+    container: Cgroup,
+    _pod: Cgroup,
+    place: Place,
+}
+
+impl Pod {
+    /// A program in its container.
+    pub fn command(&self, program: &str) -> Cmd {
+        self.place.command(program).in_cgroup(&self.container)
+    }
+
+    /// One of the scripts in `programs/` in its container.
+    pub fn program(&self, name: &str) -> Cmd {
+        self.place.python(name).in_cgroup(&self.container)
+    }
+
+    /// Its network namespace.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The cgroup of its container.
+    pub fn container(&self) -> &Cgroup {
+        &self.container
+    }
+}
+
+#[track_caller]
+fn ip(place: &Place, commands: String) {
+    let done = place.command("ip").args(["-batch", "-"]).input(commands);
+    done.run(SECONDS).expect_success();
+}
