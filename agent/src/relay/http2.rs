@@ -19,6 +19,8 @@ mod messages;
 mod pump;
 mod request;
 mod serve;
+#[cfg(test)]
+mod tests;
 mod translate;
 
 pub use answer::{Client, OwnAnswer};

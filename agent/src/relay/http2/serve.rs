@@ -21,6 +21,10 @@ const MAX_STREAMS: u32 = 1024;
 /// so this much is more than is ever under way.
 const STREAM_WINDOW: u32 = 64 * 1024;
 
+/// How much all streams of a connection together may have waiting for their targets, in bytes. So
+/// many that stall hold up no other: 64 whose windows are full, far more whose are not.
+pub(super) const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
+
 /// What one stream may have waiting for its client, in bytes.
 const SEND_BUFFER: usize = 128 * 1024;
 
@@ -52,7 +56,8 @@ pub enum End {
 
 /// Serves a connection on which the client speaks HTTP/2: gives each request to `handle`, whose
 /// futures run at the same time. Ends when the client goes, when it has been idle for
-/// `keep_alive`, or after `closing` with its last stream.
+/// `keep_alive`, or after `closing` with its last stream. A client that does not answer GOAWAY has
+/// `keep_alive` for it after that stream.
 ///
 /// # Errors
 /// The client broke the rules, or its connection failed.
@@ -86,7 +91,12 @@ where
                 continue;
             }
             () = closing.cancelled(), if !ending => None,
-            () = sleep_until(idle_since + keep_alive), if streams.is_empty() && !ending => None,
+            () = sleep_until(idle_since + keep_alive), if streams.is_empty() => {
+                if ending {
+                    break Ok(());
+                }
+                None
+            }
             accepted = connection.accept() => match accepted {
                 Some(Ok(accepted)) => Some(accepted),
                 Some(Err(error)) => break Err(error),
@@ -95,6 +105,7 @@ where
         };
         let Some((request, respond)) = accepted else {
             ending = true;
+            idle_since = Instant::now();
             connection.graceful_shutdown();
             continue;
         };
@@ -119,8 +130,7 @@ fn builder() -> h2::server::Builder {
     builder
         .max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)
-        // As much as all streams together may hold, so that those that stall hold up no other.
-        .initial_connection_window_size(STREAM_WINDOW * MAX_STREAMS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_BYTES as u32)
         .max_send_buffer_size(SEND_BUFFER);
     builder
