@@ -7,6 +7,7 @@ pub mod envoy;
 pub mod fake_proxy;
 pub mod forward;
 pub mod gateway;
+pub mod h2_proxy;
 pub mod identity;
 pub mod nghttpx;
 pub mod nginx;

@@ -51,6 +51,9 @@ pub struct Config {
     /// Silence of the proxy, with streams open, after which it is asked for a sign of life (PING,
     /// RFC 9113 section 6.7). Default: 10 s.
     pub ping_after: Duration,
+    /// The same where a request waits for its answer, which has to be sent elsewhere while there
+    /// is time. Default: 2 s.
+    pub ping_request_after: Duration,
     /// Silence after that question by which the connection counts as dead. Default: 5 s.
     pub ping_timeout: Duration,
 }
@@ -63,6 +66,7 @@ impl Default for Config {
             max_header_list: 16 * 1024,
             send_buffer: 128 * 1024,
             ping_after: Duration::from_secs(10),
+            ping_request_after: Duration::from_secs(2),
             ping_timeout: Duration::from_secs(5),
         }
     }

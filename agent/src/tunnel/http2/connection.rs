@@ -67,12 +67,34 @@ pub struct Status {
 pub(super) struct Shared {
     pub(super) status: watch::Sender<Status>,
     open: AtomicUsize,
+    unanswered: AtomicUsize,
 }
 
 impl Shared {
     /// Streams that are open, those not answered yet included.
     pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Requests for tunnels that wait for their answer.
+    pub(super) fn unanswered(&self) -> usize {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts one request as unanswered.
+struct Unanswered(Arc<Shared>);
+
+impl Unanswered {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.unanswered.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -148,6 +170,7 @@ impl Connection {
             let shared = Arc::new(Shared {
                 status,
                 open: AtomicUsize::new(0),
+                unanswered: AtomicUsize::new(0),
             });
             let driver = Driver::new(
                 connection,
@@ -179,6 +202,8 @@ impl Connection {
     /// See [`OpenError`]. The stream is gone then; the connection may serve others.
     pub async fn open(&self, request: Request<()>, deadline: Instant) -> Result<Opened, OpenError> {
         let begin = Instant::now();
+        // Before it is sent, which wakes the driver.
+        let unanswered = Unanswered::new(&self.shared);
         let Sent {
             mut answer,
             body: send,
@@ -191,6 +216,7 @@ impl Connection {
             Some(error) => OpenError::awaiting(error, open.ended()),
             None => ExchangeError::TooManyInterim.into(),
         })?;
+        drop(unanswered);
         let (head, recv) = answer.into_parts();
         let mut stream = TunnelStream::new(send, recv, open);
         if head.status.is_success() {

@@ -46,9 +46,11 @@ where
                 pings: connection.ping_pong(),
                 activity,
                 ping_after: config.ping_after,
+                ping_request_after: config.ping_request_after,
                 ping_timeout: config.ping_timeout,
                 asked: None,
                 unanswered: false,
+                requested: None,
                 unwanted: None,
                 timer: Box::pin(sleep(config.ping_after)),
             },
@@ -78,7 +80,7 @@ where
         }
         self.publish(cx);
         let wanted = self.requests.strong_count() > 0;
-        self.life.poll(self.shared.open(), wanted, cx)
+        self.life.poll(&self.shared, wanted, cx)
     }
 
     /// Tells of the number of streams and of GOAWAY, where they have changed.
@@ -110,34 +112,43 @@ struct Life {
     pings: Option<PingPong>,
     activity: Arc<Activity>,
     ping_after: Duration,
+    ping_request_after: Duration,
     ping_timeout: Duration,
     /// Since when an answer is awaited.
     asked: Option<Instant>,
     /// There is a PING whose answer has not come; no other can be sent meanwhile.
     unanswered: bool,
+    /// Since when some request waits for its answer.
+    requested: Option<Instant>,
     /// Since when nobody will open a stream any more, and none is open.
     unwanted: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Life {
-    fn poll(&mut self, open: usize, wanted: bool, cx: &mut Context<'_>) -> Poll<Ended> {
+    fn poll(&mut self, shared: &Shared, wanted: bool, cx: &mut Context<'_>) -> Poll<Ended> {
         if self.unanswered
             && let Some(pings) = &mut self.pings
             && pings.poll_pong(cx).is_ready()
         {
             self.unanswered = false;
         }
-        if open == 0 {
+        if shared.open() == 0 {
             self.asked = None;
+            self.requested = None;
             return self.poll_unused(wanted, cx);
+        }
+        if shared.unanswered() == 0 {
+            self.requested = None;
+        } else {
+            self.requested.get_or_insert_with(Instant::now);
         }
         loop {
             let last = self.activity.last();
             self.asked = self.asked.filter(|asked| *asked > last);
             let due = match self.asked {
                 Some(asked) => asked + self.ping_timeout,
-                None => last + self.ping_after,
+                None => self.question(last),
             };
             if !self.is_past(due, cx) {
                 return Poll::Pending;
@@ -155,6 +166,14 @@ impl Life {
                 let _ = pings.poll_pong(cx);
             }
         }
+    }
+
+    /// When the peer is to be asked if nothing more comes from it.
+    fn question(&self, last: Instant) -> Instant {
+        let due = last + self.ping_after;
+        self.requested.map_or(due, |requested| {
+            due.min(requested.max(last) + self.ping_request_after)
+        })
     }
 
     /// A connection without streams is left in peace. If nobody will use it again it waits for

@@ -13,6 +13,10 @@ use super::{Dial, Inner, NoConnection, PoolConfig, Stats};
 /// Connections that are made at a time, once it is known how many streams one takes.
 const MAX_DIALS: usize = 4;
 
+/// Connections that take no streams until no other is made: the first may have been told so because
+/// it is to end.
+const MAX_BARREN: usize = 2;
+
 pub(super) type Groups<D> = HashMap<<D as Dial>::Key, Group<D>>;
 
 /// The connections for one key.
@@ -121,7 +125,10 @@ impl<D: Dial> Group<D> {
         };
         member.limit = status.max_streams.unwrap_or(0);
         member.retired |= status.going_away || status.ended.is_some();
-        self.expected = Some(member.limit);
+        let limit = member.limit;
+        if self.members.last().is_some_and(|last| last.id == id) {
+            self.expected = Some(limit);
+        }
     }
 
     /// The connection gets no new streams.
@@ -195,10 +202,15 @@ impl<D: Dial> Group<D> {
     /// How many dials to begin; they count as begun.
     ///
     /// Those who wait share the connections under way. How many streams one takes is known only
-    /// after the first, so that is awaited before there is a second.
+    /// after the first, so that is awaited before there is a second. A proxy whose connections
+    /// take none for now (RFC 9113 section 6.5.2) is waited for, not given more of them.
     pub(super) fn start_dials(&mut self, config: &PoolConfig) -> usize {
         let needed = match self.expected {
-            Some(expected) => self.waiters.len().div_ceil(expected.max(1)).min(MAX_DIALS),
+            Some(0) => self
+                .waiters
+                .len()
+                .min(MAX_BARREN - self.barren().min(MAX_BARREN)),
+            Some(expected) => self.waiters.len().div_ceil(expected).min(MAX_DIALS),
             None => self.waiters.len().min(1),
         };
         let room = config
@@ -207,6 +219,12 @@ impl<D: Dial> Group<D> {
         let dials = needed.saturating_sub(self.dialing).min(room);
         self.dialing += dials;
         dials
+    }
+
+    /// Connections that take no stream for now.
+    fn barren(&self) -> usize {
+        let barren = |member: &&Member<D>| !member.retired && member.limit == 0;
+        self.members.iter().filter(barren).count()
     }
 
     fn accepting(&self) -> usize {

@@ -295,6 +295,30 @@ async fn a_silent_connection_is_asked_and_ends_if_it_stays_silent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_its_answer_has_the_connection_asked_sooner() {
+    let config = Config::default();
+    let (connection, mut raw) = Raw::connected(&config, &[]).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let begin = Instant::now();
+    let proxy = async {
+        raw.expect(HEADERS).await;
+        // It lives, and takes its time.
+        for _ in 0..3 {
+            let ping = raw.expect(PING).await;
+            raw.send(&frame(PING, END, 0, &ping.payload)).await;
+        }
+        raw.expect(PING).await;
+    };
+    let (result, ()) = tokio::join!(connection.open(request(), patience()), proxy);
+    let error = result.unwrap_err();
+    assert_eq!(error.reason(), "ping_timeout", "{error:?}");
+    // The first is due at once, after such a silence.
+    let due = config.ping_request_after * 3 + config.ping_timeout;
+    let took = begin.elapsed();
+    assert!(took.abs_diff(due) < Duration::from_millis(100), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn data_is_a_sign_of_life_and_no_streams_need_none() {
     let config = Config::default();
     let (connection, mut raw) = Raw::connected(&config, &[]).await;

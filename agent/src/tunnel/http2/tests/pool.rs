@@ -191,6 +191,24 @@ async fn the_proxy_may_change_how_many_streams_it_takes() {
     assert_eq!((third.info, third.reused), (1, true));
 }
 
+/// More connections would take none either, and there would be no end of them.
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_takes_no_streams_for_now_is_waited_for() {
+    let (pool, mut proxies) = raw_pool(PoolConfig::default());
+    let (opened, _raws) = open_while(&pool, async {
+        let mut first = next(&mut proxies, &[(MAX_CONCURRENT_STREAMS, 0)]).await;
+        let second = next(&mut proxies, &[(MAX_CONCURRENT_STREAMS, 0)]).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let stats = pool.stats(&KEY);
+        assert_eq!((stats.connections, stats.dialing, stats.waiting), (2, 0, 1));
+        first.send(&settings(&[(MAX_CONCURRENT_STREAMS, 1)])).await;
+        first.accept().await;
+        (first, second)
+    })
+    .await;
+    assert_eq!(opened.info, 0);
+}
+
 #[tokio::test]
 async fn going_away_ends_no_stream_and_sends_the_refused_ones_elsewhere() {
     let (pool, mut proxies) = raw_pool(PoolConfig::default());
