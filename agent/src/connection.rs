@@ -32,6 +32,7 @@ use crate::trace::Tracer;
 use crate::tunnel::Tunneler;
 use crate::workload::Workload;
 
+pub(crate) use http::SharedTargets;
 use http::Version;
 pub(crate) use in_force::InForce;
 pub(crate) use outbound::in_order;
@@ -49,6 +50,7 @@ pub(crate) struct Way {
     pub(crate) tunneler: Tunneler,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) circuits: Circuits,
+    pub(crate) shared_targets: Arc<SharedTargets>,
     pub(crate) tracer: Tracer,
     pub(crate) inspection: inspect::Limits,
     pub(crate) relay: Timeouts,

@@ -10,6 +10,7 @@ mod http1;
 mod http2;
 mod lease;
 mod refused;
+mod shared;
 mod targets;
 mod tries;
 mod upstream;
@@ -34,6 +35,7 @@ use crate::telemetry::{
 };
 use crate::workload::Workload;
 use refused::Refused;
+pub(crate) use shared::SharedTargets;
 
 /// How long a connection is kept for the next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
