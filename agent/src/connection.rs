@@ -145,6 +145,7 @@ impl Way {
             return self.direct(workload, dst, Bytes::new(), None, record).await;
         }
         let (who, view) = self.look_from(&policy, origin).await;
+        record.workload(self.metrics.sources.of(&who));
         let mut arrived = Arrived {
             dst,
             who,
@@ -212,13 +213,9 @@ impl Way {
         }
     }
 
-    /// Who connects, as far as policy wants to know, and what policy looks like from there.
+    /// Who connects, and what policy looks like from there.
     async fn look_from(&self, policy: &InForce, origin: Origin) -> (Arc<Workload>, Arc<View>) {
-        let who = if policy.wants_workload() {
-            self.workloads.of(origin.cgroup_id, origin.pid).await
-        } else {
-            Arc::default()
-        };
+        let who = self.workloads.of(origin.cgroup_id, origin.pid).await;
         let view = policy.view_from(origin.cgroup_id, &who);
         (who, view)
     }

@@ -80,6 +80,8 @@ struct Outlook {
     policy: Arc<InForce>,
     who: Arc<Workload>,
     view: Arc<View>,
+    /// The workload as labels.
+    source: Arc<telemetry::Workload>,
 }
 
 impl Way {
@@ -102,6 +104,7 @@ impl Way {
             trail: Mutex::new(std::mem::take(record.trail())),
             outlook: Mutex::new(Outlook {
                 policy,
+                source: self.metrics.sources.of(&arrived.who),
                 who: arrived.who,
                 view,
             }),
@@ -119,6 +122,7 @@ impl Requests {
     /// [`TRACEPARENT`](crate::trace::TRACEPARENT).
     fn record<'a>(&self, parents: impl IntoIterator<Item = &'a [u8]>) -> RequestRecord {
         let mut record = RequestRecord::begin(&self.way.metrics, self.captured);
+        record.workload(Arc::clone(&self.outlook.lock().source));
         record.traced(self.trail.lock().request(parents));
         record
     }
@@ -181,7 +185,13 @@ impl Requests {
             return last;
         }
         let (who, view) = self.way.look_from(&policy, self.origin).await;
-        let outlook = Outlook { policy, who, view };
+        let source = self.way.metrics.sources.of(&who);
+        let outlook = Outlook {
+            policy,
+            who,
+            view,
+            source,
+        };
         self.outlook.lock().clone_from(&outlook);
         outlook
     }
