@@ -26,7 +26,8 @@ use crate::policy::{self, Facts, HeaderContext, Policy, Verdict, View};
 use crate::relay::Timeouts;
 use crate::sockets::{SocketFactory, finish_on_close};
 use crate::telemetry::{
-    self, ConnectionRecord, Deduction, Inspection, Label, Metrics, ResponseFlag, TunnelLog as _,
+    self, ConnectionRecord, Deduction, Destination, Inspection, Label, Metrics, ResponseFlag,
+    TunnelLog as _,
 };
 use crate::trace::Tracer;
 use crate::tunnel::Tunneler;
@@ -179,6 +180,9 @@ impl Way {
         }
         let judging = self.judge(&policy, &mut facts, &view);
         let verdict = record.span().around("policy", judging).await;
+        if let Some(service) = &verdict.destination_service {
+            record.destination(Destination::declared(Label::of(service), Label::default()));
+        }
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));

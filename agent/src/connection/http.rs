@@ -145,6 +145,9 @@ impl Requests {
         let Outlook { policy, view, .. } = self.outlook().await;
         let judging = self.way.judge(&policy, facts, &view);
         let verdict = record.span().around("policy", judging).await;
+        if let Some(service) = &verdict.destination_service {
+            record.destination(Destination::declared(Label::of(service), Label::default()));
+        }
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
@@ -168,10 +171,6 @@ impl Requests {
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Tunnel, by);
                 record.target(decision.target.clone(), target_source(decision.source));
-                if let Some(service) = &decision.destination_service {
-                    let host = Label::of(service);
-                    record.destination(Destination::declared(host, Label::default()));
-                }
                 Ok((Route::Tunnel(decision), verdict.target))
             }
         }
