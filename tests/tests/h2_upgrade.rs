@@ -355,6 +355,14 @@ fn connections_of_a_workload_share_one_and_limits_count() {
     });
     behind.get("/more", &[]).expect_ok();
     assert_eq!(behind.seen().last().expect("one").0, seen[0].0);
+    // Another workload has another connection, of which the target may learn something else.
+    let other = behind.scene.world.workload().child("other");
+    let curl = behind
+        .scene
+        .curl(&format!("http://other.example:{PORT}/more"));
+    let program = behind.scene.world.host().command("curl").in_cgroup(&other);
+    curl.args(["-4"]).run(program).expect_ok();
+    assert_ne!(behind.seen().last().expect("one").0, seen[0].0);
     behind.scene.world.expect_no_direct_arrivals();
 }
 
