@@ -193,6 +193,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         sockets,
         metrics: Arc::clone(&metrics),
         circuits: Circuits::new(Arc::clone(&metrics)),
+        shared_targets: Arc::default(),
         tracer,
         inspection: inspect::Limits::default(),
         relay: Timeouts::default(),

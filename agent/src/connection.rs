@@ -26,12 +26,14 @@ use crate::policy::{self, Facts, HeaderContext, Policy, Verdict, View};
 use crate::relay::Timeouts;
 use crate::sockets::{SocketFactory, finish_on_close};
 use crate::telemetry::{
-    self, ConnectionRecord, Deduction, Inspection, Label, Metrics, ResponseFlag, TunnelLog as _,
+    self, ConnectionRecord, Deduction, Destination, Inspection, Label, Metrics, ResponseFlag,
+    TunnelLog as _,
 };
 use crate::trace::Tracer;
 use crate::tunnel::Tunneler;
 use crate::workload::Workload;
 
+pub(crate) use http::SharedTargets;
 use http::Version;
 pub(crate) use in_force::InForce;
 pub(crate) use outbound::in_order;
@@ -49,6 +51,7 @@ pub(crate) struct Way {
     pub(crate) tunneler: Tunneler,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) circuits: Circuits,
+    pub(crate) shared_targets: Arc<SharedTargets>,
     pub(crate) tracer: Tracer,
     pub(crate) inspection: inspect::Limits,
     pub(crate) relay: Timeouts,
@@ -143,6 +146,7 @@ impl Way {
             return self.direct(workload, dst, Bytes::new(), None, record).await;
         }
         let (who, view) = self.look_from(&policy, origin).await;
+        record.workload(self.metrics.sources.of(&who));
         let mut arrived = Arrived {
             dst,
             who,
@@ -176,6 +180,9 @@ impl Way {
         }
         let judging = self.judge(&policy, &mut facts, &view);
         let verdict = record.span().around("policy", judging).await;
+        if let Some(service) = &verdict.destination_service {
+            record.destination(Destination::declared(Label::of(service), Label::default()));
+        }
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
@@ -210,13 +217,9 @@ impl Way {
         }
     }
 
-    /// Who connects, as far as policy wants to know, and what policy looks like from there.
+    /// Who connects, and what policy looks like from there.
     async fn look_from(&self, policy: &InForce, origin: Origin) -> (Arc<Workload>, Arc<View>) {
-        let who = if policy.wants_workload() {
-            self.workloads.of(origin.cgroup_id, origin.pid).await
-        } else {
-            Arc::default()
-        };
+        let who = self.workloads.of(origin.cgroup_id, origin.pid).await;
         let view = policy.view_from(origin.cgroup_id, &who);
         (who, view)
     }

@@ -21,6 +21,7 @@ pub mod record;
 pub mod request;
 #[cfg(test)]
 pub(crate) mod scrape;
+pub mod sources;
 pub(crate) mod text;
 mod trail;
 

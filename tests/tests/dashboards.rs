@@ -17,7 +17,7 @@ use underpass_tests::{Must as _, Scene};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Where both services of `other.example` are: HTTP at 8080, an echo at 7.
+/// Where the services of `other.example` are: HTTP at 8080, gRPC at 8081, an echo at 7.
 const OTHER: &str = "203.0.113.11";
 
 /// Bytes tell no name, so it is by its address that the echo is known to be this service.
@@ -32,6 +32,7 @@ spec:
   resolution: DNS
   ports:
   - {number: 8080, name: http, protocol: HTTP}
+  - {number: 8081, name: grpc, protocol: GRPC}
   - {number: 7, name: tcp, protocol: TCP}
 ";
 
@@ -132,6 +133,18 @@ fn panels(row: &Row) -> Vec<String> {
         ),
         rate("istio_tcp_connections_opened_total", "", &[row.by]),
         rate("istio_tcp_connections_closed_total", "", &[row.by]),
+        rate("istio_request_messages_total", "", &[row.by]),
+        rate("istio_response_messages_total", "", &[row.by]),
+        rate(
+            requests,
+            ", request_protocol=\"grpc\", grpc_response_status!=\"0\"",
+            &[row.by, "grpc_response_status"],
+        ),
+        format!(
+            "{} / {}",
+            rate(requests, ", grpc_response_status=\"0\"", &[row.by]),
+            rate(requests, ", request_protocol=\"grpc\"", &[row.by])
+        ),
     ];
     for metric in [
         "istio_request_duration_milliseconds_bucket",
@@ -181,6 +194,7 @@ const VARIABLES: [(&str, &str, &str); 7] = [
 struct Busy {
     agent: Agent,
     _site: Running,
+    _grpc: Running,
     _echo: Server,
     _squid: Squid,
     scene: Scene,
@@ -189,30 +203,44 @@ struct Busy {
 /// One round of requests, by their statuses.
 const STATUSES: [&str; 4] = ["200", "204", "404", "503"];
 
+/// One of calls of gRPC, and how many messages answer them.
+const CALLS: &str = r#"[["as", "other.example:8081"], ["echo", "abc", []], ["count", 5, 100],
+    ["fail", 5, "no such thing"]]"#;
+const MESSAGES: f64 = 1.0 + 5.0;
+
+/// Requests and calls of one round.
+const REQUESTS: usize = STATUSES.len() + 3;
+
 impl Busy {
     #[track_caller]
     fn new(name: &str) -> Self {
         let scene = Scene::new(name);
         let options = Options {
-            connect_ports: &[7, 8080],
+            connect_ports: &[7, 8080, 8081],
             ..Options::default()
         };
         let squid = Squid::start_with(&scene.world, &options);
         let inet = scene.world.inet();
         let mut site = inet.python("site").args([OTHER, "8080"]).start();
         site.wait_until_listening(inet, SocketAddr::from((OTHER_V4, 8080)));
+        let mut grpc = inet
+            .debian_python("grpc_site")
+            .args([OTHER, "8081"])
+            .start();
+        grpc.wait_until_listening(inet, SocketAddr::from((OTHER_V4, 8081)));
         let echo = Server::echo(inet, SocketAddr::from((OTHER_V4, 7)));
         let agent = Agent::start(&scene.world, &(tunnel_policy(&[]) + SERVICES));
         Self {
             agent,
             _site: site,
+            _grpc: grpc,
             _echo: echo,
             _squid: squid,
             scene,
         }
     }
 
-    /// One request of each status, and two connections of bytes.
+    /// One request of each status, calls, and two connections of bytes.
     #[track_caller]
     fn round(&self) {
         for status in STATUSES {
@@ -220,6 +248,10 @@ impl Busy {
             let seen = self.scene.captured(&self.scene.curl(&url).args(["-4"]));
             assert_eq!(seen.status.to_string(), status, "{seen:?}");
         }
+        let calls = self.scene.grpc_client("203.0.113.11:8081").input(CALLS);
+        let said = calls.run(MINUTE).expect_success().stdout;
+        assert_eq!(said.matches("\"ok\": [").count(), 2, "{said}");
+        assert!(said.contains("NOT_FOUND"), "{said}");
         for _ in 0..2 {
             let echo = self.scene.program("fault").args(["echo", OTHER, "7"]);
             let said = echo.run(MINUTE).expect_success().stdout;
@@ -234,10 +266,12 @@ fn every_panel_has_data() {
     // The series are there before the second round makes them grow.
     busy.round();
     let prometheus = Prometheus::start(&busy.scene.world);
-    prometheus.wait_for("sum(istio_requests_total)", 4.0);
+    prometheus.wait_for("sum(istio_requests_total)", REQUESTS as f64);
+    prometheus.wait_for("sum(istio_response_messages_total)", MESSAGES);
     prometheus.wait_for("sum(istio_tcp_connections_closed_total)", 2.0);
     busy.round();
-    prometheus.wait_for("sum(istio_requests_total)", 8.0);
+    prometheus.wait_for("sum(istio_requests_total)", 2.0 * REQUESTS as f64);
+    prometheus.wait_for("sum(istio_response_messages_total)", 2.0 * MESSAGES);
     prometheus.wait_for("sum(istio_tcp_connections_closed_total)", 4.0);
 
     let mut empty = Vec::new();
@@ -274,7 +308,7 @@ fn every_panel_has_data() {
 fn the_linter_is_content() {
     let busy = Busy::new("promtool");
     busy.round();
-    busy.agent.wait_for_accesses(6);
+    busy.agent.wait_for_accesses(REQUESTS + 2);
     let scrape = http::get(busy.scene.world.host(), METRICS, "/metrics").must("scrape");
     let promtool = busy.scene.world.host().command("promtool");
     let promtool = promtool.args(["check", "metrics"]).input(scrape.body);

@@ -304,4 +304,8 @@ fn workloads_and_what_they_ask_for_make_no_series() {
     let text = series();
     assert_eq!(text, before);
     assert!(!before.iter().any(|name| name.contains("name-1")));
+    // What lasts of a unit's name is told.
+    let jobs = [("source_workload", "job@.service")];
+    let counted = "istio_requests_total";
+    node.agent.wait_for_metric(counted, &jobs, 20.0);
 }

@@ -10,6 +10,7 @@ mod http1;
 mod http2;
 mod lease;
 mod refused;
+mod shared;
 mod targets;
 mod tries;
 mod upstream;
@@ -34,6 +35,7 @@ use crate::telemetry::{
 };
 use crate::workload::Workload;
 use refused::Refused;
+pub(crate) use shared::SharedTargets;
 
 /// How long a connection is kept for the next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
@@ -78,6 +80,8 @@ struct Outlook {
     policy: Arc<InForce>,
     who: Arc<Workload>,
     view: Arc<View>,
+    /// The workload as labels.
+    source: Arc<telemetry::Workload>,
 }
 
 impl Way {
@@ -100,6 +104,7 @@ impl Way {
             trail: Mutex::new(std::mem::take(record.trail())),
             outlook: Mutex::new(Outlook {
                 policy,
+                source: self.metrics.sources.of(&arrived.who),
                 who: arrived.who,
                 view,
             }),
@@ -117,6 +122,7 @@ impl Requests {
     /// [`TRACEPARENT`](crate::trace::TRACEPARENT).
     fn record<'a>(&self, parents: impl IntoIterator<Item = &'a [u8]>) -> RequestRecord {
         let mut record = RequestRecord::begin(&self.way.metrics, self.captured);
+        record.workload(Arc::clone(&self.outlook.lock().source));
         record.traced(self.trail.lock().request(parents));
         record
     }
@@ -139,6 +145,9 @@ impl Requests {
         let Outlook { policy, view, .. } = self.outlook().await;
         let judging = self.way.judge(&policy, facts, &view);
         let verdict = record.span().around("policy", judging).await;
+        if let Some(service) = &verdict.destination_service {
+            record.destination(Destination::declared(Label::of(service), Label::default()));
+        }
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
@@ -162,10 +171,6 @@ impl Requests {
                 let by = Some(Label::of(&decision.policy));
                 record.decided(telemetry::Decision::Tunnel, by);
                 record.target(decision.target.clone(), target_source(decision.source));
-                if let Some(service) = &decision.destination_service {
-                    let host = Label::of(service);
-                    record.destination(Destination::declared(host, Label::default()));
-                }
                 Ok((Route::Tunnel(decision), verdict.target))
             }
         }
@@ -179,7 +184,13 @@ impl Requests {
             return last;
         }
         let (who, view) = self.way.look_from(&policy, self.origin).await;
-        let outlook = Outlook { policy, who, view };
+        let source = self.way.metrics.sources.of(&who);
+        let outlook = Outlook {
+            policy,
+            who,
+            view,
+            source,
+        };
         self.outlook.lock().clone_from(&outlook);
         outlook
     }

@@ -16,7 +16,7 @@ use crate::policy::{
 use crate::relay::{RelayError, Shared, Timeouts, Traffic, broken, relay};
 use crate::sockets::Carrier;
 use crate::telemetry::{
-    self, ConnectionRecord, Destination, Label, ResponseFlag, TargetLimit, TunnelCode, TunnelLog,
+    self, ConnectionRecord, Label, ResponseFlag, TargetLimit, TunnelCode, TunnelLog,
 };
 use crate::tls::TlsError;
 use crate::trace::{Kind, Span};
@@ -76,9 +76,6 @@ impl Way {
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         record.target(decision.target.clone(), target_source(decision.source));
-        if let Some(service) = &decision.destination_service {
-            record.destination(Destination::declared(Label::of(service), Label::default()));
-        }
         let leads = Leads::Tunnel(decision.target.clone());
         let circuit = self.circuits.of(target, leads);
         let attempt = circuit.attempt().map_err(refused)?;

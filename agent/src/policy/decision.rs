@@ -22,6 +22,9 @@ pub struct Verdict {
     pub note: Option<Note>,
     /// What policy says of the target, if it says anything.
     pub target: Option<Arc<TargetPolicy>>,
+    /// The host that policy declares for a connection that is tunnelled or goes direct, if it does:
+    /// the only name that is fit for a metric label.
+    pub destination_service: Option<Arc<str>>,
 }
 
 impl From<Decision> for Verdict {
@@ -30,6 +33,7 @@ impl From<Decision> for Verdict {
             decision,
             note: None,
             target: None,
+            destination_service: None,
         }
     }
 }
@@ -61,9 +65,6 @@ pub struct TunnelDecision {
     pub target: Target,
     /// Where the host of the target comes from.
     pub source: TargetSource,
-    /// The host that policy declares for this connection, if it does: the only name that is fit
-    /// for a metric label.
-    pub destination_service: Option<Arc<str>>,
     /// TLS to the target, for a workload that does not speak it itself.
     pub tls: Option<TargetTls>,
     /// What becomes of it if no proxy can be reached.

@@ -118,6 +118,12 @@ impl HeaderTemplate {
         Some((self.name.clone(), value))
     }
 
+    /// Whether the original destination is told.
+    pub(super) fn tells_original_dst(&self) -> bool {
+        let told = Part::Variable(Variable::OriginalDst);
+        self.parts.contains(&told)
+    }
+
     /// Whether who connects matters.
     pub(super) fn wants_workload(&self) -> bool {
         self.parts.iter().any(|part| match part {

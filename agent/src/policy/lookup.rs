@@ -276,20 +276,20 @@ impl Policy {
         view: &View,
     ) -> Verdict {
         let mut verdict = self.settle_by_rule(picked, nameless, name, facts, view);
+        let target = match &verdict.decision {
+            Decision::Deny { .. } => return verdict,
+            Decision::Direct(_) => None,
+            Decision::Tunnel(tunnel) => Some(tunnel),
+        };
+        let declared = destination_service(picked.service, target);
         if self.says_something_of_targets() {
-            let (target, declared) = match &verdict.decision {
-                Decision::Deny { .. } => return verdict,
-                Decision::Direct(_) => (None, picked.service.map(|service| &service.declared)),
-                Decision::Tunnel(tunnel) => {
-                    (Some(&tunnel.target), tunnel.destination_service.as_ref())
-                }
-            };
-            let host = named_host(name, picked.service, target);
-            verdict.target = host.and_then(|host| {
-                self.of_target(host, facts.original_dst.port(), declared, view)
-                    .map(Arc::new)
-            });
+            let host = named_host(name, picked.service, target.map(|tunnel| &tunnel.target));
+            let port = facts.original_dst.port();
+            verdict.target = host
+                .and_then(|host| self.of_target(host, port, declared.as_ref(), view))
+                .map(Arc::new);
         }
+        verdict.destination_service = declared;
         verdict
     }
 
@@ -380,7 +380,6 @@ impl Policy {
         let decision = Decision::Tunnel(TunnelDecision {
             policy: Arc::clone(&rule.policy),
             proxies: Arc::clone(&route.proxies),
-            destination_service: destination_service(picked.service, &target, source),
             target,
             source,
             tls,
@@ -390,6 +389,7 @@ impl Policy {
             decision,
             note,
             target: None,
+            destination_service: None,
         }
     }
 
@@ -509,14 +509,13 @@ fn named_host<'a>(
 /// The host that policy declares for a connection.
 fn destination_service(
     service: Option<&Service>,
-    target: &Target,
-    source: TargetSource,
+    tunnel: Option<&TunnelDecision>,
 ) -> Option<Arc<str>> {
-    match (service, source, &target.host) {
-        (Some(service), _, _) => Some(Arc::clone(&service.declared)),
-        (None, TargetSource::Explicit, Host::Name(name)) => Some(name.as_str().into()),
-        _ => None,
+    if let Some(service) = service {
+        return Some(Arc::clone(&service.declared));
     }
+    let tunnel = tunnel.filter(|tunnel| tunnel.source == TargetSource::Explicit)?;
+    tunnel.target.host.name().map(|name| name.as_str().into())
 }
 
 #[cfg(test)]

@@ -71,6 +71,11 @@ impl Proxy {
         let rendered = self.headers.iter();
         rendered.filter_map(|field| field.render(context)).collect()
     }
+
+    /// Whether these tell it where the workload connected to.
+    pub fn is_told_original_dst(&self) -> bool {
+        self.headers.iter().any(HeaderTemplate::tells_original_dst)
+    }
 }
 
 impl fmt::Display for Proxy {

@@ -13,9 +13,9 @@ mod input;
 mod write;
 
 pub(super) use body::Piece;
-pub(super) use exchange::read_answer;
+pub(super) use exchange::{read_answer, send};
 pub(super) use head::{Answer, Fields};
-pub(super) use write::BETWEEN_NEIGHBOURS;
+pub(super) use write::{BETWEEN_NEIGHBOURS, Manner, answer_head};
 
 pub use body::{Body, BodyError};
 pub use exchange::{Answered, Client, ExchangeError, exchange};

@@ -65,9 +65,9 @@ impl fmt::Display for Label {
 }
 
 /// The captured process as Istio's `source_*` labels describe it.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Workload {
-    /// `source_workload`: the Deployment, systemd unit or command.
+    /// `source_workload`: the Deployment or systemd unit.
     pub name: Label,
     /// `source_workload_namespace`.
     pub namespace: Label,

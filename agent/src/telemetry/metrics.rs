@@ -19,6 +19,7 @@ use prometheus::core::Collector;
 use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::telemetry::connections::ConnectionTable;
+use crate::telemetry::sources::Sources;
 
 pub(crate) use bytes::ByteSeries;
 pub use capture::{CaptureMetrics, CaptureSource, MapUsage, NotEnrolled};
@@ -45,6 +46,8 @@ pub struct Metrics {
     pub proxy: ProxyMetrics,
     /// Spans.
     pub traces: TraceMetrics,
+    /// Workloads as labels.
+    pub sources: Sources,
     /// Targets, under Istio's names.
     pub(crate) target: TargetMetrics,
     /// Requests to them, likewise.
@@ -87,6 +90,7 @@ impl Metrics {
             policy: PolicyMetrics::new(registry)?,
             proxy: ProxyMetrics::new(registry)?,
             traces: TraceMetrics::new(registry)?,
+            sources: Sources::default(),
             target: TargetMetrics::new(registry)?,
             http: http::HttpMetrics::new(registry)?,
             bytes: bytes::ByteMetrics::new(registry, ConnectionTable::default())?,

@@ -156,6 +156,11 @@ impl RequestRecord {
         self.authority = Some(printable(&authority, MAX_QUOTE));
     }
 
+    /// Who the workload is.
+    pub fn workload(&mut self, workload: Arc<Workload>) {
+        self.workload = workload;
+    }
+
     /// The declared host that it goes to. Without it: `PassthroughCluster`.
     pub fn destination(&mut self, destination: Destination) {
         self.destination = destination;

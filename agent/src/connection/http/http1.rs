@@ -1,6 +1,9 @@
 //! A connection of HTTP/1.1.
 
+mod upgrade;
+
 use std::future::{pending, poll_fn};
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -10,6 +13,7 @@ use tokio::time::timeout;
 
 use super::forward::can_forward;
 use super::refused::Refused;
+use super::targets::{self, Targets};
 use super::tries::{Tried, Tries};
 use super::upstream::{Key, Pool, Upstream, Wanted};
 use super::{KEEP_ALIVE, Requests, Route};
@@ -17,11 +21,12 @@ use crate::circuit::{Circuit, Refusal};
 use crate::connection::Failure;
 use crate::connection::first_bytes::{REJECTION_DEADLINE, last_words};
 use crate::inspect::InspectError;
-use crate::policy::Facts;
+use crate::policy::{Facts, TunnelDecision};
 use crate::relay::http::{
     Body, Client, ExchangeError, Framing, Input, Patience, Request, exchange, next_request,
     own_answer,
 };
+use crate::relay::http2::Upgrade;
 use crate::relay::{Shared, Timeouts, broken, relay};
 use crate::sockets::Carrier;
 use crate::telemetry::{RequestRecord, ResponseFlag, TunnelLog as _};
@@ -46,6 +51,8 @@ struct Session<'a> {
     socket: &'a TcpStream,
     input: Input<Shared<'a>>,
     pool: Pool,
+    /// Where its requests become streams.
+    shared: Option<Arc<Targets>>,
 }
 
 /// Serves a connection, of which `early` has been read, to its end.
@@ -59,6 +66,7 @@ pub(super) async fn serve(
         socket: workload,
         input: Input::new(Shared(workload), early),
         pool: Pool::default(),
+        shared: None,
     };
     session.run().await
 }
@@ -213,14 +221,31 @@ impl Session<'_> {
             Route::Direct => None,
             Route::Tunnel(decision) => Some(decision).filter(|it| can_forward(request, it)),
         };
+        let way = targets::Way {
+            route,
+            key: Key::of(route, self.requests.origin.dst, circuit, false),
+            circuit,
+            whose,
+        };
+        if forward.is_none()
+            && circuit.settings().is_some_and(|it| it.http.upgrades)
+            && let Some(upgrade) = Upgrade::of(request)
+        {
+            // On the heap: most connections have no use for the room.
+            let upgraded = Box::pin(self.upgraded(request, &upgrade, &way, facts, record));
+            if let Some(after) = upgraded.await? {
+                return Ok(after);
+            }
+        }
         let mut pooled = None;
         if forward.is_some() {
-            pooled = self.pool.take(&Key::of(route, circuit, true));
+            let key = Key::of(route, self.requests.origin.dst, circuit, true);
+            pooled = self.pool.take(&key);
         }
-        pooled = pooled.or_else(|| self.pool.take(&Key::of(route, circuit, false)));
+        pooled = pooled.or_else(|| self.pool.take(&way.key));
         loop {
             let reused = pooled.is_some();
-            let mut upstream = match pooled.take() {
+            let upstream = match pooled.take() {
                 Some(upstream) => {
                     upstream.reused(record);
                     upstream
@@ -233,41 +258,59 @@ impl Session<'_> {
                     self.reach(route, wanted, circuit, facts, record).await?
                 }
             };
-            self.check_more(request).await?;
-            let moving = record.moves(&self.requests.live, upstream.proxy());
-            let written = match (&upstream.forwarder, forward) {
-                (Some(forwarder), Some(decision)) => {
-                    Some(forwarder.write(request, &self.requests.arrived(), decision))
-                }
-                _ => None,
-            };
-            let request = written.as_ref().unwrap_or(request);
-            let timeouts = self.requests.way.patience_with(circuit);
-            let exchanged = self
-                .exchange(request, &mut upstream, &timeouts, record)
-                .await;
-            drop(moving);
-            if let Some(forwarder) = &mut upstream.forwarder {
-                forwarder.note(exchanged.as_ref().err(), record);
+            let carried = self.carry(request, forward, (upstream, reused), &way, record);
+            if let Some(after) = carried.await? {
+                return Ok(after);
             }
-            match exchanged {
-                Ok(answered) => {
-                    if answered.upstream_persists {
-                        let key = Key::of(route, circuit, upstream.forwarder.is_some());
-                        self.pool.put(key, upstream);
-                    }
-                    return Ok(answered.after);
-                }
-                // It was closed while it was idle, as far as anybody can tell.
-                Err(ExchangeError::NoAnswer(_))
-                    if reused && !record.progress().heard() && request.is_replayable() => {}
-                Err(error) => {
-                    if let (Some(forwarder), Some(decision)) = (&upstream.forwarder, forward) {
-                        return Err(forwarder.refused(&error, decision));
-                    }
-                    return Err(Refused::exchange(&error, whose));
-                }
+        }
+    }
+
+    /// Carries a request out on a connection of HTTP/1.1, which is `reused` or new. `None`: it was
+    /// closed while it was idle, as far as anybody can tell.
+    async fn carry(
+        &mut self,
+        request: &Request,
+        forward: Option<&TunnelDecision>,
+        (mut upstream, reused): (Upstream, bool),
+        way: &targets::Way<'_>,
+        record: &mut RequestRecord,
+    ) -> Result<Option<After>, Refused> {
+        self.check_more(request).await?;
+        let moving = record.moves(&self.requests.live, upstream.proxy());
+        let written = match (&upstream.forwarder, forward) {
+            (Some(forwarder), Some(decision)) => {
+                Some(forwarder.write(request, &self.requests.arrived(), decision))
             }
+            _ => None,
+        };
+        let request = written.as_ref().unwrap_or(request);
+        let timeouts = self.requests.way.patience_with(way.circuit);
+        let exchanged = self
+            .exchange(request, &mut upstream, &timeouts, record)
+            .await;
+        drop(moving);
+        if let Some(forwarder) = &mut upstream.forwarder {
+            forwarder.note(exchanged.as_ref().err(), record);
+        }
+        match exchanged {
+            Ok(answered) => {
+                if answered.upstream_persists {
+                    let dst = self.requests.origin.dst;
+                    let is_forward = upstream.forwarder.is_some();
+                    let key = Key::of(way.route, dst, way.circuit, is_forward);
+                    self.pool.put(key, upstream);
+                }
+                Ok(Some(answered.after))
+            }
+            Err(ExchangeError::NoAnswer(_))
+                if reused && !record.progress().heard() && request.is_replayable() =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(match (&upstream.forwarder, forward) {
+                (Some(forwarder), Some(decision)) => forwarder.refused(&error, decision),
+                _ => Refused::exchange(&error, way.whose),
+            }),
         }
     }
 

@@ -11,9 +11,9 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::refused::Refused;
-use super::targets::{Target, Targets, Way};
+use super::targets::{Carried, MAX_TRIES, SWEEP, Target, Targets, Way};
 use super::tries::Tried;
-use super::upstream::Key;
+use super::upstream::{Key, MAX_IDLE};
 use super::{KEEP_ALIVE, Requests};
 use crate::connection::Failure;
 use crate::connection::first_bytes::last_words;
@@ -27,9 +27,6 @@ use crate::sockets::Carrier;
 use crate::telemetry::{RequestRecord, ResponseFlag, TunnelLog as _};
 use crate::trace::{Onward, TRACEPARENT};
 
-/// Connections on which one request is tried.
-const MAX_TRIES: usize = 3;
-
 /// Serves a connection, of which `early` has been read, to its end.
 pub(super) async fn serve(
     requests: Requests,
@@ -37,7 +34,7 @@ pub(super) async fn serve(
     early: Bytes,
 ) -> Result<(), Failure> {
     let requests = Arc::new(requests);
-    let targets = Arc::new(Targets::default());
+    let targets = Arc::new(Targets::new(MAX_IDLE));
     let io = join(
         std::io::Cursor::new(early).chain(Shared(workload)),
         Shared(workload),
@@ -51,7 +48,7 @@ pub(super) async fn serve(
     });
     let served = tokio::select! {
         served = served => served,
-        () = targets.sweep() => Ok(()),
+        () = sweep(&targets) => Ok(()),
     };
     let Err(error) = served else {
         return Ok(());
@@ -65,6 +62,14 @@ pub(super) async fn serve(
     };
     let error = format!("HTTP/2 with the workload failed: {error}");
     Err(Failure::new(flag, error))
+}
+
+/// Gives up what has been idle for too long. Never ends.
+async fn sweep(targets: &Targets) {
+    loop {
+        sleep(SWEEP).await;
+        targets.sweep();
+    }
 }
 
 /// What each request has of its connection.
@@ -153,7 +158,7 @@ impl Session {
         let whose = route.leads_to(&requests.origin);
         let way = Way {
             route: &route,
-            key: Key::of(&route, tries.circuit(), false),
+            key: Key::of(&route, requests.origin.dst, tries.circuit(), false),
             circuit: tries.circuit(),
             whose: &whose,
         };
@@ -223,15 +228,6 @@ impl Session {
                 avoid.push(line);
             }
         }
-    }
-}
-
-/// A stream on its way. Dropped, it makes room for another.
-struct Carried<'a>(&'a Targets);
-
-impl Drop for Carried<'_> {
-    fn drop(&mut self) {
-        self.0.makes_room();
     }
 }
 

@@ -242,6 +242,21 @@ impl Refused {
         }
     }
 
+    /// The same of a request of HTTP/1.1 on a stream: a reset means nothing to the workload.
+    pub(super) fn upgraded(error: &http2::UpgradeError, who: &str, is_untouched: bool) -> Self {
+        match error {
+            http2::UpgradeError::Exchange(error) => Self::exchange(error, who),
+            http2::UpgradeError::Stream(error) => {
+                let refused = Self::stream(error, who, is_untouched);
+                let status = refused.status.unwrap_or(StatusCode::BAD_GATEWAY);
+                Self {
+                    status: Some(status),
+                    ..refused
+                }
+            }
+        }
+    }
+
     /// `who` was reached, but does not speak HTTP/2.
     pub(super) fn greeting(error: &HandshakeError, who: &str) -> Self {
         let (flag, status) = match error {

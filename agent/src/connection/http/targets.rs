@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::lease::Lease;
 use super::refused::Refused;
-use super::upstream::{KEEP_IDLE, Key, MAX_IDLE, Pool, Upstream, Wanted};
+use super::upstream::{KEEP_IDLE, Key, Pool, Upstream, Wanted};
 use super::{Requests, Route};
 use crate::circuit::{Circuit, Place, Waiting};
 use crate::policy::Facts;
@@ -38,8 +38,11 @@ const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 /// The longest head of an answer, in the count of RFC 9113 section 6.5.2.
 const MAX_ANSWER_HEAD: u32 = 64 * 1024;
 
+/// Connections on which one request is tried.
+pub(super) const MAX_TRIES: usize = 3;
+
 /// How often is looked what has been idle for too long.
-const SWEEP: Duration = Duration::from_secs(5);
+pub(super) const SWEEP: Duration = Duration::from_secs(5);
 
 /// How often is looked what is idle, while a request waits for a connection.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -65,6 +68,11 @@ impl Line {
             && !status.going_away
             && self.lease.is_good()
             && self.connection.open_streams() < max
+    }
+
+    /// The proxy through which it goes.
+    pub(super) fn proxy(&self) -> Option<&Label> {
+        self.through.as_ref().map(OpenTunnel::proxy)
     }
 
     fn is_alive(&self) -> bool {
@@ -96,22 +104,34 @@ impl Target {
     /// The proxy through which it goes.
     pub(super) fn proxy(&self) -> Option<&Label> {
         match self {
-            Self::Http2(line) => line.through.as_ref().map(OpenTunnel::proxy),
+            Self::Http2(line) => line.proxy(),
             Self::Http1(upstream) => upstream.proxy(),
         }
     }
 }
 
-/// Connections to targets that one connection of a workload has, by what policy says of a request.
-/// They are shared with no other: a target may have learnt something of the workload on them.
+/// Connections to targets that several requests of one workload use, by what policy says of a
+/// request. They are shared with no other workload: a target may have learnt something of it on
+/// them.
 ///
 /// Who finds none opens one; who comes meanwhile and has the same key waits for that one. Nobody
 /// waits for a connection of another key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Targets {
     state: Mutex<State>,
     /// A request is over, so that there may be room for another.
     room: Notify,
+    /// How many may be idle.
+    max_idle: usize,
+}
+
+/// A stream on its way. Dropped, it makes room for another.
+pub(super) struct Carried<'a>(pub(super) &'a Targets);
+
+impl Drop for Carried<'_> {
+    fn drop(&mut self) {
+        self.0.room.notify_waiters();
+    }
 }
 
 /// Where a request goes.
@@ -160,6 +180,25 @@ enum Step {
 }
 
 impl Targets {
+    /// None yet, of which so many may be idle.
+    pub(super) fn new(max_idle: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            room: Notify::new(),
+            max_idle,
+        }
+    }
+
+    /// Whether the target lately chose HTTP/1.1.
+    pub(super) fn speak_http1(&self, key: &Key) -> bool {
+        self.state.lock().slot(key).speaks_http1
+    }
+
+    /// Whether there are none, and nothing is remembered.
+    pub(super) fn are_none(&self) -> bool {
+        self.state.lock().slots.is_empty()
+    }
+
     /// A connection for a request on this way, and whether it has served others; none of those to
     /// `avoid`.
     pub(super) async fn reach(
@@ -305,18 +344,13 @@ impl Targets {
                 if !line.lease.is_good() || line.is_to_give_way() {
                     self.forget(&line);
                 }
-                self.state.lock().trim();
+                self.state.lock().trim(self.max_idle);
             }
             Target::Http1(upstream) if persists => {
                 self.state.lock().http1.put(key.clone(), *upstream);
             }
             Target::Http1(_) => {}
         }
-    }
-
-    /// There is room for another stream, perhaps.
-    pub(super) fn makes_room(&self) {
-        self.room.notify_waiters();
     }
 
     /// Gives up idle connections whose place a request waits for. Never ends.
@@ -327,12 +361,9 @@ impl Targets {
         }
     }
 
-    /// Gives up what has been idle for too long. Never ends.
-    pub(super) async fn sweep(&self) {
-        loop {
-            sleep(SWEEP).await;
-            self.state.lock().sweep();
-        }
+    /// Gives up what has been idle for too long.
+    pub(super) fn sweep(&self) {
+        self.state.lock().sweep();
     }
 
     fn forget(&self, line: &Arc<Line>) {
@@ -475,16 +506,16 @@ impl State {
     }
 
     /// Gives up those that have been idle for the longest time, where there are many.
-    fn trim(&mut self) {
+    fn trim(&mut self, max_idle: usize) {
         let lines = self.slots.iter().flat_map(|slot| &slot.lines);
-        if lines.clone().count() <= MAX_IDLE {
+        if lines.clone().count() <= max_idle {
             return;
         }
         let mut idle: Vec<_> = lines
             .filter_map(|line| Some((line.idle_since()?, Arc::clone(line))))
             .collect();
         idle.sort_by_key(|(since, _)| *since);
-        idle.truncate(idle.len().saturating_sub(MAX_IDLE));
+        idle.truncate(idle.len().saturating_sub(max_idle));
         for slot in &mut self.slots {
             slot.lines
                 .retain(|line| !idle.iter().any(|(_, one)| Arc::ptr_eq(one, line)));

@@ -19,7 +19,7 @@ use super::forward::Forwarder;
 use super::lease::Lease;
 use super::refused::{Fault, Refused};
 use crate::circuit::{Circuit, Id, Place};
-use crate::name::{Host, Target};
+use crate::name::{Host, OriginalDst, Target};
 use crate::policy::{Facts, RankedProxy, TunnelDecision};
 use crate::telemetry::request::OpenTunnel;
 use crate::telemetry::{self, Label, RequestRecord, ResponseFlag, TunnelLog as _};
@@ -238,6 +238,8 @@ impl Way {
 #[derive(Clone, Debug)]
 pub(super) struct Key {
     way: KeyWay,
+    /// Where the workload connected to, where that makes a difference.
+    dst: Option<OriginalDst>,
     /// What they count among, and the limits of policy.
     counted: Option<Id>,
 }
@@ -256,8 +258,16 @@ enum KeyWay {
 }
 
 impl Key {
-    /// Of connections for this route; `forward`: of those that end at a proxy.
-    pub(super) fn of(route: &Route, circuit: &Circuit, forward: bool) -> Self {
+    /// Of connections for this route of a workload that connected to `dst`; `forward`: of those
+    /// that end at a proxy.
+    pub(super) fn of(route: &Route, dst: OriginalDst, circuit: &Circuit, forward: bool) -> Self {
+        let matters = match route {
+            Route::Direct => true,
+            Route::Tunnel(decision) => {
+                let mut proxies = decision.proxies.iter();
+                proxies.any(|ranked| ranked.proxy.is_told_original_dst())
+            }
+        };
         let way = match route {
             Route::Direct => KeyWay::Direct,
             Route::Tunnel(decision) if forward => KeyWay::Forward(Arc::clone(&decision.proxies)),
@@ -273,6 +283,7 @@ impl Key {
         };
         Self {
             way,
+            dst: matters.then_some(dst),
             counted: circuit.id(),
         }
     }
@@ -280,7 +291,7 @@ impl Key {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.way == other.way && self.counted == other.counted
+        self.way == other.way && self.dst == other.dst && self.counted == other.counted
     }
 }
 
@@ -444,6 +455,7 @@ mod tests {
 
     const DIRECT: Key = Key {
         way: KeyWay::Direct,
+        dst: None,
         counted: None,
     };
 
@@ -457,7 +469,11 @@ mod tests {
             },
             tls: None,
         };
-        Key { way, counted: None }
+        Key {
+            way,
+            dst: None,
+            counted: None,
+        }
     }
 
     #[tokio::test]

@@ -74,11 +74,6 @@ fn check(facet: &Facet<'_>, report: &mut Report) {
     let both = http.is_some_and(|http| {
         http.use_client_protocol && http.h2_upgrade_policy == Some(H2Upgrade::Upgrade)
     });
-    if http.is_some_and(|http| http.h2_upgrade_policy == Some(H2Upgrade::Upgrade)) && !both {
-        let reason = "it is ignored: requests of HTTP/1.1 stay requests of HTTP/1.1";
-        let key = facet.key("connectionPool.http.h2UpgradePolicy");
-        report.warnings.push(facet.document.problem(&key, reason));
-    }
     if both {
         let reason = "`h2UpgradePolicy: UPGRADE` wants another protocol than the client's";
         let key = facet.key("connectionPool.http.useClientProtocol");

@@ -18,7 +18,7 @@ fn shown(verdict: Verdict) -> String {
             let mut text = format!("{} by {}", tunnel.target, tunnel.source.as_str());
             assert_eq!(&*tunnel.policy, "Tunnel/command-line");
             assert_eq!(tunnel.proxies[0].proxy.to_string(), "proxy.example:3128");
-            if let Some(service) = tunnel.destination_service {
+            if let Some(service) = verdict.destination_service {
                 text += &format!(" for {service}");
             }
             if let Some(note) = verdict.note {

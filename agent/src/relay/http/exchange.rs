@@ -283,27 +283,14 @@ where
             200..=299 => request.is_connect(),
             _ => false,
         };
-        let is_interim = answer.status < 200 && !switches;
-        let framing = if switches {
-            Framing::None
-        } else {
-            answer.framing(request.is_head())
-        };
-        let closes = request.is_last()
-            || framing == Framing::UntilClose
-            || (request.expects_continue() && !state.continued.load(Relaxed))
+        if switches {
+            break (answer, Manner::SWITCHES);
+        }
+        if answer.status >= 200 {
+            let framing = answer.framing(request.is_head());
+            let mut manner = Manner::of(request, framing, state.continued.load(Relaxed));
             // It has heard enough, and the client should know.
-            || (answer.is_last() && !state.sent.load(Relaxed));
-        let manner = Manner {
-            framing: match framing {
-                // A client of HTTP/1.0 knows no chunks.
-                Framing::Chunked if request.minor_version == 0 => Framing::UntilClose,
-                framing => framing,
-            },
-            close: closes && !is_interim && !switches,
-            switches,
-        };
-        if !is_interim {
+            manner.close |= answer.is_last() && !state.sent.load(Relaxed);
             break (answer, manner);
         }
         if answer.status == 100 {
@@ -315,7 +302,7 @@ where
             return Err(ExchangeError::BadAnswer(reason));
         }
         if request.minor_version > 0 {
-            let head = answer_head(&answer, request, &manner);
+            let head = answer_head(&answer, request, &Manner::INTERIM);
             send(output, &head, &count)
                 .await
                 .map_err(ExchangeError::Client)?;
@@ -460,7 +447,11 @@ impl<C: Fn(usize)> Passing<C> {
     }
 }
 
-async fn send<W>(to: &mut W, bytes: &[u8], count: &impl Fn(usize)) -> io::Result<()>
+pub(in crate::relay) async fn send<W>(
+    to: &mut W,
+    bytes: &[u8],
+    count: &impl Fn(usize),
+) -> io::Result<()>
 where
     W: AsyncWrite + Unpin,
 {

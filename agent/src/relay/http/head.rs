@@ -4,7 +4,8 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue, TRAILER};
+use http::response::Parts;
 
 use super::body::Body;
 use crate::inspect::http_head::{MAX_FIELDS, RequestHead, parse_head};
@@ -48,6 +49,14 @@ impl Fields {
             value: raw.slice_ref(field.value),
         };
         Self(fields.iter().map(field).collect())
+    }
+
+    fn of(map: &HeaderMap) -> Self {
+        let field = |(name, value): (&HeaderName, &HeaderValue)| Field {
+            name: Bytes::copy_from_slice(name.as_ref()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        };
+        Self(map.iter().map(field).collect())
     }
 
     pub(super) fn retain(&mut self, keep: impl FnMut(&Field) -> bool) {
@@ -136,13 +145,13 @@ impl Fields {
 /// The head of a request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    pub(super) method: Bytes,
-    pub(super) target: Bytes,
-    pub(super) minor_version: u8,
-    pub(super) fields: Fields,
+    pub(in crate::relay) method: Bytes,
+    pub(in crate::relay) target: Bytes,
+    pub(in crate::relay) minor_version: u8,
+    pub(in crate::relay) fields: Fields,
     framing: Framing,
     host: Option<Host>,
-    pub(super) form: Form,
+    pub(in crate::relay) form: Form,
     /// What a proxy gets besides, if it is for one.
     pub(super) for_proxy: Option<Arc<[(HeaderName, HeaderValue)]>>,
 }
@@ -252,12 +261,12 @@ impl Request {
         self.form == Form::Authority
     }
 
-    pub(super) fn is_head(&self) -> bool {
+    pub(in crate::relay) fn is_head(&self) -> bool {
         *self.method == *b"HEAD"
     }
 
     /// Whether the client waits for leave to send the body.
-    pub(super) fn expects_continue(&self) -> bool {
+    pub(in crate::relay) fn expects_continue(&self) -> bool {
         self.minor_version > 0
             && !Body::new(self.framing).is_over()
             && self.fields.lists("expect", "100-continue")
@@ -265,7 +274,7 @@ impl Request {
 
     /// The protocol it would change to. Not HTTP/2: its requests could not be told apart any more,
     /// and a server may always stay with HTTP/1.1.
-    pub(super) fn upgrade(&self) -> Option<&[u8]> {
+    pub(in crate::relay) fn upgrade(&self) -> Option<&[u8]> {
         let mut values = self.fields.values("upgrade");
         let value = values.next().filter(|_| values.next().is_none())?;
         let is_http = |protocol: &[u8]| {
@@ -318,6 +327,25 @@ impl Answer {
             told: fields.framing(minor_version)?,
             fields,
         })
+    }
+
+    /// One that came in HTTP/2, of which no field is about the connection; `ends`: with its head.
+    pub(in crate::relay) fn of(head: &Parts, ends: bool) -> Self {
+        let fields = Fields::of(&head.headers);
+        let told = match fields.length() {
+            // Trailers have a place behind chunks only.
+            Ok(Some(length)) if !head.headers.contains_key(TRAILER) => Framing::Length(length),
+            _ if ends => Framing::Length(0),
+            _ => Framing::Chunked,
+        };
+        let reason = head.status.canonical_reason().unwrap_or_default();
+        Self {
+            status: head.status.as_u16(),
+            reason: Bytes::from_static(reason.as_bytes()),
+            minor_version: 1,
+            fields,
+            told: Some(told),
+        }
     }
 
     /// How the body of this answer is delimited (RFC 9112 section 6.3); `to_head`: the request was

@@ -60,17 +60,52 @@ pub(super) fn request_head(request: &Request, last: bool) -> BytesMut {
 
 /// How an answer goes on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
+pub(in crate::relay) struct Manner {
     /// How its body is delimited then.
-    pub(super) framing: Framing,
+    pub(in crate::relay) framing: Framing,
     /// Whether the connection ends with it.
-    pub(super) close: bool,
+    pub(in crate::relay) close: bool,
     /// Whether the connection becomes a stream of bytes.
     pub(super) switches: bool,
 }
 
+impl Manner {
+    /// Of an answer that another follows.
+    pub(in crate::relay) const INTERIM: Self = Self {
+        framing: Framing::None,
+        close: false,
+        switches: false,
+    };
+
+    /// Of the answer to `request` that came with this framing. `continued`: the client was told to
+    /// go on with its body, or has begun by itself.
+    pub(in crate::relay) fn of(request: &Request, framing: Framing, continued: bool) -> Self {
+        Self {
+            framing: match framing {
+                // A client of HTTP/1.0 knows no chunks.
+                Framing::Chunked if request.minor_version == 0 => Framing::UntilClose,
+                framing => framing,
+            },
+            close: request.is_last()
+                || framing == Framing::UntilClose
+                || (request.expects_continue() && !continued),
+            switches: false,
+        }
+    }
+
+    /// Of the answer after which both connections are a stream of bytes.
+    pub(super) const SWITCHES: Self = Self {
+        switches: true,
+        ..Self::INTERIM
+    };
+}
+
 /// The head of an answer as the workload gets it.
-pub(super) fn answer_head(answer: &Answer, request: &Request, manner: &Manner) -> BytesMut {
+pub(in crate::relay) fn answer_head(
+    answer: &Answer,
+    request: &Request,
+    manner: &Manner,
+) -> BytesMut {
     let mut head = BytesMut::with_capacity(1024);
     head.extend_from_slice(format!("HTTP/1.1 {} ", answer.status).as_bytes());
     head.extend_from_slice(&answer.reason);

@@ -3,13 +3,13 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::header::{CONTENT_LENGTH, HeaderMap};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::response::Parts;
 use http::uri::Scheme;
 use http::{Response, StatusCode};
@@ -21,7 +21,7 @@ use super::pump::{Stop, pump};
 use super::request::{Request, size_of};
 use crate::relay::Progress;
 use crate::relay::http::BodyError;
-use crate::tunnel::http2::{Connection, Ended, NotTaken, Sent};
+use crate::tunnel::http2::{Connection, Ended, NotTaken, OpenStream, Sent};
 
 /// How many interim answers there may be before the final one.
 pub(super) const MAX_INTERIM: usize = 64;
@@ -133,8 +133,8 @@ pub(super) fn reset_by(error: &h2::Error) -> Option<Reason> {
 
 /// Which side ended an exchange.
 #[derive(Debug)]
-pub(super) enum Fault<E> {
-    Client(h2::Error),
+pub(super) enum Fault<E, C = h2::Error> {
+    Client(C),
     Target(E),
 }
 
@@ -219,13 +219,7 @@ pub async fn exchange(
         .await
         {
             Ok(()) => Ok(()),
-            // It has said all, and wants to hear no more (RFC 9113 section 8.1).
-            Err(Stop::From(error))
-                if reset_by(&error) == Some(Reason::NO_ERROR)
-                    && length.is_none_or(|length| {
-                        *length.as_bytes() == *came.to_string().as_bytes()
-                    }) =>
-            {
+            Err(Stop::From(error)) if has_said_all(&error, length.as_ref(), came) => {
                 let ended = to_client.send_data(Bytes::new(), true);
                 ended.map_err(Fault::Client)
             }
@@ -246,22 +240,23 @@ pub async fn exchange(
             }
             Err(error)
         }
-        Err(Fault::Target(Answered::Failed(error))) => {
-            Err(ExchangeError::target(error, open.ended()))
-        }
-        Err(Fault::Target(Answered::Badly(reason))) => {
-            Err(ExchangeError::BadAnswer(reason.to_owned()))
-        }
-        Err(Fault::Target(Answered::Unwanted(status))) => Err(ExchangeError::Unwanted(status)),
+        Err(Fault::Target(answered)) => Err(answered.into_error(&open)),
     }
+}
+
+/// Whether a target whose answer ends so, after so many bytes, has said all, and wants to hear no
+/// more (RFC 9113 section 8.1).
+pub(super) fn has_said_all(error: &h2::Error, length: Option<&HeaderValue>, came: usize) -> bool {
+    let is_whole = |length: &HeaderValue| *length.as_bytes() == *came.to_string().as_bytes();
+    reset_by(error) == Some(Reason::NO_ERROR) && length.is_none_or(is_whole)
 }
 
 /// Runs both directions to the end of the answer, and then the request to its end or as far as the
 /// target takes it. A client that has the answer may leave.
-pub(super) async fn both<E>(
-    up: impl Future<Output = Result<Asked, Fault<E>>>,
-    down: impl Future<Output = Result<(), Fault<E>>>,
-) -> Result<Asked, Fault<E>> {
+pub(super) async fn both<E, C>(
+    up: impl Future<Output = Result<Asked, Fault<E, C>>>,
+    down: impl Future<Output = Result<(), Fault<E, C>>>,
+) -> Result<Asked, Fault<E, C>> {
     let mut up = pin!(up);
     let mut down = pin!(down);
     let mut asked = None;
@@ -283,42 +278,89 @@ pub(super) async fn both<E>(
 
 /// Why there is no answer of the target, or no more of it.
 #[derive(Debug)]
-enum Answered {
+pub(super) enum Answered {
     Badly(&'static str),
     Failed(h2::Error),
     Unwanted(u16),
 }
 
+impl Answered {
+    /// The same of the stream that counts as `open`.
+    pub(super) fn into_error(self, open: &OpenStream) -> ExchangeError {
+        match self {
+            Self::Badly(reason) => ExchangeError::BadAnswer(reason.to_owned()),
+            Self::Failed(error) => ExchangeError::target(error, open.ended()),
+            Self::Unwanted(status) => ExchangeError::Unwanted(status),
+        }
+    }
+}
+
+/// The heads of an answer, those of interim ones before it.
+#[derive(Debug)]
+pub(super) struct Heads {
+    answer: ResponseFuture,
+    interim: usize,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) enum Head {
+    Interim(Response<()>),
+    Final(Response<RecvStream>),
+}
+
+impl Heads {
+    pub(super) fn new(answer: ResponseFuture) -> Self {
+        Self { answer, interim: 0 }
+    }
+
+    /// The next one; the final one is the last.
+    pub(super) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        progress: &Progress,
+    ) -> Poll<Result<Head, Answered>> {
+        if let Poll::Ready(Some(head)) = self.answer.poll_informational(cx) {
+            let head = head.map_err(Answered::Failed)?;
+            progress.hears();
+            self.interim += 1;
+            if self.interim > MAX_INTERIM {
+                return Poll::Ready(Err(Answered::Badly("there are too many interim answers")));
+            }
+            if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+                let reason = "it changes to another protocol, which HTTP/2 cannot";
+                return Poll::Ready(Err(Answered::Badly(reason)));
+            }
+            return Poll::Ready(Ok(Head::Interim(head)));
+        }
+        let answered = ready!(Pin::new(&mut self.answer).poll(cx));
+        progress.hears();
+        Poll::Ready(answered.map(Head::Final).map_err(Answered::Failed))
+    }
+}
+
 /// The head of the final answer. Interim ones go to the client.
 async fn final_head(
-    mut answer: ResponseFuture,
+    answer: ResponseFuture,
     respond: &mut SendResponse<Bytes>,
     progress: &Progress,
 ) -> Result<Response<RecvStream>, Fault<Answered>> {
-    let mut interim = 0;
-    let failed = |error| Fault::Target(Answered::Failed(error));
-    let badly = |reason| Poll::Ready(Err(Fault::Target(Answered::Badly(reason))));
+    let mut heads = Heads::new(answer);
     poll_fn(|cx| {
         if let Poll::Ready(reset) = respond.poll_reset(cx) {
             let error = reset.map_or_else(|error| error, h2::Error::from);
             return Poll::Ready(Err(Fault::Client(error)));
         }
-        while let Poll::Ready(Some(head)) = answer.poll_informational(cx) {
-            let head = head.map_err(failed)?;
-            progress.hears();
-            interim += 1;
-            if interim > MAX_INTERIM {
-                return badly("there are too many interim answers");
+        loop {
+            let head = ready!(heads.poll_next(cx, progress)).map_err(Fault::Target)?;
+            match head {
+                Head::Interim(head) => {
+                    progress.traffic.add_received(size_of(head.headers()));
+                    respond.send_informational(head).map_err(Fault::Client)?;
+                }
+                Head::Final(head) => return Poll::Ready(Ok(head)),
             }
-            if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-                return badly("it changes to another protocol, which HTTP/2 cannot");
-            }
-            progress.traffic.add_received(size_of(head.headers()));
-            respond.send_informational(head).map_err(Fault::Client)?;
         }
-        let answered = ready!(Pin::new(&mut answer).poll(cx));
-        progress.hears();
-        Poll::Ready(answered.map_err(failed))
     })
     .await
 }

@@ -8,9 +8,11 @@ use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, request::Parts};
 
 use super::grpc;
-use crate::inspect::InspectError;
+use super::translate::headers;
 use crate::inspect::http_head::{MAX_FIELDS, read_host};
+use crate::inspect::{Form, InspectError};
 use crate::name::Host;
+use crate::relay::http::{Framing, Request as Http1Request};
 
 /// The head of a request (RFC 9113 section 8.3.1).
 #[derive(Clone, Debug)]
@@ -85,6 +87,34 @@ impl Request {
             length,
             host,
             call,
+        })
+    }
+
+    /// What a request of HTTP/1.1 is in HTTP/2. `None`: it is none there, or not the same.
+    pub(super) fn of(request: &Http1Request) -> Option<Self> {
+        let is_for_target = matches!(request.form, Form::Origin | Form::Asterisk);
+        if !is_for_target || request.upgrade().is_some() {
+            return None;
+        }
+        let path = PathAndQuery::from_maybe_shared(request.target.clone()).ok()?;
+        // What stands behind `#` would be lost.
+        if *path.as_str().as_bytes() != *request.target {
+            return None;
+        }
+        let mut fields = headers(&request.fields).ok()?;
+        let authority = Authority::from_maybe_shared(fields.remove(HOST)?).ok()?;
+        Some(Self {
+            method: Method::from_bytes(&request.method).ok()?,
+            path,
+            authority,
+            fields,
+            takes_trailers: request.fields.lists("te", "trailers"),
+            length: match request.framing() {
+                Framing::Length(length) => Some(length),
+                _ => None,
+            },
+            host: request.host().cloned(),
+            call: None,
         })
     }
 

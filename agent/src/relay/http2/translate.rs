@@ -135,11 +135,9 @@ where
         let written = match manner {
             _ if data.is_empty() => Ok(()),
             Manner::Chunked => {
-                let mut chunk = BytesMut::with_capacity(length + 16);
-                chunk.extend_from_slice(format!("{length:x}\r\n").as_bytes());
-                chunk.extend_from_slice(&data);
-                chunk.extend_from_slice(b"\r\n");
-                write(to, &chunk, progress).await
+                let mut framed = BytesMut::with_capacity(length + 16);
+                chunk(&mut framed, &data);
+                write(to, &framed, progress).await
             }
             Manner::None | Manner::Length(_) => write(to, &data, progress).await,
         };
@@ -198,8 +196,15 @@ fn request_head(request: &Request, manner: Manner) -> BytesMut {
     head
 }
 
+/// One chunk of a body.
+pub(super) fn chunk(framed: &mut BytesMut, data: &[u8]) {
+    framed.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+    framed.extend_from_slice(data);
+    framed.extend_from_slice(b"\r\n");
+}
+
 /// The end of a chunked body with these trailers.
-fn last_chunk(mut trailers: HeaderMap) -> BytesMut {
+pub(super) fn last_chunk(mut trailers: HeaderMap) -> BytesMut {
     clean(&mut trailers);
     let mut end = BytesMut::from(&b"0\r\n"[..]);
     for (name, value) in &trailers {
@@ -307,7 +312,7 @@ fn answer_head(
 }
 
 /// What of these fields is for everybody (RFC 9110 section 7.6.1).
-fn headers(fields: &Fields) -> Result<HeaderMap, ExchangeError> {
+pub(super) fn headers(fields: &Fields) -> Result<HeaderMap, ExchangeError> {
     let mut headers = HeaderMap::new();
     for one in fields.iter() {
         let name = str::from_utf8(&one.name).unwrap_or_default();
@@ -384,7 +389,7 @@ async fn fill<R: AsyncRead + Unpin>(
 }
 
 /// Trailers of HTTP/1.1, with their empty line, as HTTP/2 has them.
-fn trailers(raw: &Bytes) -> Result<HeaderMap, ExchangeError> {
+pub(super) fn trailers(raw: &Bytes) -> Result<HeaderMap, ExchangeError> {
     let wrong = || ExchangeError::BrokenAnswer(BodyError::Trailers);
     let mut fields = [httparse::EMPTY_HEADER; 64];
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(raw, &mut fields)
