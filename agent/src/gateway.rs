@@ -13,7 +13,6 @@ mod credentials;
 mod dial;
 mod error;
 mod followed;
-mod forward;
 mod http1;
 mod http2;
 mod metrics;

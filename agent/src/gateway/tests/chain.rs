@@ -173,7 +173,7 @@ async fn plain_http_is_forwarded_inside_a_tunnel() {
     let request = head(&mut upstream).await;
     assert!(request.starts_with("GET /page HTTP/1.1\r\n"), "{request}");
     assert!(
-        request.contains("\r\nhost: nowhere.example\r\n"),
+        request.contains("\r\nHost: nowhere.example\r\n"),
         "{request}"
     );
     let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfound";
