@@ -13,6 +13,7 @@ use prometheus::{Error, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, 
 use super::access::Route;
 use super::rules::Forbidden;
 use crate::relay::Traffic;
+use crate::telemetry::Reload;
 
 /// What is counted, in one registry.
 #[derive(Debug)]
@@ -115,9 +116,9 @@ impl GatewayMetrics {
         self.handshake_failures.inc();
     }
 
-    pub(super) fn reloaded(&self, what: &str, well: bool) {
-        let result = if well { "success" } else { "failure" };
-        self.reloads.with_label_values(&[what, result]).inc();
+    pub(super) fn reloaded(&self, what: &str, result: Reload) {
+        let labels = [what, result.as_str()];
+        self.reloads.with_label_values(&labels).inc();
     }
 
     pub(super) fn denied(&self, reason: Denial) {
