@@ -13,7 +13,6 @@ mod credentials;
 mod dial;
 mod error;
 mod followed;
-mod forward;
 mod http1;
 mod http2;
 mod metrics;
@@ -251,8 +250,8 @@ impl Shared {
         let tls = self.tls.iter().map(|tls| tls as &dyn Refresh);
         let chain = self.chain.iter().map(|chain| &**chain as &dyn Refresh);
         for files in users.chain(tls).chain(chain) {
-            if let Some(well) = files.refresh(forced) {
-                self.metrics.reloaded(files.what(), well);
+            if let Some(result) = files.refresh(forced) {
+                self.metrics.reloaded(files.what(), result);
             }
         }
     }

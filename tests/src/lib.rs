@@ -28,6 +28,7 @@ pub mod python;
 pub mod random;
 pub mod scene;
 pub mod servers;
+pub mod smuggling;
 pub mod snapshot;
 mod spawn;
 pub mod wait;

@@ -6,6 +6,8 @@ mod encrypted;
 mod forwarded;
 #[path = "gateway/observed.rs"]
 mod observed;
+#[path = "gateway/smuggled.rs"]
+mod smuggled;
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read as _, Write as _};

@@ -8,9 +8,10 @@ use http::{Method, Request, StatusCode, Version};
 use tokio::time::Instant;
 
 use super::accept::Client;
-use super::metrics::{Counted, Denial, GatewayMetrics, Progress};
+use super::metrics::{Counted, Denial, GatewayMetrics};
 use crate::name::Target;
 use crate::policy::Proxy;
+use crate::relay::Progress;
 
 /// What the log and the metrics say about one request; written when it is dropped, however the
 /// request ends.
@@ -24,7 +25,7 @@ pub(super) struct Record {
     asked: Option<(Method, Version)>,
     /// Whether the client speaks TLS.
     tls: bool,
-    /// Bytes both ways; sent is what the client sent.
+    /// How far it has come, bytes both ways; sent is what the client sent.
     pub(super) progress: Arc<Progress>,
     /// What the request was understood to be about.
     pub(super) target: Option<Target>,
@@ -35,7 +36,7 @@ pub(super) struct Record {
     proxy: Option<String>,
     /// The user who proved to be one.
     pub(super) user: Option<Arc<str>>,
-    /// The answer; `None` when there was none.
+    /// The answer, where it is the gateway's own; else it is that of a target, if any.
     pub(super) code: Option<StatusCode>,
     /// What went wrong.
     error: Option<String>,
@@ -61,14 +62,14 @@ impl Record {
     /// Begins a record for a request that cannot be understood.
     pub(super) fn unreadable(metrics: &Arc<GatewayMetrics>, client: Client) -> Self {
         let Client { addr, tls } = client;
-        let progress = Arc::default();
+        let progress = Progress::default();
         Self {
             client: SocketAddr::new(addr.ip().to_canonical(), addr.port()),
             request: "-".into(),
             asked: None,
             tls,
-            _counted: metrics.follow(&progress),
-            progress,
+            _counted: metrics.follow(&progress.traffic),
+            progress: Arc::new(progress),
             target: None,
             route: None,
             policy: None,
@@ -113,6 +114,10 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        let begun = self.progress.status();
+        self.code = self
+            .code
+            .or(begun.and_then(|code| StatusCode::from_u16(code).ok()));
         if self.code.is_none() {
             self.error
                 .get_or_insert("the connection ended before the answer".into());
@@ -143,8 +148,8 @@ impl Drop for Record {
             proxy = self.proxy,
             user = self.user.as_deref(),
             code = self.code.map(|code| code.as_u16()),
-            bytes_sent = self.progress.sent(),
-            bytes_received = self.progress.received(),
+            bytes_sent = self.progress.traffic.sent(),
+            bytes_received = self.progress.traffic.received(),
             duration_ms = u64::try_from(duration).unwrap_or(u64::MAX),
             error = self.error.as_deref(),
         );

@@ -19,6 +19,7 @@ use super::via::Pseudonym;
 use crate::connection::in_order;
 use crate::name::OriginalDst;
 use crate::policy::{Fallback, HeaderContext, Policy, TargetSource, TunnelDecision};
+use crate::telemetry::Reload;
 use crate::trace::Span;
 use crate::tunnel::{Request, Time, Tunnel, Tunneler, originate};
 use crate::workload::Workload;
@@ -40,9 +41,9 @@ impl Refresh for Chain {
         self.policy.what()
     }
 
-    fn refresh(&self, forced: bool) -> Option<bool> {
+    fn refresh(&self, forced: bool) -> Option<Reload> {
         let result = self.policy.refresh(forced);
-        if result == Some(true) {
+        if matches!(result, Some(Reload::Success | Reload::Partial)) {
             self.serve_proxies();
         }
         result

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use crate::telemetry::Reload;
+
 /// What some files say. Where they are changed into something that cannot be used, it stays what
 /// it was.
 pub struct Followed<T> {
@@ -21,7 +23,14 @@ pub struct Followed<T> {
 
 type Files = dyn Fn() -> Vec<PathBuf> + Send + Sync;
 
-type Load<T> = dyn Fn() -> Result<T, Box<dyn Error + Send + Sync>> + Send + Sync;
+type Load<T> = dyn Fn() -> Result<Loaded<T>, Box<dyn Error + Send + Sync>> + Send + Sync;
+
+/// What was read.
+pub(super) struct Loaded<T> {
+    pub(super) value: T,
+    /// Whether it is all that the files say. Else the value has an older version of some of it.
+    pub(super) is_whole: bool,
+}
 
 impl<T> Followed<T> {
     /// Loads the value for the first time. `what` it is stands in the log and in metrics.
@@ -30,20 +39,25 @@ impl<T> Followed<T> {
         files: Vec<PathBuf>,
         load: impl Fn() -> Result<T, E> + Send + Sync + 'static,
     ) -> Result<Self, E> {
-        Self::of_changing(what, move || files.clone(), load)
+        let whole = move || {
+            let is_whole = true;
+            load().map(|value| Loaded { value, is_whole })
+        };
+        Self::of_changing(what, move || files.clone(), whole)
     }
 
-    /// As [`Self::new`], where which files there are changes, and may depend on what is in them.
+    /// As [`Self::new`], where which files there are changes, and may depend on what is in them, and
+    /// some of them may be of use where others are not.
     pub(super) fn of_changing<E: Error + Send + Sync + 'static>(
         what: &'static str,
         files: impl Fn() -> Vec<PathBuf> + Send + Sync + 'static,
-        load: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+        load: impl Fn() -> Result<Loaded<T>, E> + Send + Sync + 'static,
     ) -> Result<Self, E> {
-        let (stamps, value) = read(&files, &load);
+        let (stamps, loaded) = read(&files, &load);
         Ok(Self {
             what,
             files: Box::new(files),
-            value: ArcSwap::from_pointee(value?),
+            value: ArcSwap::from_pointee(loaded?.value),
             load: Box::new(move || load().map_err(Into::into)),
             stamps: Mutex::new(stamps),
         })
@@ -68,9 +82,9 @@ pub(super) trait Refresh: Send + Sync {
     /// What it is.
     fn what(&self) -> &'static str;
 
-    /// Reads the files again if they have changed, or anyhow if `forced`; says in the log how it
-    /// went, and here whether it went well. `None` is nothing to do.
-    fn refresh(&self, forced: bool) -> Option<bool>;
+    /// Reads the files again if they have changed, or anyhow if `forced`; says in the log and here
+    /// how it went. `None` is nothing to do.
+    fn refresh(&self, forced: bool) -> Option<Reload>;
 }
 
 impl<T: Send + Sync> Refresh for Followed<T> {
@@ -78,18 +92,23 @@ impl<T: Send + Sync> Refresh for Followed<T> {
         self.what
     }
 
-    fn refresh(&self, forced: bool) -> Option<bool> {
+    fn refresh(&self, forced: bool) -> Option<Reload> {
         let mut stamps_before = self.stamps.lock();
         if *stamps_before == stamps((self.files)()) && !forced {
             return None;
         }
-        let (stamps, value) = read(&self.files, &self.load);
+        let (stamps, loaded) = read(&self.files, &self.load);
         *stamps_before = stamps;
-        match value {
-            Ok(value) => {
+        match loaded {
+            Ok(Loaded { value, is_whole }) => {
                 self.value.store(Arc::new(value));
-                tracing::info!(what = self.what, "read again");
-                Some(true)
+                let result = if is_whole {
+                    Reload::Success
+                } else {
+                    Reload::Partial
+                };
+                tracing::info!(what = self.what, result = result.as_str(), "read again");
+                Some(result)
             }
             Err(error) => {
                 tracing::error!(
@@ -97,7 +116,7 @@ impl<T: Send + Sync> Refresh for Followed<T> {
                     %error,
                     "cannot be used; what was read before stays in force"
                 );
-                Some(false)
+                Some(Reload::Failure)
             }
         }
     }
@@ -177,20 +196,20 @@ mod tests {
         fs::write(&file, "22").unwrap();
         assert_eq!(
             (followed.refresh(false), *followed.current()),
-            (Some(true), 22)
+            (Some(Reload::Success), 22)
         );
         for broken in [Some("x"), None] {
             match broken {
                 Some(text) => fs::write(&file, text).unwrap(),
                 None => fs::remove_file(&file).unwrap(),
             }
-            assert_eq!(followed.refresh(false), Some(false));
+            assert_eq!(followed.refresh(false), Some(Reload::Failure));
             // Told once and not at every look.
             assert_eq!((followed.refresh(false), *followed.current()), (None, 22));
         }
         fs::write(&file, "333").unwrap();
-        assert_eq!(followed.refresh(false), Some(true));
-        assert_eq!(followed.refresh(true), Some(true), "asked for");
+        assert_eq!(followed.refresh(false), Some(Reload::Success));
+        assert_eq!(followed.refresh(true), Some(Reload::Success), "asked for");
         assert_eq!(*followed.current(), 333);
     }
 
@@ -211,7 +230,9 @@ mod tests {
                     let text = fs::read_to_string(file).unwrap();
                     text.parse::<u32>()
                 });
-                numbers.sum::<Result<u32, _>>()
+                let is_whole = true;
+                let sum: Result<u32, _> = numbers.sum();
+                sum.map(|value| Loaded { value, is_whole })
             }
         };
         fs::write(dir.path().join("a"), "1").unwrap();
@@ -219,13 +240,13 @@ mod tests {
         for (file, text, expected) in [("b", "20", 21), ("b", "300", 301), ("a", "4", 304)] {
             assert_eq!(followed.refresh(false), None);
             fs::write(dir.path().join(file), text).unwrap();
-            assert_eq!(followed.refresh(false), Some(true), "{file}");
+            assert_eq!(followed.refresh(false), Some(Reload::Success), "{file}");
             assert_eq!(*followed.current(), expected);
         }
         fs::remove_file(dir.path().join("a")).unwrap();
         assert_eq!(
             (followed.refresh(false), *followed.current()),
-            (Some(true), 300)
+            (Some(Reload::Success), 300)
         );
     }
 
@@ -244,7 +265,7 @@ mod tests {
         fs::rename(&next, &data).unwrap();
         assert_eq!(
             (followed.refresh(false), *followed.current()),
-            (Some(true), 2)
+            (Some(Reload::Success), 2)
         );
     }
 }

@@ -3,7 +3,6 @@
 //! Of the two libraries for this the lower one is used, because a tunnel that fails has to end in
 //! RST_STREAM and not in END_STREAM, in either direction (RFC 9113 section 8.5).
 
-mod body;
 mod exchange;
 mod stream;
 

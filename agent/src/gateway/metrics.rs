@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{Method, StatusCode, Version};
 use parking_lot::Mutex;
@@ -14,6 +13,7 @@ use prometheus::{Error, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, 
 use super::access::Route;
 use super::rules::Forbidden;
 use crate::relay::Traffic;
+use crate::telemetry::Reload;
 
 /// What is counted, in one registry.
 #[derive(Debug)]
@@ -116,9 +116,9 @@ impl GatewayMetrics {
         self.handshake_failures.inc();
     }
 
-    pub(super) fn reloaded(&self, what: &str, well: bool) {
-        let result = if well { "success" } else { "failure" };
-        self.reloads.with_label_values(&[what, result]).inc();
+    pub(super) fn reloaded(&self, what: &str, result: Reload) {
+        let labels = [what, result.as_str()];
+        self.reloads.with_label_values(&labels).inc();
     }
 
     pub(super) fn denied(&self, reason: Denial) {
@@ -149,12 +149,12 @@ impl GatewayMetrics {
         self.requests.with_label_values(&labels).inc();
     }
 
-    /// Counts the bytes of `progress` from now on, until the result is dropped.
-    pub(super) fn follow(&self, progress: &Arc<Progress>) -> Counted {
+    /// Counts the bytes of `traffic` from now on, until the result is dropped.
+    pub(super) fn follow(&self, traffic: &Arc<Traffic>) -> Counted {
         let mut table = self.bytes.table.lock();
         let key = table.next;
         table.next += 1;
-        table.live.insert(key, Arc::clone(progress));
+        table.live.insert(key, Arc::clone(traffic));
         Counted {
             table: Arc::clone(&self.bytes.table),
             key,
@@ -208,36 +208,6 @@ impl From<Forbidden> for Denial {
     }
 }
 
-/// Bytes of one request and its answer, or of its tunnel.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// Those through a tunnel.
-    pub(super) traffic: Traffic,
-    body_sent: AtomicU64,
-    body_received: AtomicU64,
-}
-
-impl Progress {
-    /// Bytes of the client's that have gone to the target.
-    pub(super) fn sent(&self) -> u64 {
-        self.traffic.sent() + self.body_sent.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of the target's that have gone to the client.
-    pub(super) fn received(&self) -> u64 {
-        self.traffic.received() + self.body_received.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn add_sent(&self, bytes: usize) {
-        self.body_sent.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(super) fn add_received(&self, bytes: usize) {
-        self.body_received
-            .fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-}
-
 /// One more on a gauge.
 #[derive(Debug)]
 pub(super) struct Gauged(IntGauge);
@@ -255,7 +225,7 @@ impl Drop for Gauged {
     }
 }
 
-/// Keeps a [`Progress`] counted.
+/// Keeps a [`Traffic`] counted.
 #[derive(Debug)]
 pub(super) struct Counted {
     table: Arc<Mutex<Table>>,
@@ -265,9 +235,9 @@ pub(super) struct Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         let mut table = self.table.lock();
-        if let Some(progress) = table.live.remove(&self.key) {
-            table.ended.0 += progress.sent();
-            table.ended.1 += progress.received();
+        if let Some(traffic) = table.live.remove(&self.key) {
+            table.ended.0 += traffic.sent();
+            table.ended.1 += traffic.received();
         }
     }
 }
@@ -282,7 +252,7 @@ struct Bytes {
 
 #[derive(Debug, Default)]
 struct Table {
-    live: HashMap<u64, Arc<Progress>>,
+    live: HashMap<u64, Arc<Traffic>>,
     next: u64,
     ended: (u64, u64),
 }
@@ -312,9 +282,9 @@ impl Collector for Bytes {
         // Locked until the counters are set, so that two scrapes at a time count nothing twice.
         let table = self.table.lock();
         let (mut sent, mut received) = table.ended;
-        for progress in table.live.values() {
-            sent += progress.sent();
-            received += progress.received();
+        for traffic in table.live.values() {
+            sent += traffic.sent();
+            received += traffic.received();
         }
         self.sent.inc_by(sent.saturating_sub(self.sent.get()));
         self.received
@@ -349,22 +319,24 @@ fn label(method: &Method) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::Progress;
     use crate::telemetry::scrape::Scrape;
 
     #[test]
     fn bytes_are_counted_while_they_flow_and_only_once() {
         let registry = Registry::new();
         let metrics = GatewayMetrics::new(&registry).unwrap();
-        let progress = Arc::new(Progress::default());
-        let followed = metrics.follow(&progress);
-        let sent = || Scrape::of(&registry).value("underpass_gateway_sent_bytes_total", &[]);
-        progress.add_sent(5);
-        assert_eq!(sent(), Some(5.0));
-        progress.add_sent(2);
+        let progress = Progress::default();
+        let followed = metrics.follow(&progress.traffic);
+        let name = "underpass_gateway_received_bytes_total";
+        let received = || Scrape::of(&registry).value(name, &[]);
+        progress.answered(200, 5);
+        assert_eq!(received(), Some(5.0));
+        progress.answered(200, 2);
         drop(followed);
-        assert_eq!(sent(), Some(7.0));
-        progress.add_sent(100);
-        assert_eq!(sent(), Some(7.0), "nobody follows it any more");
+        assert_eq!(received(), Some(7.0));
+        progress.answered(200, 100);
+        assert_eq!(received(), Some(7.0), "nobody follows it any more");
         assert!(metrics.bytes.table.lock().live.is_empty());
     }
 

@@ -41,6 +41,11 @@ impl Refusal {
         self
     }
 
+    /// Whether the request breaks rules, so that what comes behind it may not be meant as it looks.
+    pub(super) fn is_of_malformed(&self) -> bool {
+        self.denial == Some(Denial::Malformed)
+    }
+
     #[cfg(test)]
     pub(super) fn status(&self) -> StatusCode {
         self.status

@@ -40,12 +40,11 @@ pub(super) struct Opened {
     pub(super) upstream: Upstream,
 }
 
-/// Judges `request` and connects to its target. `body_ended` says that no content follows.
+/// Judges `request` and connects to its target.
 pub(super) async fn open<B>(
     shared: &Shared,
     admission: Admission,
     request: &Request<B>,
-    body_ended: bool,
     record: &mut Record,
 ) -> Result<Opened, Refusal> {
     if admission == Admission::TooMany {
@@ -55,7 +54,7 @@ pub(super) async fn open<B>(
         )
         .because(Denial::Limit));
     }
-    let (wish, target) = wish(request, body_ended, shared.post_tunnels)?;
+    let (wish, target) = wish(request, shared.post_tunnels)?;
     record.target = Some(target.clone());
     record.user = authenticate(shared, request)?;
     let about = |status, reason: &dyn std::fmt::Display| {
@@ -91,6 +90,10 @@ pub(super) async fn open<B>(
         | DialError::Resolve(_)
         | DialError::Tls(_) => about(StatusCode::BAD_GATEWAY, &error),
     })?;
+    if wish == Wish::Forward && !upstream.early.is_empty() {
+        let reason = "it spoke before it was asked, as no server of HTTP does";
+        return Err(about(StatusCode::BAD_GATEWAY, &reason));
+    }
     Ok(Opened {
         wish,
         target,
@@ -111,27 +114,16 @@ fn status(error: &TunnelError) -> StatusCode {
 }
 
 /// What is asked for, and about which target.
-fn wish<B>(
-    request: &Request<B>,
-    body_ended: bool,
-    post_tunnels: bool,
-) -> Result<(Wish, Target), Refusal> {
+fn wish<B>(request: &Request<B>, post_tunnels: bool) -> Result<(Wish, Target), Refusal> {
     let http2 = request.version() == Version::HTTP_2;
     match *request.method() {
         Method::CONNECT => {
             // RFC 9110 section 9.3.6: such a request has no content. Where it claimed some, it
-            // would be unclear which bytes are the tunnel's.
-            let content = if http2 {
-                request.headers().contains_key(header::CONTENT_LENGTH)
-            } else {
-                !body_ended
-            };
-            let tunnel = (Wish::Tunnel, tunnel_target(request)?);
-            if content {
-                return Err(Refusal::malformed("a CONNECT request cannot have a body")
-                    .with(header::CONNECTION, "close"));
+            // would be unclear which bytes are the tunnel's. Of HTTP/1 none comes here.
+            if http2 && request.headers().contains_key(header::CONTENT_LENGTH) {
+                return Err(Refusal::malformed("a CONNECT request cannot have a body"));
             }
-            Ok(tunnel)
+            Ok((Wish::Tunnel, tunnel_target(request)?))
         }
         Method::POST if http2 && post_tunnels => {
             let authority = request.uri().authority().ok_or_else(|| {
@@ -181,28 +173,10 @@ fn forward_target<B>(request: &Request<B>) -> Result<Target, Refusal> {
             "this gateway forwards http:// only; for everything else ask it to CONNECT",
         ));
     }
-    let fields = request.headers();
-    // RFC 9112 section 3.2. What the one says does not matter: the target replaces it.
-    let hosts = fields.get_all(header::HOST).iter().count();
-    if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
-        return Err(
-            Refusal::malformed("a request of HTTP/1.1 has one Host field")
-                .with(header::CONNECTION, "close"),
-        );
-    }
-    let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        // Who disagrees with others about where a request ends can be played off against them (RFC
-        // 9112 section 11.2). One that has Content-Length too comes here without it, and is the
-        // last of its connection (section 6.1).
-        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err(Refusal::new(
-                StatusCode::NOT_IMPLEMENTED,
-                "the only transfer coding known here is chunked",
-            )
-            .because(Denial::Malformed)
-            .with(header::CONNECTION, "close"));
-        }
+    // RFC 9112 section 3.2. What it says does not matter: the target replaces it. There is one at
+    // most.
+    if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
+        return Err(Refusal::malformed("a request of HTTP/1.1 has a Host field"));
     }
     target(authority, Some(HTTP)).map_err(Refusal::malformed)
 }

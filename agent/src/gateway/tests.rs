@@ -185,11 +185,11 @@ impl Answer {
         &self.head[9..12]
     }
 
-    /// The value of a field, whose name is in lower case.
+    /// The value of a field.
     fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (own, value) = line.split_once(": ")?;
-            (own == name).then_some(value)
+            own.eq_ignore_ascii_case(name).then_some(value)
         })
     }
 }

@@ -37,7 +37,7 @@ impl Pseudonym {
 }
 
 /// The version as `Via` has it.
-pub(super) fn protocol(version: Version) -> &'static str {
+fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",

@@ -8,12 +8,14 @@
 mod body;
 mod exchange;
 mod forward;
+mod from_proxy;
 mod head;
 mod input;
 mod write;
 
 pub(super) use body::Piece;
 pub(super) use exchange::{read_answer, send};
+pub(super) use from_proxy::{PSEUDONYM, host, is_for_proxies};
 pub(super) use head::{Answer, Fields};
 pub(super) use write::{BETWEEN_NEIGHBOURS, Manner, answer_head};
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::app::PolicySource;
-use crate::gateway::followed::Followed;
+use crate::gateway::followed::{Followed, Loaded};
 use crate::policy::{LoadError, Policy};
 
 /// Reads a policy, and again when a file of it changes.
@@ -20,9 +20,9 @@ pub fn follow_policy(source: PolicySource) -> Result<Followed<Policy>, LoadError
     )
 }
 
-fn load(source: &PolicySource) -> Result<Policy, LoadError> {
+fn load(source: &PolicySource) -> Result<Loaded<Policy>, LoadError> {
     let (policy, rejected) = source.load();
-    for problem in rejected {
+    for problem in &rejected {
         tracing::error!("rejected, its last good version stays in force: {problem}");
     }
     let policy = policy?;
@@ -35,7 +35,10 @@ fn load(source: &PolicySource) -> Result<Policy, LoadError> {
              it does not apply"
         );
     }
-    Ok(policy)
+    Ok(Loaded {
+        value: policy,
+        is_whole: rejected.is_empty(),
+    })
 }
 
 /// The paths, and what is in those that are directories.

@@ -173,7 +173,7 @@ async fn plain_http_is_forwarded_inside_a_tunnel() {
     let request = head(&mut upstream).await;
     assert!(request.starts_with("GET /page HTTP/1.1\r\n"), "{request}");
     assert!(
-        request.contains("\r\nhost: nowhere.example\r\n"),
+        request.contains("\r\nHost: nowhere.example\r\n"),
         "{request}"
     );
     let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfound";
@@ -317,6 +317,25 @@ async fn a_proxy_that_says_nothing_leaves_time_for_the_next() {
     let labels = [("proxy", &*label), ("code", "none")];
     let answers = "underpass_gateway_proxy_answers_total";
     gateway.wait_for_metric(answers, &labels, 1.0).await;
+}
+
+#[tokio::test]
+async fn of_a_policy_that_is_partly_wrong_the_rest_is_in_force() {
+    let proxy = Server::new().await;
+    let all = tunnel(proxy.port(), "");
+    let (gateway, policy) = start_with(&format!("{all}{}", deny("first.example"))).await;
+    // The ServiceEntry is wrong now, and a Tunnel is new.
+    let wrong = deny("first.example").replace("resolution: NONE", "resolution: MAGIC");
+    let more = deny("second.example").replace("nobody", "others");
+    let more = more.replace("{name: it,", "{name: that,");
+    write(policy.path(), &format!("{all}{wrong}{more}"));
+    gateway.wait_for_reload("policy", "partial").await;
+    for target in ["first.example:443", "second.example:443"] {
+        let answer = Client::new(&gateway).await.connect(target).await;
+        assert_eq!(answer.status(), "403", "{target}: {}", answer.body);
+    }
+    write(policy.path(), &all);
+    gateway.wait_for_reload("policy", "success").await;
 }
 
 #[tokio::test]

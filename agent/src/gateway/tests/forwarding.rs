@@ -48,12 +48,13 @@ async fn requests_go_in_origin_form_and_answers_come_back() {
         );
         client.0.write_all(request.as_bytes()).await.unwrap();
         let mut upstream = server.accept().await;
-        let host = format!("host: here.example:{port}");
+        let host = format!("Host: here.example:{port}");
         let expected = [
             "GET /path?query HTTP/1.1",
-            "authorization: Bearer for-the-target",
+            "Authorization: Bearer for-the-target",
+            "Connection: close",
             &host,
-            "via: 1.1 underpass",
+            "Via: 1.1 underpass",
         ];
         assert_eq!(lines(&head(&mut upstream).await), expected);
         let answer = "HTTP/1.1 404 Nothing There\r\nContent-Length: 5\r\nKeep-Alive: x\r\n\
@@ -70,7 +71,9 @@ async fn requests_go_in_origin_form_and_answers_come_back() {
         .wait_for_metric("underpass_gateway_requests_total", &labels, 2.0)
         .await;
     gateway
-        .wait_for_metric("underpass_gateway_received_bytes_total", &[], 10.0)
+        .wait_until("underpass_gateway_received_bytes_total", &[], |bytes| {
+            bytes > 10.0
+        })
         .await;
 }
 
@@ -87,7 +90,7 @@ async fn bodies_pass_both_ways_by_length_and_in_chunks() {
     client.0.write_all(by_length.as_bytes()).await.unwrap();
     let mut upstream = server.accept().await;
     let asked = head(&mut upstream).await;
-    assert!(asked.contains("\r\ncontent-length: 5\r\n"), "{asked}");
+    assert!(asked.contains("\r\nContent-Length: 5\r\n"), "{asked}");
     expect(&mut upstream, "hello").await;
     let answer =
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
@@ -107,7 +110,7 @@ async fn bodies_pass_both_ways_by_length_and_in_chunks() {
     let mut upstream = server.accept().await;
     let asked = head(&mut upstream).await;
     assert!(
-        asked.contains("\r\ntransfer-encoding: chunked\r\n"),
+        asked.contains("\r\nTransfer-Encoding: chunked\r\n"),
         "{asked}"
     );
     // It does not wait for the end.
@@ -131,68 +134,59 @@ async fn bodies_pass_both_ways_by_length_and_in_chunks() {
         head.push(client.0.read_u8().await.unwrap());
     }
     let head = String::from_utf8(head).unwrap();
-    assert!(head.contains("content-length: 1000\r\n"), "{head}");
+    assert!(head.contains("Content-Length: 1000\r\n"), "{head}");
 }
 
 #[tokio::test]
-async fn requests_whose_end_is_in_doubt_do_not_go_on_as_they_came() {
+async fn requests_whose_end_is_in_doubt_do_not_go_on() {
     let gateway = start(local()).await;
     let server = Server::new().await;
     let begin = format!(
         "POST http://127.0.0.1:{}/ HTTP/1.1\r\nHost: x\r\n",
         server.port()
     );
-    for (fields, status) in [
-        ("Content-Length: 5\r\nContent-Length: 6\r\n", "400"),
-        ("Content-Length: +5\r\n", "400"),
-        ("Content-Length: 5, 6\r\n", "400"),
-        ("Transfer-Encoding: chunked, identity\r\n", "400"),
-        ("Transfer-Encoding: gzip, chunked\r\n", "501"),
-        (
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-            "501",
-        ),
-        ("Transfer-Encoding : chunked\r\n", "400"),
-        ("Host: y\r\n", "400"),
-        (" folded: x\r\n", "400"),
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    for (fields, body) in [
+        ("Content-Length: 5\r\nContent-Length: 6\r\n", "0\r\n\r\n"),
+        ("Content-Length: +5\r\n", "0\r\n\r\n"),
+        ("Content-Length: 5, 6\r\n", "0\r\n\r\n"),
+        ("Transfer-Encoding: chunked, identity\r\n", "0\r\n\r\n"),
+        ("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
+        (&chunked.repeat(2), "0\r\n\r\n"),
+        ("Transfer-Encoding : chunked\r\n", "0\r\n\r\n"),
+        ("Host: y\r\n", ""),
+        (" folded: x\r\n", ""),
+        (&format!("{chunked}Content-Length: 5\r\n"), "0\r\n\r\n"),
+        (&format!("Content-Length: 5\r\n{chunked}"), "0\r\n\r\n"),
+        (chunked, "1\r\nab\r\n0\r\n\r\n"),
+        (chunked, "x\r\n"),
     ] {
         let mut client = Client::new(&gateway).await;
-        let request = format!("{begin}{fields}\r\n0\r\n\r\nGET http://127.0.0.1/ HTTP/1.1\r\n\r\n");
-        let answer = client.ask(&request).await;
-        assert_eq!(answer.status(), status, "{fields}");
+        let next = "GET http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n\r\n";
+        let answer = client
+            .ask(&format!("{begin}{fields}\r\n{body}{next}"))
+            .await;
+        assert_eq!(answer.status(), "400", "{fields}{body}");
         // What follows is not taken for another request.
         assert_eq!(answer.field("connection"), Some("close"), "{fields}");
+        assert!(client.rest().await.unwrap().is_empty());
     }
-    let old = begin.replace("1.1", "1.0") + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let old = begin.replace("1.1", "1.0") + chunked + "\r\n0\r\n\r\n";
     assert_eq!(Client::new(&gateway).await.ask(&old).await.status(), "400");
+    // Not even a connection.
+    let came = timeout(Duration::from_millis(100), server.accept()).await;
+    assert!(came.is_err());
 
-    // With both, the chunks count, the length goes no further, and nothing comes after.
-    for fields in [
-        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
-        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
-    ] {
-        let mut client = Client::new(&gateway).await;
-        let both = format!("{begin}{fields}\r\n0\r\n\r\n{begin}Content-Length: 0\r\n\r\n");
-        client.0.write_all(both.as_bytes()).await.unwrap();
-        let mut upstream = server.accept().await;
-        let asked = head(&mut upstream).await;
-        assert!(!asked.contains("content-length"), "{asked}");
-        assert!(
-            asked.contains("\r\ntransfer-encoding: chunked\r\n"),
-            "{asked}"
-        );
-        expect(&mut upstream, "0\r\n\r\n").await;
-        let answer = b"HTTP/1.1 204 OK\r\n\r\n";
-        upstream.write_all(answer).await.unwrap();
-        let answer = client.answer().await;
-        assert_eq!(
-            (answer.status(), answer.field("connection")),
-            ("204", Some("close"))
-        );
-        // The second request is unread, so the end may be a reset.
-        let rest = client.rest().await.unwrap_or_default();
-        assert!(rest.is_empty());
-    }
+    // A chunk that is wrong when the others have gone already: it does not look like the end.
+    let mut client = Client::new(&gateway).await;
+    let part = format!("{begin}{chunked}\r\n1\r\na\r\n");
+    client.0.write_all(part.as_bytes()).await.unwrap();
+    let mut upstream = server.accept().await;
+    head(&mut upstream).await;
+    expect(&mut upstream, "1\r\na\r\n").await;
+    assert_eq!(client.ask("x\r\n").await.status(), "400");
+    let error = upstream.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
@@ -270,7 +264,7 @@ async fn an_old_client_gets_a_whole_answer_and_then_the_end() {
     let request = format!("GET http://127.0.0.1:{port}/ HTTP/1.0\r\n\r\n");
     client.0.write_all(request.as_bytes()).await.unwrap();
     let mut upstream = server.accept().await;
-    assert!(head(&mut upstream).await.contains("via: 1.0 underpass\r\n"));
+    assert!(head(&mut upstream).await.contains("Via: 1.0 underpass\r\n"));
     let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     upstream.write_all(answer).await.unwrap();
     let answer = String::from_utf8(client.rest().await.unwrap()).unwrap();

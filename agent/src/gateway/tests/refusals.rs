@@ -210,6 +210,9 @@ async fn clients_above_the_limit_are_turned_away() {
     assert_eq!(answer.status(), "503");
     assert_eq!(answer.field("connection"), Some("close"));
     assert!(second.rest().await.unwrap().is_empty());
+    drop(second);
+    let active = "underpass_gateway_connections_active";
+    gateway.wait_for_metric(active, &[], 1.0).await;
 
     // Those that say nothing cannot pile up either.
     let mut silent = Vec::new();

@@ -148,7 +148,7 @@ async fn a_host_field_leads_nowhere() {
     let mut bytes = vec![0; 4096];
     let length = upstream.read(&mut bytes).await.unwrap();
     let asked = String::from_utf8_lossy(&bytes[..length]).into_owned();
-    assert!(asked.contains(&format!("\r\nhost: {here}\r\n")), "{asked}");
+    assert!(asked.contains(&format!("\r\nHost: {here}\r\n")), "{asked}");
     assert!(!asked.contains("203.0.113.7"), "{asked}");
     // In origin form there is only the Host field, and that is no target.
     let mut client = Client::new(&gateway).await;

@@ -160,7 +160,9 @@ async fn http2_is_spoken_where_both_want_it() {
         .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         .await
         .unwrap();
-    assert!(stream.read_u8().await.is_err());
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400");
     // Nothing in common.
     let error = connect(&gateway, pki.client(&["spdy/3"], None)).await;
     assert!(error.is_err());

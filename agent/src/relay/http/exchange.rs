@@ -274,6 +274,9 @@ where
                 let _ = state.proxy_error.set(error);
             }
         }
+        if request.from_proxy {
+            answer.leaves_proxy();
+        }
         let switches = match answer.status {
             101 if request.upgrade().is_none() => {
                 let reason = "it changes to another protocol, which nobody asked for";

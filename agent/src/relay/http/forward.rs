@@ -4,7 +4,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue};
 
-use super::head::{Answer, Field, Request};
+use super::from_proxy::is_for_proxies;
+use super::head::{Answer, Request};
 use crate::inspect::Form;
 use crate::name::Target;
 
@@ -67,17 +68,11 @@ impl Request {
         request.form = Form::Absolute;
         request.fields.retain(|field| {
             let is_added = fields.iter().any(|(name, _)| field.is(name.as_str()));
-            !is_added && !is_for_proxies(field)
+            !is_added && !is_for_proxies(&field.name)
         });
         request.for_proxy = Some(fields.into());
         request
     }
-}
-
-fn is_for_proxies(field: &Field) -> bool {
-    const PREFIX: &[u8] = b"proxy-";
-    let name = field.name.get(..PREFIX.len());
-    name.is_some_and(|name| name.eq_ignore_ascii_case(PREFIX))
 }
 
 impl Answer {

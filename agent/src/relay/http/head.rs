@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::Version;
 use http::header::{HeaderMap, HeaderName, HeaderValue, TRAILER};
 use http::response::Parts;
 
@@ -33,6 +34,13 @@ pub(in crate::relay) struct Field {
 }
 
 impl Field {
+    fn new(name: &'static str, value: &str) -> Self {
+        Self {
+            name: Bytes::from_static(name.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        }
+    }
+
     pub(in crate::relay) fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name.as_bytes())
     }
@@ -63,13 +71,20 @@ impl Fields {
         self.0.retain(keep);
     }
 
+    /// Has `value` of this name stand first (RFC 9110 section 7.2 asks it of Host).
+    pub(super) fn put_first(&mut self, name: &'static str, value: &str) {
+        self.0.insert(0, Field::new(name, value));
+    }
+
+    /// Adds `value` behind what there is of this name.
+    pub(super) fn append(&mut self, name: &'static str, value: &str) {
+        self.0.push(Field::new(name, value));
+    }
+
     /// Has one field of this name, with this value, or none.
     fn set(&mut self, name: &'static str, value: Option<&str>) {
         self.0.retain(|field| !field.is(name));
-        self.0.extend(value.map(|value| Field {
-            name: Bytes::from_static(name.as_bytes()),
-            value: Bytes::copy_from_slice(value.as_bytes()),
-        }));
+        self.0.extend(value.map(|value| Field::new(name, value)));
     }
 
     pub(in crate::relay) fn iter(&self) -> impl Iterator<Item = &Field> {
@@ -154,6 +169,8 @@ pub struct Request {
     pub(in crate::relay) form: Form,
     /// What a proxy gets besides, if it is for one.
     pub(super) for_proxy: Option<Arc<[(HeaderName, HeaderValue)]>>,
+    /// Whether it goes on from a forward proxy ([`Request::for_target`]).
+    pub(in crate::relay) from_proxy: bool,
 }
 
 impl Request {
@@ -190,6 +207,7 @@ impl Request {
             host,
             form,
             for_proxy: None,
+            from_proxy: false,
         })
     }
 
@@ -207,7 +225,7 @@ impl Request {
     /// The path that it asks for, without a query; of a target in absolute form what stands behind
     /// its authority (RFC 9112 section 3.2.2).
     pub fn path(&self) -> &str {
-        let target = str::from_utf8(&self.target).unwrap_or_default();
+        let target = self.target();
         let path = match target.split_once("://") {
             Some((_, rest)) if !target.starts_with('/') => {
                 rest.find(['/', '?']).map_or("/", |at| &rest[at..])
@@ -218,6 +236,25 @@ impl Request {
             None | Some("") => "/",
             Some(path) => path,
         }
+    }
+
+    /// The target as it was sent.
+    pub fn target(&self) -> &str {
+        str::from_utf8(&self.target).unwrap_or_default()
+    }
+
+    /// The version that the client speaks.
+    pub fn version(&self) -> Version {
+        match self.minor_version {
+            0 => Version::HTTP_10,
+            _ => Version::HTTP_11,
+        }
+    }
+
+    /// Its fields as they were sent, name and value.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let fields = self.fields.iter();
+        fields.map(|field| (&field.name[..], &field.value[..]))
     }
 
     /// The value of Host as it was sent, empty if there is none.
@@ -294,7 +331,7 @@ impl Request {
 pub(in crate::relay) struct Answer {
     pub(in crate::relay) status: u16,
     pub(super) reason: Bytes,
-    minor_version: u8,
+    pub(super) minor_version: u8,
     pub(in crate::relay) fields: Fields,
     told: Option<Framing>,
 }

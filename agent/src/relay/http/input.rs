@@ -36,6 +36,11 @@ impl<R: AsyncRead + Unpin> Input<R> {
         }
     }
 
+    /// The stream, and what has been read of it.
+    pub fn into_parts(self) -> (R, Bytes) {
+        (self.io, self.buffer.freeze())
+    }
+
     /// What has been read.
     pub fn buffered(&self) -> &[u8] {
         &self.buffer
@@ -114,10 +119,19 @@ pub async fn next_request<R: AsyncRead + Unpin>(
         input.consume(2);
         may_skip = false;
     }
+    if !input.buffer.first().is_some_and(|first| is_token(*first)) {
+        // Another protocol, as a rule, of which no end would come.
+        return Err(InspectError::Malformed("the request begins with no method"));
+    }
     match timeout(patience.head, rest_of_head(input)).await {
         Ok(head) => Request::parse(&input.split_to(head?)).map(Some),
         Err(_) => Err(InspectError::HeadTimeout(patience.head)),
     }
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Reads until a whole head is there, and says how long it is.

@@ -28,9 +28,12 @@ pub(super) fn request_head(request: &Request, last: bool) -> BytesMut {
     head.extend_from_slice(&request.method);
     head.put_u8(b' ');
     head.extend_from_slice(&request.target);
-    head.extend_from_slice(match request.minor_version {
-        0 => b" HTTP/1.0\r\n",
-        _ => b" HTTP/1.1\r\n",
+    // A proxy speaks for itself (RFC 9110 section 6.2).
+    let is_old = request.minor_version == 0 && !request.from_proxy;
+    head.extend_from_slice(if is_old {
+        b" HTTP/1.0\r\n"
+    } else {
+        b" HTTP/1.1\r\n"
     });
     let fields = &request.fields;
     pass_on(&mut head, fields);
@@ -48,7 +51,7 @@ pub(super) fn request_head(request: &Request, last: bool) -> BytesMut {
         field(&mut head, b"TE", b"trailers");
         options.push(b"TE");
     }
-    if last && request.minor_version > 0 {
+    if last && !is_old {
         options.push(b"close");
     }
     if !options.is_empty() {

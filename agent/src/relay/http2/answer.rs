@@ -37,7 +37,8 @@ pub struct OwnAnswer<'a> {
 }
 
 impl Client {
-    pub(super) fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
+    /// The stream that began with a request whose `body` is still to come.
+    pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
         Self {
             body,
             respond,
@@ -99,6 +100,25 @@ impl Client {
         }
         progress.answered(answer.status.as_u16(), size);
         Ok(())
+    }
+
+    /// Answers with this, whole. Of the body nothing more is read.
+    ///
+    /// # Errors
+    /// The client has gone.
+    pub fn give(&mut self, answer: Response<Bytes>) -> Result<(), h2::Error> {
+        let (head, text) = answer.into_parts();
+        let head = Response::from_parts(head, ());
+        let mut stream = self.respond.send_response(head, text.is_empty())?;
+        if text.is_empty() {
+            return Ok(());
+        }
+        stream.send_data(text, true)
+    }
+
+    /// Both ends of the stream, before the answer.
+    pub fn into_parts(self) -> (RecvStream, SendResponse<Bytes>) {
+        (self.body, self.respond)
     }
 
     /// Resets the stream.

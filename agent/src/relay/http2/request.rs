@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE};
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, VIA};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, request::Parts};
 
@@ -11,8 +11,8 @@ use super::grpc;
 use super::translate::headers;
 use crate::inspect::http_head::{MAX_FIELDS, read_host};
 use crate::inspect::{Form, InspectError};
-use crate::name::Host;
-use crate::relay::http::{Framing, Request as Http1Request};
+use crate::name::{Host, Target};
+use crate::relay::http::{Framing, PSEUDONYM, Request as Http1Request, host, is_for_proxies};
 
 /// The head of a request (RFC 9113 section 8.3.1).
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct Request {
     pub(super) length: Option<u64>,
     host: Option<Host>,
     call: Option<Call>,
+    /// Whether it goes on from a forward proxy ([`Request::for_target`]).
+    pub(super) from_proxy: bool,
 }
 
 /// What is known of a call of gRPC.
@@ -87,6 +89,7 @@ impl Request {
             length,
             host,
             call,
+            from_proxy: false,
         })
     }
 
@@ -115,6 +118,7 @@ impl Request {
             },
             host: request.host().cloned(),
             call: None,
+            from_proxy: request.from_proxy,
         })
     }
 
@@ -161,6 +165,29 @@ impl Request {
         if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
             self.fields.insert(name, value);
         }
+    }
+
+    /// The request as `target` gets it from the forward proxy that it came to (RFC 9110 section
+    /// 7.6): without what is said to proxies.
+    #[must_use]
+    pub fn for_target(mut self, target: &Target) -> Self {
+        // Checked names and addresses have no character that it could not have.
+        if let Ok(authority) = Authority::try_from(host(target)) {
+            self.authority = authority;
+        }
+        let names = self.fields.keys();
+        let for_proxies: Vec<HeaderName> = names
+            .filter(|name| is_for_proxies(name.as_str().as_bytes()))
+            .cloned()
+            .collect();
+        for name in for_proxies {
+            self.fields.remove(name);
+        }
+        if let Ok(via) = HeaderValue::try_from(format!("2 {PSEUDONYM}")) {
+            self.fields.append(VIA, via);
+        }
+        self.from_proxy = true;
+        self
     }
 
     /// The request as it goes on in HTTP/2. `:authority` stands for Host.

@@ -240,7 +240,7 @@ async fn head<R: AsyncRead + Unpin>(
 ) -> Result<(Answer, Framing), Fault<ExchangeError>> {
     let to_head = *request.method() == Method::HEAD;
     for _ in 0..=MAX_INTERIM {
-        let answer = tokio::select! {
+        let mut answer = tokio::select! {
             biased;
             answer = read_answer(from, progress) => answer.map_err(|error| {
                 Fault::Target(match error {
@@ -254,6 +254,9 @@ async fn head<R: AsyncRead + Unpin>(
                 return Err(Fault::Client(error));
             }
         };
+        if request.from_proxy {
+            answer.leaves_proxy();
+        }
         match answer.status {
             101 => {
                 let reason = "it changes to another protocol, which nobody asked for";
