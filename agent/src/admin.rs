@@ -14,6 +14,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use serde_json::Value;
@@ -24,6 +25,13 @@ use crate::telemetry::{ConnectionTable, LogHandle};
 
 pub use readiness::{Check, Readiness};
 use routes::Room;
+
+/// How long an address may be in use by somebody else. Where an agent was killed, its sockets live on
+/// for a moment in a helper that it was about to start.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Between two attempts to get an address that is in use.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where to listen, or where it is listened; nowhere for `None`. Port 0 takes any free one.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -86,7 +94,7 @@ pub struct AdminServer {
 }
 
 impl AdminServer {
-    /// Binds all of `endpoints`.
+    /// Binds all of `endpoints`. Blocks for up to a second where an address is in use.
     ///
     /// # Errors
     /// [`AdminError::Bind`] when one cannot be bound.
@@ -198,7 +206,17 @@ impl Drop for AdminThread {
 }
 
 fn listen(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(addr)?;
+    let since = Instant::now();
+    let listener = loop {
+        match TcpListener::bind(addr) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && since.elapsed() < PATIENCE =>
+            {
+                thread::sleep(RETRY_INTERVAL);
+            }
+            bound => break bound?,
+        }
+    };
     listener.set_nonblocking(true)?;
     let bound = listener.local_addr()?;
     Ok((listener, bound))

@@ -1,6 +1,5 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -317,6 +316,19 @@ fn an_address_in_use_is_named_with_its_flag() {
     });
     let error = error.unwrap_err().to_string();
     assert!(error.contains("no such address"), "{error}");
+}
+
+#[test]
+fn who_lets_go_of_an_address_is_waited_for() {
+    let predecessor = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = predecessor.local_addr().unwrap();
+    let leaving = thread::spawn(move || {
+        thread::sleep(RETRY_INTERVAL);
+        drop(predecessor);
+    });
+    let (_, bound) = listen(addr).unwrap();
+    assert_eq!(bound, addr);
+    leaving.join().unwrap();
 }
 
 #[test]
