@@ -39,11 +39,29 @@ pub(crate) fn agent(
 ) -> anyhow::Result<()> {
     let toolchain = Toolchain::find(&project.target_dir)?;
     report::progress(format_args!("eBPF programs: {toolchain}"));
-    supervisor.check(&command(project, release))
+    supervisor.check(&command(project, "build", release))
 }
 
-fn command(project: &Project, release: bool) -> Command {
-    let mut command = project.cargo("build");
+/// Builds the agent so that it needs no libraries, in the place of the other. Only the program itself
+/// is compiled and linked anew: whether the C library is linked statically is decided there.
+pub(crate) fn linked_statically(
+    project: &Project,
+    supervisor: &Supervisor,
+    release: bool,
+) -> anyhow::Result<()> {
+    let mut command = command(project, "rustc", release);
+    command.args([
+        "--bin",
+        "underpass",
+        "--",
+        "-C",
+        "target-feature=+crt-static",
+    ]);
+    supervisor.check(&command)
+}
+
+fn command(project: &Project, subcommand: &str, release: bool) -> Command {
+    let mut command = project.cargo(subcommand);
     command
         .args(["--locked", "--package", "underpass"])
         .env_remove("AYA_BUILD_SKIP");

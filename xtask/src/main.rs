@@ -10,8 +10,10 @@ mod cgroup;
 mod crds;
 mod demo;
 mod fuzz;
+mod image;
 mod kernels;
 mod launch;
+mod program;
 mod project;
 mod report;
 mod setup;
@@ -40,6 +42,8 @@ enum Verb {
     Demo,
     /// Feed the parsers with inputs that nobody thought of
     Fuzz(fuzz::Arguments),
+    /// Make a container image of the agent, without a container engine
+    Image(image::Arguments),
     /// Check everything: formatting, lints, documentation, unit, property and end-to-end tests
     Test(test::Arguments),
     /// Run the agent on Debian's kernels, in an emulator
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Crds => crds::run(),
         Verb::Demo => demo::run(),
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
+        Verb::Image(arguments) => image::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Kernels(arguments) => kernels::run(&arguments),
         Verb::Soak(arguments) => soak::run(&arguments),
