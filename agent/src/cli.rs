@@ -54,7 +54,7 @@ enum Command {
     /// Ask a running agent how it is
     Status(status::Args),
     /// Remove what a stopped agent left behind: programs, pins and cgroups
-    Detach,
+    Detach(detach::Args),
     /// Be a forward proxy: the other end of the tunnel
     Gateway(gateway::Args),
     /// Makes sockets for canaries; started by the agent itself
@@ -137,7 +137,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::main(args),
         Command::Explain(args) => explain::main(args),
         Command::Status(args) => status::main(&args),
-        Command::Detach => detach::main(),
+        Command::Detach(args) => detach::main(&args),
         Command::Gateway(args) => gateway::main(args),
         Command::CanaryHelper { cgroup } => crate::capture::serve_sockets(&cgroup)
             .map(|()| ExitCode::SUCCESS)
