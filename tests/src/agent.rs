@@ -97,6 +97,19 @@ impl Agent {
         agent
     }
 
+    /// An agent that `command` starts, with the endpoints that agents have by default; waits until it
+    /// is ready.
+    #[track_caller]
+    pub fn by(command: Cmd, world: &World) -> Self {
+        let mut agent = Self {
+            running: command.start(),
+            place: world.host().clone(),
+            endpoints: Endpoints::default(),
+        };
+        agent.wait_until_ready();
+        agent
+    }
+
     /// Starts `program` as the agent without waiting for anything.
     #[track_caller]
     pub fn launch(

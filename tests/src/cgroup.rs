@@ -96,7 +96,7 @@ pub fn own_cgroup() -> anyhow::Result<PathBuf> {
 }
 
 /// The mounted part of the cgroup v2 hierarchy and where it is mounted.
-fn hierarchy() -> anyhow::Result<(PathBuf, PathBuf)> {
+pub(crate) fn hierarchy() -> anyhow::Result<(PathBuf, PathBuf)> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     mounts
         .lines()

@@ -45,14 +45,19 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     make(&project, &Supervisor::new()?, !arguments.debug)
 }
 
-/// Builds the agent for it and writes the image to `image` in the target directory.
+/// Where the image is.
+pub(crate) fn directory(project: &Project) -> PathBuf {
+    project.target_dir.join("image")
+}
+
+/// Builds the agent for it, which leaves the ordinary one as well, and writes the image.
 pub(crate) fn make(
     project: &Project,
     supervisor: &Supervisor,
     release: bool,
 ) -> anyhow::Result<()> {
     let program = build(project, supervisor, release)?;
-    let directory = project.target_dir.join("image");
+    let directory = directory(project);
     let unfinished = project.target_dir.join("image.unfinished");
     remove(&unfinished)?;
     let certificates = Path::new("/").join(CERTIFICATES);

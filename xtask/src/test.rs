@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     build,
     cgroup::Subtree,
-    fuzz, kernels,
+    fuzz, image, kernels,
     project::Project,
     report::{self, Seconds},
     setup,
@@ -156,7 +156,7 @@ fn workspace(project: &Project, subcommand: &str) -> Command {
 
 fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> anyhow::Result<()> {
     supervise::require_root()?;
-    build::agent(project, supervisor, true)?;
+    image::make(project, supervisor, true)?;
     let package = ["--locked", "--package", "underpass-tests"];
     supervisor.check(project.cargo("test").args(package).arg("--no-run"))?;
     let mut test = project.cargo("test");
@@ -164,6 +164,7 @@ fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> 
     test.args(package)
         .args(["--no-fail-fast", "--"])
         .args(filter)
-        .env("UNDERPASS_BIN", project.binary(true));
+        .env("UNDERPASS_BIN", project.binary(true))
+        .env("UNDERPASS_IMAGE", image::directory(project));
     Subtree::create("underpass-tests")?.run(supervisor, &test)
 }

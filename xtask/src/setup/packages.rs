@@ -123,10 +123,12 @@ pub(super) const PACKAGES: &[Package] = &[
     Package::new(&["redsocks"], "peer of the agent in the benchmark")
         .program("redsocks")
         .service("redsocks.service"),
+    Package::new(&["runc"], "runs the container image in tests").program("runc"),
     Package::new(&["squid", "squid-openssl"], "forward proxy of tests")
         .program("squid")
         .service("squid.service"),
     Package::new(&["tinyproxy-bin"], "forward proxy of tests").program("tinyproxy"),
+    Package::new(&["umoci"], "unpacks the container image in tests").program("umoci"),
     Package::new(&["util-linux"], "namespaces of demo and tests").program("unshare"),
 ];
 

@@ -1,5 +1,5 @@
-//! Gets programs of Debian's that are not to be installed: one has another package in its place, of
-//! the other the release has an older version. Tests take those that are unpacked here.
+//! Gets what is in Debian and not to be installed: a package has another one in its place, or brings
+//! too much along, or the release has an older version or none. Tests take what is unpacked here.
 
 use std::{
     env, fs,
@@ -26,20 +26,31 @@ struct Program {
     path: &'static str,
     /// Asked this, ...
     question: &'static [&'static str],
-    /// ... it says that, if it can do what it is for.
+    /// ... it says that, if it can do what it is for. Who is asked nothing is no program, and is there
+    /// if its file is.
     answer: &'static str,
-    /// Whether it is in the backports of the release; else it is in the release itself.
-    is_backport: bool,
+    from: Source,
 }
 
-const PROGRAMS: [Program; 2] = [
+/// Where a package is to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The release that this machine runs.
+    Release,
+    /// What newer versions for that are in.
+    Backports,
+    /// A release that may be another; what is from there has to get along with our C library.
+    Suite(&'static str),
+}
+
+const PROGRAMS: [Program; 4] = [
     // Beside `squid`, which has GnuTLS and lets nobody in by certificates.
     Program {
         package: "squid-openssl",
         path: "usr/sbin/squid",
         question: &["-v"],
         answer: "--with-openssl",
-        is_backport: false,
+        from: Source::Release,
     },
     // That of Debian 12 is older than HTTP/2 to proxies.
     Program {
@@ -47,7 +58,23 @@ const PROGRAMS: [Program; 2] = [
         path: "usr/bin/curl",
         question: &["--help", "all"],
         answer: "--proxy-http2",
-        is_backport: true,
+        from: Source::Backports,
+    },
+    // Debian 12 has none. It needs no library but the C library.
+    Program {
+        package: "kustomize",
+        path: "usr/bin/kustomize",
+        question: &["--help"],
+        answer: "kustomize",
+        from: Source::Suite("trixie"),
+    },
+    // What the runtimes of containers allow programs to call. The package brings a whole engine along.
+    Program {
+        package: "golang-github-containers-common",
+        path: "usr/share/containers/seccomp.json",
+        question: &[],
+        answer: "",
+        from: Source::Release,
     },
 ];
 
@@ -107,31 +134,45 @@ impl Sources<'_> {
         if root.exists() {
             fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
         }
-        if !program.is_backport {
+        let Some(suite) = program.from.suite() else {
             let archives = self.machine.download(package)?;
             return self.machine.unpack(&archives, &root);
-        }
+        };
         let archive = self.machine.archive()?;
         let directory = self.tools.join(format!("{package}.apt"));
-        let suite = backports();
         let here = Installed::Here;
         let room = Room::of_suite(&directory, self.supervisor, &archive, &suite, here)?;
         room.update()
             .with_context(|| format!("reading Debian's {suite}"))?;
-        let archives = room.download_with_needs(&[package])?;
+        let archives = match program.from {
+            Source::Suite(_) => room.download(package)?,
+            _ => room.download_with_needs(&[package])?,
+        };
         room.unpack(&archives, &root)?;
         room.leave()
     }
 }
 
-/// What newer versions for this release are in.
-fn backports() -> String {
-    format!("{}-backports", system::codename().unwrap_or_default())
+impl Source {
+    /// The suite of Debian's archive, if it is not that of the machine.
+    fn suite(self) -> Option<String> {
+        match self {
+            Self::Release => None,
+            Self::Backports => Some(format!(
+                "{}-backports",
+                system::codename().unwrap_or_default()
+            )),
+            Self::Suite(suite) => Some(suite.to_owned()),
+        }
+    }
 }
 
 impl Program {
     /// Whether the installed one will do, or it has been unpacked.
     fn is_there(&self, tools: &Path) -> bool {
+        if self.question.is_empty() {
+            return tools.join(self.package).join(self.path).is_file();
+        }
         let name = Path::new(self.path).file_name().unwrap_or_default();
         let installed = system::find(Path::new(name));
         let root = tools.join(self.package);
@@ -152,10 +193,10 @@ impl Program {
     /// The commands that get and unpack it.
     fn same_as(&self, tools: &Path) -> String {
         let package = self.package;
-        let release = match self.is_backport {
-            true => format!(" --target-release {}", backports()),
-            false => String::new(),
-        };
+        let release = self
+            .from
+            .suite()
+            .map_or_else(String::new, |suite| format!(" --target-release {suite}"));
         let root = word(&tools.join(package));
         format!("apt-get{release} download {package} && dpkg-deb --extract {package}_*.deb {root}")
     }
@@ -177,7 +218,7 @@ mod tests {
             path: "usr/bin/echo",
             question: &["one", "two"],
             answer,
-            is_backport: false,
+            from: Source::Release,
         };
         let nowhere = Path::new("/nonexistent");
         assert!(echo("one two").is_there(nowhere));
