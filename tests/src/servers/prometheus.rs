@@ -37,16 +37,26 @@ impl Prometheus {
     /// Starts it and waits until it has scraped the agent.
     #[track_caller]
     pub fn start(world: &World) -> Self {
-        let dir = world.dir().join("prometheus");
-        fs::create_dir(&dir).must("make prometheus' directory");
-        let file = dir.join("prometheus.yml");
         let configuration = format!(
             "global: {{scrape_interval: {INTERVAL}ms, scrape_timeout: {INTERVAL}ms}}\n\
              scrape_configs:\n\
              - job_name: underpass\n\
              \x20 static_configs: [{{targets: ['{METRICS}']}}]\n"
         );
-        fs::write(&file, configuration).must("write prometheus.yml");
+        Self::start_with(world, &[("prometheus.yml", &configuration)])
+    }
+
+    /// Starts it with these files in one directory, of which `prometheus.yml` is its configuration, in
+    /// less of a hurry than anybody outside of a test is; waits until it has scraped the agent.
+    #[track_caller]
+    pub fn start_with(world: &World, files: &[(&str, &str)]) -> Self {
+        let dir = world.dir().join("prometheus");
+        fs::create_dir(&dir).must("make prometheus' directory");
+        for (name, content) in files {
+            let content = content.replace("_interval: 15s", &format!("_interval: {INTERVAL}ms"));
+            fs::write(dir.join(name), content).must(format_args!("write {name}"));
+        }
+        let file = dir.join("prometheus.yml");
         let started = now();
         let mut running = world
             .host()
@@ -83,13 +93,19 @@ impl Prometheus {
         self.answer(query, &path, "values")
     }
 
+    /// What `query` gives now.
+    #[track_caller]
+    pub fn ask_now(&self, query: &str) -> Vec<Series> {
+        let path = format!("/api/v1/query?query={}", escaped(query));
+        self.answer(query, &path, "value")
+    }
+
     /// Waits until the one value of `query` is `value`.
     #[track_caller]
     pub fn wait_for(&self, query: &str, value: f64) {
         let mut last = Vec::new();
         let reached = poll(Duration::from_secs(20), || {
-            let path = format!("/api/v1/query?query={}", escaped(query));
-            last = self.answer(query, &path, "value");
+            last = self.ask_now(query);
             matches!(&last[..], [one] if one.values == [value]).then_some(())
         });
         assert!(
