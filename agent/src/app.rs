@@ -1,6 +1,7 @@
 //! The composition root: the one place that knows all the parts and puts them together.
 
 mod accept;
+mod cluster;
 mod enrolment;
 mod health;
 mod kernel_side;
@@ -54,6 +55,7 @@ use status::Status;
 use traces::Traces;
 use vital::VitalTasks;
 
+pub use cluster::ClusterConfig;
 pub use policy_source::PolicySource;
 pub use traces::TraceSettings;
 
@@ -79,6 +81,8 @@ pub struct Config {
     pub outlives_us: bool,
     /// Where policy comes from.
     pub policy: PolicySource,
+    /// The cluster that the node is part of, if policy comes from its API as well.
+    pub kubernetes: Option<ClusterConfig>,
     /// Where the endpoints listen.
     pub endpoints: Endpoints,
     /// Where spans go, and which; `None`: nowhere.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::api::metadata::Namespace;
 use super::api::value::HostPattern;
 use super::document::Documents;
 use super::external::{Side, Sides};
@@ -45,6 +46,9 @@ use traffic::Traffic;
 pub struct Options {
     /// Ranges that are internal although their addresses do not tell (`--internal-cidr`).
     pub internal_cidrs: Vec<IpNet>,
+    /// Whose documents are for the whole node, where documents are those of a cluster: each other
+    /// namespace has a say about its own workloads only. `None`: all documents are of one hand.
+    pub root_namespace: Option<Namespace>,
 }
 
 /// What documents only refer to.

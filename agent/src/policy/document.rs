@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::api::Object;
 use super::api::destination_rule::DestinationRule;
+use super::api::endpoint_slice::EndpointSlice;
 use super::api::metadata::{Metadata, Namespace, ObjectName};
 use super::api::secret::Secret;
 use super::api::service::Service;
@@ -20,6 +21,7 @@ use super::yaml::{self, Fault, Node, Value};
 #[derive(Debug, Default)]
 pub struct Documents {
     pub(super) destination_rules: Vec<Arc<Document<DestinationRule>>>,
+    pub(super) endpoint_slices: Vec<Arc<Document<EndpointSlice>>>,
     pub(super) secrets: Vec<Arc<Document<Secret>>>,
     pub(super) service_entries: Vec<Arc<Document<ServiceEntry>>>,
     pub(super) services: Vec<Arc<Document<Service>>>,
@@ -62,6 +64,35 @@ impl Documents {
         count
     }
 
+    /// Adds an object of a cluster. `place` is only for messages.
+    pub(super) fn add_object(&mut self, place: &Path, object: serde_json::Value) {
+        self.add_document(place, 0, object.into());
+    }
+
+    /// Adds what there is in `other`, and what was wrong with it.
+    pub(super) fn extend(&mut self, other: &Self) {
+        let Self {
+            destination_rules,
+            endpoint_slices,
+            secrets,
+            service_entries,
+            services,
+            tunnels,
+            virtual_services,
+            ignored,
+            problems,
+        } = other;
+        self.destination_rules.extend_from_slice(destination_rules);
+        self.endpoint_slices.extend_from_slice(endpoint_slices);
+        self.secrets.extend_from_slice(secrets);
+        self.service_entries.extend_from_slice(service_entries);
+        self.services.extend_from_slice(services);
+        self.tunnels.extend_from_slice(tunnels);
+        self.virtual_services.extend_from_slice(virtual_services);
+        self.ignored.extend_from_slice(ignored);
+        self.problems.extend_from_slice(problems);
+    }
+
     /// Adds a Secret that is a directory with a file for each key, as Kubernetes mounts it. The
     /// name of the directory is that of the Secret.
     pub(super) fn add_mounted_secret(
@@ -79,6 +110,7 @@ impl Documents {
             Ok(name) => {
                 let subject = Subject::Object {
                     kind: Secret::KIND.to_owned(),
+                    namespace: None,
                     name: name.to_string(),
                 };
                 self.secrets.push(Arc::new(Document {
@@ -116,9 +148,10 @@ impl Documents {
         bring_back(&mut self.services, &last.services);
     }
 
-    /// Whether any document is not one of the last.
+    /// Whether they are others than the last.
     pub(super) fn has_news(&self, last: &Self) -> bool {
-        any_new(&self.destination_rules, &last.destination_rules)
+        any_new(&self.endpoint_slices, &last.endpoint_slices)
+            || any_new(&self.destination_rules, &last.destination_rules)
             || any_new(&self.secrets, &last.secrets)
             || any_new(&self.service_entries, &last.service_entries)
             || any_new(&self.services, &last.services)
@@ -213,6 +246,10 @@ impl Documents {
             DestinationRule::KIND => {
                 let found = self.take(source, root);
                 self.destination_rules.extend(found);
+            }
+            EndpointSlice::KIND => {
+                let found = self.take(source, root);
+                self.endpoint_slices.extend(found);
             }
             Secret::KIND => {
                 let found = self.take(source, root);
@@ -329,8 +366,10 @@ fn bring_back<T: Object>(now: &mut Vec<Arc<Document<T>>>, last: &[Arc<Document<T
 
 fn any_new<T>(now: &[Arc<Document<T>>], last: &[Arc<Document<T>>]) -> bool {
     let last: HashSet<_> = last.iter().map(Arc::as_ptr).collect();
-    now.iter()
-        .any(|document| !last.contains(&Arc::as_ptr(document)))
+    now.len() != last.len()
+        || now
+            .iter()
+            .any(|document| !last.contains(&Arc::as_ptr(document)))
 }
 
 /// Where a document comes from, and what it is called.
@@ -404,10 +443,9 @@ impl<T: Object> Document<T> {
 /// What the document is called in problems. Names that are none could be anything.
 fn subject(root: &Node, number: usize) -> Subject {
     let kind = root.get("kind").and_then(Node::text);
-    let name = root
-        .get("metadata")
-        .and_then(|metadata| metadata.get("name"))
-        .and_then(Node::text);
+    let metadata = |key| root.get("metadata")?.get(key)?.text();
+    let name = metadata("name");
+    let namespace = metadata("namespace").map(str::to_owned);
     match (kind, name) {
         (Some(kind), Some(name))
             if !kind.is_empty()
@@ -417,6 +455,7 @@ fn subject(root: &Node, number: usize) -> Subject {
         {
             Subject::Object {
                 kind: kind.to_owned(),
+                namespace: namespace.filter(|name| name.parse::<Namespace>().is_ok()),
                 name: name.to_owned(),
             }
         }

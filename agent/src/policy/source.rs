@@ -1,5 +1,6 @@
 //! Where documents come from.
 
+mod cluster;
 mod file;
 
 use std::fmt;
@@ -10,6 +11,8 @@ use super::document::Documents;
 use super::named_files::NamedFiles;
 use super::problem::Problem;
 use crate::tls::SystemRoots;
+
+pub use cluster::{ClusterKind, ClusterObjects, ObjectKey, References};
 
 /// Where documents are.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +47,32 @@ pub struct Sources {
 /// Reads a policy, with the files that it names. Where documents are bad, and with their `last` good
 /// version the policy is right, it is made with these.
 pub fn load(paths: &Paths, options: &Options, last: Option<&Sources>) -> Loaded {
-    let mut sources = Sources::default();
+    load_onto(Documents::default(), paths, options, last)
+}
+
+/// The same, with objects of a cluster besides. Many hands write these, and a bad one must not stop
+/// a node: what is bad and has no good version is left out.
+pub fn load_cluster(
+    objects: &ClusterObjects,
+    paths: &Paths,
+    options: &Options,
+    last: Option<&Sources>,
+) -> Loaded {
+    let nothing = Sources::default();
+    let last = last.unwrap_or(&nothing);
+    load_onto(objects.documents(), paths, options, Some(last))
+}
+
+fn load_onto(
+    documents: Documents,
+    paths: &Paths,
+    options: &Options,
+    last: Option<&Sources>,
+) -> Loaded {
+    let mut sources = Sources {
+        documents,
+        files: NamedFiles::default(),
+    };
     file::read(&paths.policy, &mut sources.documents);
     file::read_secrets(&paths.secrets, &mut sources.documents);
     let mut policy = sources.compile(options);
