@@ -56,8 +56,8 @@ pub use proxy::{
 pub use proxy_url::ProxyUrlError;
 pub use schema::{CustomResource, custom_resources};
 pub use source::{
-    ClusterKind, ClusterObjects, LoadError, Loaded, ObjectKey, Paths, References, Sources, load,
-    load_cluster,
+    ClusterDocuments, ClusterKind, ClusterObjects, LoadError, Loaded, ObjectKey, Paths, References,
+    Sources, load, load_cluster,
 };
 pub use target::{
     HttpRoute, HttpRoutes, HttpSettings, Outliers, PathMatch, Retries, RetryOn, RouteMatch,

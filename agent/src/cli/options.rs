@@ -7,7 +7,8 @@ use anyhow::Context;
 use ipnet::IpNet;
 
 use super::Failure;
-use crate::app::{ClusterConfig, TraceSettings};
+use crate::app::TraceSettings;
+use crate::kubernetes::ClusterConfig;
 use crate::limits::Limits;
 use crate::policy::{Namespace, Paths};
 use crate::telemetry::logging::{self, LogConfig, LogFormat, LogHandle, LogOutput};

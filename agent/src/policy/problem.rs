@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// `KIND NAMESPACE/NAME: key: reason`.
 ///
 /// Problems order by file, then by line.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Problem {
     file: PathBuf,
     line: u32,

@@ -12,7 +12,7 @@ use super::named_files::NamedFiles;
 use super::problem::Problem;
 use crate::tls::SystemRoots;
 
-pub use cluster::{ClusterKind, ClusterObjects, ObjectKey, References};
+pub use cluster::{ClusterDocuments, ClusterKind, ClusterObjects, ObjectKey, References};
 
 /// Where documents are.
 #[derive(Clone, Debug, Default)]
@@ -53,14 +53,22 @@ pub fn load(paths: &Paths, options: &Options, last: Option<&Sources>) -> Loaded 
 /// The same, with objects of a cluster besides. Many hands write these, and a bad one must not stop
 /// a node: what is bad and has no good version is left out.
 pub fn load_cluster(
-    objects: &ClusterObjects,
+    documents: ClusterDocuments,
     paths: &Paths,
     options: &Options,
     last: Option<&Sources>,
 ) -> Loaded {
     let nothing = Sources::default();
-    let last = last.unwrap_or(&nothing);
-    load_onto(objects.documents(), paths, options, Some(last))
+    let mut loaded = load_onto(documents.0, paths, options, Some(last.unwrap_or(&nothing)));
+    if last.is_none()
+        && let Err(LoadError(problems)) = &loaded.policy
+    {
+        // Not one is good.
+        loaded.rejected.clone_from(problems);
+        loaded.sources = nothing;
+        loaded.policy = loaded.sources.compile(options).map_err(LoadError);
+    }
+    loaded
 }
 
 fn load_onto(

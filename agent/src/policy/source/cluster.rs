@@ -91,6 +91,10 @@ impl ObjectKey {
 #[derive(Debug, Default)]
 pub struct ClusterObjects(BTreeMap<ObjectKey, Held>);
 
+/// All documents of a cluster, as they were at one moment.
+#[derive(Debug)]
+pub struct ClusterDocuments(pub(super) Documents);
+
 #[derive(Debug)]
 struct Held {
     /// Of what it was made.
@@ -139,7 +143,7 @@ impl ClusterObjects {
     }
 
     /// All of them.
-    pub(super) fn documents(&self) -> Documents {
+    pub fn documents(&self) -> ClusterDocuments {
         let mut documents = Documents::default();
         for (key, held) in &self.0 {
             let ours = key.kind.ours().map(|kind| ObjectKey {
@@ -150,7 +154,7 @@ impl ClusterObjects {
                 documents.extend(&held.documents);
             }
         }
-        documents
+        ClusterDocuments(documents)
     }
 
     /// What they refer to by name.

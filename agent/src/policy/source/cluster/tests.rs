@@ -38,10 +38,10 @@ fn only_what_policy_reads_is_a_change() {
     labelled["metadata"]["labels"] = json!({"a": "b"});
     assert!(objects.set(all.clone(), OURS, labelled));
     assert!(objects.set(all.clone(), OURS, tunnel("other.example")));
-    assert_eq!(objects.documents().tunnels.len(), 1);
+    assert_eq!(objects.documents().0.tunnels.len(), 1);
     assert!(objects.remove(&all));
     assert!(!objects.remove(&all));
-    assert!(objects.documents().tunnels.is_empty());
+    assert!(objects.documents().0.tunnels.is_empty());
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn what_is_wrong_has_the_object_and_the_key() {
     bad["spec"]["proxy"]["port"] = 0.into();
     bad["spec"]["acton"] = "Deny".into();
     objects.set(key(ClusterKind::Tunnel, "all"), OURS, bad);
-    let documents = objects.documents();
+    let documents = objects.documents().0;
     let problems: Vec<_> = documents
         .problems()
         .iter()
@@ -79,7 +79,7 @@ fn ours_takes_the_place_of_istios() {
     let entry = |host: &str| json!({"metadata": {}, "spec": {"hosts": [host]}});
     let mut objects = ClusterObjects::default();
     let hosts = |objects: &ClusterObjects| -> Vec<String> {
-        let documents = objects.documents();
+        let documents = objects.documents().0;
         let entries = documents.service_entries.iter();
         entries
             .map(|entry| entry.object.spec.hosts[0].to_string())
@@ -159,7 +159,7 @@ fn endpoints_are_those_that_are_ready() {
         "discovery.k8s.io/v1",
         slice,
     );
-    let documents = objects.documents();
+    let documents = objects.documents().0;
     assert!(
         documents.problems().is_empty(),
         "{:?}",
