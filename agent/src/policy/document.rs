@@ -159,8 +159,11 @@ impl Documents {
             || any_new(&self.virtual_services, &last.virtual_services)
     }
 
-    /// The files that documents name: certificates and keys.
-    pub(super) fn named_files(&self) -> BTreeSet<PathBuf> {
+    /// The files that documents name: certificates and keys. Only those in some namespaces may.
+    pub(super) fn named_files(
+        &self,
+        may: impl Fn(Option<&Namespace>) -> bool,
+    ) -> BTreeSet<PathBuf> {
         let files = |fields: &TlsFields| {
             [
                 fields.ca_certificates.clone(),
@@ -169,7 +172,8 @@ impl Documents {
             ]
         };
         self.tls_fields()
-            .flat_map(files)
+            .filter(|(namespace, _)| may(*namespace))
+            .flat_map(|(_, fields)| files(fields))
             .flatten()
             .map(PathBuf::from)
             .collect()
@@ -178,10 +182,10 @@ impl Documents {
     /// Whether some document wants TLS and does not say whom to trust.
     pub(super) fn wants_system_roots(&self) -> bool {
         self.tls_fields()
-            .any(|fields| fields.mode != TlsMode::Disable && fields.ca_certificates.is_none())
+            .any(|(_, fields)| fields.mode != TlsMode::Disable && fields.ca_certificates.is_none())
     }
 
-    fn tls_fields(&self) -> impl Iterator<Item = &TlsFields> {
+    fn tls_fields(&self) -> impl Iterator<Item = (Option<&Namespace>, &TlsFields)> {
         let rules = self.destination_rules.iter().flat_map(|document| {
             let policy = &document.object.spec.traffic_policy;
             let ports = policy.port_level_settings.iter();
@@ -189,11 +193,13 @@ impl Documents {
                 .tls
                 .iter()
                 .chain(ports.filter_map(|port| port.tls.as_ref()))
+                .map(|fields| (document.namespace(), fields))
         });
         let tunnels = self.tunnels.iter().flat_map(|document| {
             let spec = &document.object.spec;
             let proxies = spec.proxy.iter().chain(spec.proxies.iter().flatten());
-            proxies.filter_map(|proxy| proxy.tls.as_ref())
+            let fields = proxies.filter_map(|proxy| proxy.tls.as_ref());
+            fields.map(|fields| (document.namespace(), fields))
         });
         rules.chain(tunnels)
     }
@@ -401,6 +407,12 @@ impl<T> Document<T> {
     /// A problem with the value of `key`.
     pub(super) fn problem(&self, key: &str, reason: impl Into<String>) -> Problem {
         Problem::new(self.place(key), self.subject.clone(), key, reason)
+    }
+
+    /// Whether it is written in Istio's API and not in ours.
+    pub(super) fn is_of_istio(&self) -> bool {
+        let version = self.root.get("apiVersion").and_then(Node::text);
+        version.is_some_and(|version| version.starts_with("networking.istio.io/"))
     }
 
     /// `KIND/NAME`.

@@ -6,6 +6,7 @@ mod file;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::api::metadata::Namespace;
 use super::compile::{Materials, Options, Policy};
 use super::document::Documents;
 use super::named_files::NamedFiles;
@@ -142,7 +143,11 @@ impl Sources {
     }
 
     fn compile(&mut self, options: &Options) -> Result<Policy, Vec<Problem>> {
-        for path in self.documents.named_files() {
+        let root = options.root_namespace.as_ref();
+        let may = |namespace: Option<&Namespace>| {
+            root.is_none() || namespace.is_none() || namespace == root
+        };
+        for path in self.documents.named_files(may) {
             self.files.look_at(path, file::read_named);
         }
         let materials = Materials {

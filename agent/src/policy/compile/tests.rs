@@ -2,6 +2,7 @@
 
 mod plan;
 mod proxies;
+mod tenancy;
 mod tls;
 
 use std::path::Path;
