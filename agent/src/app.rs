@@ -206,7 +206,8 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         Some(cluster) => {
             // That may take long, and whoever asks is told why.
             let served = serve(admin)?;
-            let feed = cluster::join(cluster, &sockets, &resolver, &vital, &readiness).await?;
+            let feed =
+                cluster::join(cluster, &sockets, &resolver, &vital, &readiness, &registry).await?;
             config.policy.add(Arc::clone(&feed));
             read = config.policy.read(|_| {});
             (Err(served), Some(feed))
@@ -314,6 +315,9 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         way: Arc::clone(&way),
         feed: feed.clone(),
     };
+    if let Some(feed) = &feed {
+        feed.judge(&rejected, None);
+    }
     // It is set once.
     let _ = shown.set(Shown {
         config_dump: config_dump(&config, &way, &policy_state),

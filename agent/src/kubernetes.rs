@@ -18,6 +18,14 @@ mod groups;
 #[cfg(feature = "kubernetes")]
 mod kinds;
 #[cfg(feature = "kubernetes")]
+mod leader;
+#[cfg(feature = "kubernetes")]
+mod nodes;
+#[cfg(feature = "kubernetes")]
+mod report;
+#[cfg(feature = "kubernetes")]
+mod status;
+#[cfg(feature = "kubernetes")]
 mod watch;
 
 mod feed;
@@ -28,9 +36,11 @@ use crate::policy::Namespace;
 
 #[cfg(feature = "kubernetes")]
 pub use client::{Api, ApiError};
-pub use feed::{Feed, Name, TunnelFacts};
+pub use feed::{Feed, Name, TunnelFacts, Verdict};
 #[cfg(feature = "kubernetes")]
 pub use follow::follow;
+#[cfg(feature = "kubernetes")]
+pub use report::report;
 
 /// How the API of the cluster is reached, and what it calls this node.
 #[derive(Clone, Debug)]

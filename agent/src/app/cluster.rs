@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use prometheus::Registry;
+
 use super::StartError;
 use super::vital::VitalTasks;
 use crate::admin::Readiness;
@@ -19,19 +21,22 @@ pub(super) async fn join(
     resolver: &Resolver,
     vital: &VitalTasks,
     readiness: &Readiness,
+    registry: &Registry,
 ) -> Result<Arc<Feed>, StartError> {
     use std::time::Duration;
 
     use tokio::time::timeout;
 
-    use crate::kubernetes::{Api, follow};
+    use crate::kubernetes::{Api, follow, report};
 
     /// Between two looks at what is the matter.
     const LOOK: Duration = Duration::from_secs(1);
 
     let api = Api::new(config, Arc::clone(sockets), resolver.clone()).await?;
     let feed = Arc::new(Feed::default());
-    vital.spawn("cluster", follow(api, Arc::clone(&feed)));
+    vital.spawn("cluster", follow(api.clone(), Arc::clone(&feed)));
+    let reporting = report(api, config.clone(), registry.clone(), Arc::clone(&feed));
+    vital.spawn("reports to the cluster", reporting);
     let check = readiness.check("cluster");
     tracing::info!(node = config.node, "waiting for the policy of the cluster");
     while timeout(LOOK, feed.changed()).await.is_err() {
@@ -52,6 +57,7 @@ pub(super) async fn join(
     _: &Resolver,
     _: &VitalTasks,
     _: &Readiness,
+    _: &Registry,
 ) -> Result<Arc<Feed>, StartError> {
     Ok(Arc::default())
 }

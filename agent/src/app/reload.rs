@@ -127,18 +127,31 @@ impl Reloader {
         } else {
             Reload::Partial
         };
-        let rejected = rejected.iter().map(ToString::to_string).collect();
+        if let Some(feed) = &self.feed {
+            feed.judge(rejected, None);
+        }
+        let texts = rejected.iter().map(ToString::to_string).collect();
         // In a cluster others change policy all the time, and what is bad stays bad meanwhile.
-        for problem in self.state.news(&rejected, self.feed.is_some()) {
+        for problem in self.state.news(&texts, self.feed.is_some()) {
             log_rejected(problem);
         }
-        let generation = self.state.next(result, rejected);
+        let generation = self.state.next(result, texts);
         metrics.policy.reloaded(result);
         metrics.policy.in_force(generation);
         tracing::info!(generation, result = result.as_str(), "policy reloaded");
     }
 
     fn failed(&self, failure: &Failure) {
+        if let Some(feed) = &self.feed {
+            match failure {
+                Failure::Load(error) => {
+                    // What is not bad is as it was.
+                    let failure = "the rest of policy does not go without it".to_owned();
+                    feed.judge(error.problems(), Some(failure));
+                }
+                Failure::Capture(error) => feed.judge([], Some(error.to_string())),
+            }
+        }
         let problems = failure.problems();
         let told = self.feed.is_some() && self.state.news(&problems, true).next().is_none();
         let generation = self.state.failed(problems);

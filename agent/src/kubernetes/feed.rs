@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::policy::{ClusterDocuments, ClusterKind, ClusterObjects, ObjectKey, References};
+use crate::policy::{
+    ClusterDocuments, ClusterKind, ClusterObjects, ObjectKey, ObjectRef, Problem, References,
+};
 
 /// Objects of the cluster as they are known, which is as they were when the API was last reached.
 #[derive(Debug, Default)]
 pub struct Feed {
     state: Mutex<State>,
+    verdict: watch::Sender<Verdict>,
     /// Some object is another.
     pub(super) moved: Notify,
     /// What there is may be read.
@@ -23,6 +26,8 @@ pub struct Feed {
 struct State {
     objects: ClusterObjects,
     tunnels: BTreeMap<Name, TunnelFacts>,
+    /// The same when documents were last taken.
+    taken: BTreeMap<Name, TunnelFacts>,
     watches: BTreeMap<Scope, Watched>,
     outage: Option<Outage>,
 }
@@ -45,6 +50,19 @@ pub struct TunnelFacts {
     pub uid: String,
     /// Which version of what it says.
     pub generation: i64,
+    /// What its status says, as it stands there.
+    pub status: Value,
+}
+
+/// What became of the documents that were last taken.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict {
+    /// The Tunnels that were among them.
+    pub tunnels: BTreeMap<Name, TunnelFacts>,
+    /// What was wrong, by kind, namespace and name: `key: reason`.
+    pub problems: BTreeMap<(String, Name), Vec<String>>,
+    /// Why none of it is in force, where that is so.
+    pub failure: Option<String>,
 }
 
 /// What one watch is of: all objects of a kind, or those of one name.
@@ -92,7 +110,41 @@ impl Feed {
 
     /// What is known, as documents.
     pub fn documents(&self) -> ClusterDocuments {
-        self.state.lock().objects.documents()
+        let mut state = self.state.lock();
+        state.taken = state.tunnels.clone();
+        state.objects.documents()
+    }
+
+    /// Tells the cluster what became of the documents that were last taken: what is wrong with them,
+    /// and why the rest is not in force if it is not.
+    pub fn judge<'a>(
+        &self,
+        problems: impl IntoIterator<Item = &'a Problem>,
+        failure: Option<String>,
+    ) {
+        let mut verdict = Verdict {
+            tunnels: self.state.lock().taken.clone(),
+            problems: BTreeMap::new(),
+            failure,
+        };
+        for problem in problems {
+            if let Some(ObjectRef {
+                kind,
+                namespace: Some(namespace),
+                name,
+            }) = problem.object()
+            {
+                let object = (kind.to_owned(), (namespace.to_owned(), name.to_owned()));
+                let text = format!("{}: {}", problem.key(), problem.reason());
+                verdict.problems.entry(object).or_default().push(text);
+            }
+        }
+        self.verdict.send_replace(verdict);
+    }
+
+    /// What was last told.
+    pub(super) fn verdicts(&self) -> watch::Receiver<Verdict> {
+        self.verdict.subscribe()
     }
 
     /// Every Tunnel there is.

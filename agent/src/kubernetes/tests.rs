@@ -156,11 +156,11 @@ async fn secrets_that_are_referred_to_are_watched_and_no_others() {
     let mut requests = server.requests();
     requests.retain(|uri| uri.contains("secrets"));
     assert!(!requests.is_empty());
-    let only = "/api/v1/namespaces/team-a/secrets?&fieldSelector=metadata.name%3Dlogin";
-    assert!(
-        requests.iter().all(|uri| uri.starts_with(only)),
-        "{requests:?}"
-    );
+    let only = |uri: &String| {
+        uri.starts_with("/api/v1/namespaces/team-a/secrets?")
+            && uri.contains("&fieldSelector=metadata.name%3Dlogin&")
+    };
+    assert!(requests.iter().all(only), "{requests:?}");
 }
 
 #[tokio::test]

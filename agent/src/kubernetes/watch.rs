@@ -146,6 +146,7 @@ impl Watched<'_> {
         let facts = TunnelFacts {
             uid: object.metadata.uid.clone().unwrap_or_default(),
             generation: object.metadata.generation.unwrap_or_default(),
+            status: object.data.get("status").cloned().unwrap_or_default(),
         };
         let arrived = Arrived {
             name: name.clone(),
