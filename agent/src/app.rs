@@ -46,6 +46,7 @@ use crate::relay::Timeouts;
 use crate::sockets::SocketFactory;
 use crate::telemetry::{LogHandle, Metrics};
 use crate::tunnel::{TunnelConfig, Tunneler};
+use crate::workload::Pods;
 
 use accept::Acceptor;
 use enrolment::Enrolment;
@@ -201,13 +202,16 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             log: log.clone(),
         })
     };
+    let pods: Arc<Pods> = Arc::default();
     let (admin, feed) = match &config.kubernetes {
         None => (Ok(admin), None),
         Some(cluster) => {
             // That may take long, and whoever asks is told why.
             let served = serve(admin)?;
-            let feed =
-                cluster::join(cluster, &sockets, &resolver, &vital, &readiness, &registry).await?;
+            let feed = cluster::join(
+                cluster, &sockets, &resolver, &vital, &readiness, &registry, &pods,
+            )
+            .await?;
             config.policy.add(Arc::clone(&feed));
             read = config.policy.read(|_| {});
             (Err(served), Some(feed))
