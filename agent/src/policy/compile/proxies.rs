@@ -284,7 +284,10 @@ impl<'a> Proxies<'a> {
                 let pods = self.pods(document, port);
                 let spec = &document.object.spec;
                 // A node need not be able to resolve the names of its cluster.
-                let own = spec.cluster_ip.as_deref().filter(|_| self.tenancy().is_many());
+                let own = spec
+                    .cluster_ip
+                    .as_deref()
+                    .filter(|_| self.tenancy().is_many());
                 match own.and_then(|own| own.parse().ok()) {
                     _ if !pods.is_empty() => Ok(pods),
                     Some(addr) => Ok(vec![Endpoint {

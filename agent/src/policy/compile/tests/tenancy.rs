@@ -280,7 +280,10 @@ fn a_service_is_where_its_ready_pods_are_else_at_its_own_address() {
         let ports = "ports: [{name: connect, port: 3128, targetPort: 8080}]";
         document("Service", &of("egress", "squid"), &format!("{ports}{more}"))
     };
-    let all = tunnel(&of(ROOT, "t"), "proxy: {host: squid.egress.svc, port: 3128}");
+    let all = tunnel(
+        &of(ROOT, "t"),
+        "proxy: {host: squid.egress.svc, port: 3128}",
+    );
     let slice = "--- {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s, \
                  namespace: egress, labels: {kubernetes.io/service-name: squid}}, endpoints: \
                  [{addresses: [10.1.0.7]}, {addresses: [10.1.0.8], conditions: {ready: false}}], \
@@ -295,6 +298,9 @@ fn a_service_is_where_its_ready_pods_are_else_at_its_own_address() {
     let unready = slice.replace("[10.1.0.7]}", "[10.1.0.7], conditions: {ready: false}}");
     assert_eq!(found(&[&all, &own, &unready]), ["10.96.0.9:3128"]);
     let headless = service(", clusterIP: None");
-    assert_eq!(found(&[&all, &headless]), ["squid.egress.svc.cluster.local:3128"]);
+    assert_eq!(
+        found(&[&all, &headless]),
+        ["squid.egress.svc.cluster.local:3128"]
+    );
     assert_eq!(found(&[&all, &headless, slice]), ["10.1.0.7:8080"]);
 }
