@@ -187,6 +187,10 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
 
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
+    let pods = config
+        .kubernetes
+        .as_ref()
+        .map(|_| Arc::new(Pods::default()));
     let readiness = Readiness::default();
     let shown: Arc<OnceLock<Shown>> = Arc::default();
     let serve = |admin: AdminServer| {
@@ -239,7 +243,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             Arc::new(metrics.proxy.clone()),
         ),
         resolver,
-        workloads: Arc::new(Workloads::new(Hierarchy::find()?)),
+        workloads: Arc::new(Workloads::new(Hierarchy::find()?, pods)),
         sockets,
         metrics: Arc::clone(&metrics),
         circuits: Circuits::new(Arc::clone(&metrics)),
