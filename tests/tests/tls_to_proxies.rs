@@ -1,11 +1,13 @@
-//! A proxy that cannot prove who it is learns nothing; certificates that are renewed are used.
+//! TLS with proxies: one that cannot prove who it is learns nothing, unless policy spells out that it
+//! need not; certificates that are renewed are used, and sessions go on.
 
 use std::fs;
 use std::time::Duration;
 
 use underpass_tests::addr::proxy_v4;
-use underpass_tests::agent::{Access, Agent};
+use underpass_tests::agent::{Access, Agent, underpass};
 use underpass_tests::pki::{Authority, Request, Validity};
+use underpass_tests::servers::apache;
 use underpass_tests::servers::envoy::{self, Versions};
 use underpass_tests::servers::forward::{Credentials, Options, Security};
 use underpass_tests::servers::nginx::Nginx;
@@ -115,4 +117,98 @@ fn a_client_certificate_is_renewed_while_tunnels_go_on() {
     let used = poll(Duration::from_secs(20), is_used);
     assert!(used.is_some(), "{:?}\n{}", envoy.log(), agent.tails());
     world.expect_no_direct_arrivals();
+}
+
+/// `policy` with more in the TLS of the proxy's DestinationRule.
+#[track_caller]
+fn with_tls(policy: &str, more: &str) -> String {
+    let changed = policy.replace("tls: { mode: ", &format!("tls: {{ {more}, mode: "));
+    assert_ne!(changed, policy);
+    changed
+}
+
+#[test]
+fn that_nothing_is_verified_must_be_spelled_out_and_is_told() {
+    let stage = Stage::new("proxy-unverified");
+    let world = stage.world();
+    let unknown = Authority::new(world, "unknown");
+    let bad = Request::server(&["DNS:other.example"]).valid(Validity::Expired);
+    let identity = unknown.issue(world, "bad-proxy", &bad);
+    let options = Options {
+        security: Security::Tls(&identity),
+        ..Options::default()
+    };
+    let envoy = envoy::start(world, &options, Versions::Http1);
+    let verified = policy(&stage, "HTTP-CONNECT", &options, Credentials::None);
+    let unverified = with_tls(&verified, "insecureSkipVerify: true");
+
+    let agent = Agent::start(world, &verified);
+    assert_eq!(page(&stage), "");
+    assert_eq!(envoy.log(), []);
+    drop(agent);
+
+    let told = "spec.trafficPolicy.tls.insecureSkipVerify: no certificate is verified: everybody \
+                on the way can read and change what is sent";
+    let mut agent = Agent::start(world, &unverified);
+    assert_eq!(page(&stage), Nginx::GREETING);
+    assert_eq!(envoy.wait_for_log(1).len(), 1);
+    let log = agent.process().stderr();
+    assert!(log.contains(told), "{log}");
+    assert_eq!(agent.admin("/status")["policy"]["warnings"], 1);
+    let file = world.dir().join("unverified.yaml");
+    fs::write(&file, &unverified).must("write a policy");
+    let check = underpass(world).arg("check").arg(&file);
+    let checked = check.run(Duration::from_secs(20)).expect_success();
+    let said = [checked.stdout, checked.stderr].concat();
+    assert!(said.contains(told), "{said}");
+    world.expect_no_direct_arrivals();
+}
+
+#[test]
+fn the_lowest_version_of_tls_is_policys() {
+    let stage = Stage::new("proxy-tls-version");
+    let options = Options {
+        security: Security::Tls(&stage.proxy),
+        ..Options::default()
+    };
+    let apache = apache::start_with(stage.world(), &options, "SSLProtocol TLSv1.2\n");
+    let any = policy(&stage, "HTTP-CONNECT", &options, Credentials::None);
+    let agent = Agent::start(stage.world(), &any);
+    assert_eq!(page(&stage), Nginx::GREETING);
+    let tls = apache.wait_for_log(1).pop().and_then(|request| request.tls);
+    assert_eq!(tls.expect("TLS").version, "TLSv1.2");
+    drop(agent);
+
+    let newest = with_tls(&any, "minProtocolVersion: TLSV1_3");
+    let agent = Agent::start(stage.world(), &newest);
+    assert_eq!(page(&stage), "");
+    let refused = |record: &Access| record.text("flags") == "UF";
+    let error = agent.wait_for_access("a failure", refused).text("error");
+    assert!(error.contains("no version of TLS"), "{error}");
+    assert_eq!(apache.log().len(), 1, "it was asked for nothing more");
+    stage.world().expect_no_direct_arrivals();
+}
+
+#[test]
+fn sessions_with_a_proxy_go_on() {
+    let stage = Stage::new("proxy-sessions");
+    for (port, security) in (3128..).zip(&stage.securities()[1..]) {
+        let options = Options {
+            port,
+            security: *security,
+            ..Options::default()
+        };
+        let apache = apache::start(stage.world(), &options);
+        let policy = policy(&stage, "HTTP-CONNECT", &options, Credentials::None);
+        let _agent = Agent::start(stage.world(), &policy);
+        for _ in 0..3 {
+            assert_eq!(page(&stage), Nginx::GREETING);
+        }
+        let log = apache.wait_for_log(3).into_iter();
+        let resumed: Vec<_> = log
+            .map(|request| request.tls.expect("TLS").resumed)
+            .collect();
+        assert_eq!(resumed, [false, true, true]);
+    }
+    stage.world().expect_no_direct_arrivals();
 }
