@@ -2,9 +2,13 @@
 //! credentials that each knows: policy is documents, and what counts is the page at the workload
 //! and the request as the proxy logged it.
 
+use std::time::Duration;
+
 use underpass_tests::agent::{Access, Agent};
 use underpass_tests::servers::envoy::{self, Versions};
-use underpass_tests::servers::forward::{Credentials, ForwardProxy, Logged, Options, addresses};
+use underpass_tests::servers::forward::{
+    Credentials, ForwardProxy, Logged, Options, Security, addresses,
+};
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::policy::policy;
 use underpass_tests::servers::stage::Stage;
@@ -254,4 +258,48 @@ fn nghttpx_over_both_versions_passes_credentials_on() {
         }
     }
     world.expect_no_direct_arrivals();
+}
+
+/// A proxy that closes connections on which nothing is said for a second, long before the agent
+/// would.
+#[test]
+fn connections_are_made_ahead_of_demand_and_closed_ones_are_not_used() {
+    const BURST: usize = 5;
+    let stage = Stage::new("proxies-warm");
+    for (port, warm) in [(3128, true), (3129, false)] {
+        let options = Options {
+            port,
+            security: Security::Tls(&stage.proxy),
+            credentials: BASIC,
+        };
+        let apache = apache::start_with(stage.world(), &options, "Timeout 1\n");
+        let policy = policy(&stage, "HTTP-CONNECT", &options, BASIC);
+        let proxy = format!("  proxy:\n    warmConnections: {warm}\n");
+        let agent = Agent::start(stage.world(), &policy.replacen("  proxy:\n", &proxy, 1));
+        for _ in 0..BURST {
+            expect_page(&stage);
+        }
+        if warm {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        for _ in 0..BURST {
+            expect_page(&stage);
+        }
+        let tunnels = 2 * BURST;
+        agent.wait_for_accesses(tunnels);
+        assert_eq!(apache.wait_for_log(tunnels).len(), tunnels, "once each");
+        let metrics = agent.metrics();
+        let phases = "underpass_tunnel_establish_duration_seconds_count";
+        let took = |phase| metrics.sum(phases, &[("phase", phase)]);
+        assert_eq!(took("connect"), Some(tunnels as f64));
+        let made = took("tls").unwrap_or_default();
+        if warm {
+            assert!(made < tunnels as f64, "all of {tunnels} waited for TLS");
+        } else {
+            assert_eq!(made, tunnels as f64);
+        }
+        let failures = "underpass_proxy_connections_failures_total";
+        assert_eq!(metrics.sum(failures, &[]).unwrap_or_default(), 0.0);
+    }
+    stage.world().expect_no_direct_arrivals();
 }

@@ -189,6 +189,50 @@ fn the_lowest_version_of_tls_is_policys() {
     stage.world().expect_no_direct_arrivals();
 }
 
+/// A proxy that is reached by another name than its certificate's.
+#[test]
+fn the_name_of_the_certificate_may_be_policys() {
+    let stage = Stage::new("proxy-names");
+    let world = stage.world();
+    let names = [
+        "DNS:egress.corp.example",
+        "URI:spiffe://corp.example/egress",
+    ];
+    let issued = stage.scene.pki.authority();
+    let identity = issued.issue(world, "named-proxy", &Request::server(&names));
+    let options = Options {
+        security: Security::Tls(&identity),
+        ..Options::default()
+    };
+    let apache = apache::start(world, &options);
+    let plain = policy(&stage, "HTTP-CONNECT", &options, Credentials::None);
+    let mut served = 0;
+    for (more, sent) in [
+        ("sni: egress.corp.example", Some("egress.corp.example")),
+        (
+            "subjectAltNames: [else.example, 'spiffe://corp.example/egress']",
+            Some("proxy.example"),
+        ),
+        ("subjectAltNames: [else.example]", None),
+        ("sni: else.example", None),
+    ] {
+        let agent = Agent::start(world, &with_tls(&plain, more));
+        let Some(sent) = sent else {
+            assert_eq!(page(&stage), "", "{more}");
+            let refused = |record: &Access| record.text("flags") == "UF";
+            let error = agent.wait_for_access("a failure", refused).text("error");
+            assert!(error.contains("else.example"), "{more}: {error}");
+            assert_eq!(apache.log().len(), served, "{more}");
+            continue;
+        };
+        assert_eq!(page(&stage), Nginx::GREETING, "{more}");
+        served += 1;
+        let tls = apache.wait_for_log(served).pop().and_then(|last| last.tls);
+        assert_eq!(tls.expect("TLS").server_name, sent, "{more}");
+    }
+    world.expect_no_direct_arrivals();
+}
+
 #[test]
 fn sessions_with_a_proxy_go_on() {
     let stage = Stage::new("proxy-sessions");
