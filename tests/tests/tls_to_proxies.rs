@@ -2,14 +2,16 @@
 //! need not; certificates that are renewed are used, and sessions go on.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use underpass_tests::addr::proxy_v4;
 use underpass_tests::agent::{Access, Agent, underpass};
-use underpass_tests::pki::{Authority, Request, Validity};
+use underpass_tests::pki::{Authority, Issued, Request, Validity};
 use underpass_tests::servers::apache;
 use underpass_tests::servers::envoy::{self, Versions};
 use underpass_tests::servers::forward::{Credentials, Options, Security};
+use underpass_tests::servers::gateway::Gateway;
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::policy::policy;
 use underpass_tests::servers::stage::Stage;
@@ -21,6 +23,14 @@ const BASIC: Credentials<'_> = Credentials::Basic("me", "secret");
 fn page(stage: &Stage) -> String {
     let curl = stage.scene.curl("https://site.example/page");
     stage.scene.captured(&curl).body
+}
+
+/// Puts a copy of `file` in the place of another, at one moment.
+#[track_caller]
+fn put(file: &Path, place: &Path) {
+    let new = place.with_extension("new");
+    fs::copy(file, &new).must("copy a certificate");
+    fs::rename(&new, place).must("put a certificate into place");
 }
 
 #[test]
@@ -89,14 +99,12 @@ fn a_client_certificate_is_renewed_while_tunnels_go_on() {
         .fold(text, |text, (original, copy)| {
             text.replace(&original.display().to_string(), &copy.display().to_string())
         });
-    let put = |files: [&std::path::PathBuf; 2]| {
+    let put_both = |files: [&PathBuf; 2]| {
         for (file, copy) in files.iter().zip(&copies) {
-            let new = copy.with_extension("new");
-            fs::copy(file, &new).must("copy a certificate");
-            fs::rename(&new, copy).must("put a certificate into place");
+            put(file, copy);
         }
     };
-    put(originals);
+    put_both(originals);
     let agent = Agent::start(world, &text);
     assert_eq!(page(&stage), Nginx::GREETING);
     let subject = || {
@@ -108,7 +116,7 @@ fn a_client_certificate_is_renewed_while_tunnels_go_on() {
 
     let renewed = Request::client("renewed");
     let renewed = stage.clients.issue(world, "renewed", &renewed);
-    put([&renewed.certificate, &renewed.key]);
+    put_both([&renewed.certificate, &renewed.key]);
     // The files are followed. Not one tunnel fails meanwhile.
     let is_used = || {
         assert_eq!(page(&stage), Nginx::GREETING, "{}", agent.tails());
@@ -125,6 +133,46 @@ fn with_tls(policy: &str, more: &str) -> String {
     let changed = policy.replace("tls: { mode: ", &format!("tls: {{ {more}, mode: "));
     assert_ne!(changed, policy);
     changed
+}
+
+/// Whatever sessions there were before, it is the certificate of now that counts.
+#[test]
+fn a_proxy_renews_its_certificate() {
+    let stage = Stage::new("proxy-renews");
+    let world = stage.world();
+    let names = ["DNS:proxy.example"];
+    let known = stage.scene.pki.authority();
+    let shown = known.issue(world, "shown", &Request::server(&names));
+    let renewed = known.issue(world, "renewed", &Request::server(&names));
+    let unknown = Authority::new(world, "unknown");
+    let wrong = unknown.issue(world, "wrong", &Request::server(&names));
+    let options = Options {
+        security: Security::Tls(&shown),
+        credentials: BASIC,
+        ..Options::default()
+    };
+    let _gateway = Gateway::start_with(world, &options);
+    let agent = Agent::start(world, &policy(&stage, "HTTP-CONNECT", &options, BASIC));
+    for _ in 0..2 {
+        assert_eq!(page(&stage), Nginx::GREETING, "{}", agent.tails());
+    }
+    let show = |other: &Issued| {
+        put(&other.certificate, &shown.certificate);
+        put(&other.key, &shown.key);
+    };
+    let until = |body: &str| {
+        let comes = || (page(&stage) == body).then_some(());
+        let comes = poll(Duration::from_secs(20), comes);
+        assert!(comes.is_some(), "not {body:?}\n{}", agent.tails());
+    };
+    show(&wrong);
+    until("");
+    let refused = |record: &Access| record.text("flags") == "UF";
+    let error = agent.wait_for_access("a failure", refused).text("error");
+    assert!(error.contains("none of the CAs configured"), "{error}");
+    show(&renewed);
+    until(Nginx::GREETING);
+    world.expect_no_direct_arrivals();
 }
 
 #[test]
