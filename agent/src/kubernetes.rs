@@ -20,7 +20,11 @@ mod kinds;
 #[cfg(feature = "kubernetes")]
 mod leader;
 #[cfg(feature = "kubernetes")]
+mod metrics;
+#[cfg(feature = "kubernetes")]
 mod nodes;
+#[cfg(feature = "kubernetes")]
+mod pods;
 #[cfg(feature = "kubernetes")]
 mod report;
 #[cfg(feature = "kubernetes")]
@@ -28,6 +32,10 @@ mod status;
 #[cfg(feature = "kubernetes")]
 mod watch;
 
+#[cfg_attr(
+    not(feature = "kubernetes"),
+    expect(dead_code, reason = "nobody feeds it")
+)]
 mod feed;
 
 use std::path::PathBuf;

@@ -88,24 +88,21 @@ impl Identity {
         Some(&self.seen.container.as_ref()?.pod)
     }
 
-    /// All that is known, if this is still what the pod is.
+    /// All that is known, if it is known what the pod is. Who is gone from the API stays who he was
+    /// as long as his processes are there.
     pub fn if_still(&self, pod: Option<&Arc<Pod>>) -> Option<&Arc<Workload>> {
-        match (pod, &self.known) {
-            (None, None) => Some(&self.seen),
-            (Some(pod), Some((known, whole))) if Arc::ptr_eq(pod, known) => Some(whole),
-            _ => None,
-        }
+        let (known, whole) = self.known.as_ref()?;
+        pod.is_none_or(|pod| Arc::ptr_eq(pod, known))
+            .then_some(whole)
     }
 
     /// The same, of this pod as it is now.
     #[must_use]
-    pub fn with(&self, pod: Option<Arc<Pod>>) -> Self {
+    pub fn of_pod(&self, pod: Arc<Pod>) -> Self {
+        let whole = Arc::new(self.seen.of_pod(&pod));
         Self {
             seen: Arc::clone(&self.seen),
-            known: pod.map(|pod| {
-                let whole = Arc::new(self.seen.of_pod(&pod));
-                (pod, whole)
-            }),
+            known: Some((pod, whole)),
         }
     }
 

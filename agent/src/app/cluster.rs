@@ -10,6 +10,7 @@ use crate::admin::Readiness;
 use crate::dns::Resolver;
 use crate::kubernetes::{ClusterConfig, Feed};
 use crate::sockets::SocketFactory;
+use crate::workload::Pods;
 
 /// Follows the cluster, and waits until all of its policy is known, however long that takes: without
 /// it nothing may be captured, nor let go that an earlier agent left refused. Readiness says meanwhile
@@ -22,6 +23,7 @@ pub(super) async fn join(
     vital: &VitalTasks,
     readiness: &Readiness,
     registry: &Registry,
+    pods: &Arc<Pods>,
 ) -> Result<Arc<Feed>, StartError> {
     use std::time::Duration;
 
@@ -33,8 +35,14 @@ pub(super) async fn join(
     const LOOK: Duration = Duration::from_secs(1);
 
     let api = Api::new(config, Arc::clone(sockets), resolver.clone()).await?;
-    let feed = Arc::new(Feed::default());
-    vital.spawn("cluster", follow(api.clone(), Arc::clone(&feed)));
+    let feed = Arc::new(Feed::new(Arc::clone(pods)));
+    let following = follow(
+        api.clone(),
+        config.node.clone(),
+        Arc::clone(&feed),
+        registry.clone(),
+    );
+    vital.spawn("cluster", following);
     let reporting = report(api, config.clone(), registry.clone(), Arc::clone(&feed));
     vital.spawn("reports to the cluster", reporting);
     let check = readiness.check("cluster");
@@ -58,6 +66,7 @@ pub(super) async fn join(
     _: &VitalTasks,
     _: &Readiness,
     _: &Registry,
+    _: &Arc<Pods>,
 ) -> Result<Arc<Feed>, StartError> {
     Ok(Arc::default())
 }

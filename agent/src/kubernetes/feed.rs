@@ -1,6 +1,7 @@
 //! What is known of the cluster, and how well it is.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -10,12 +11,14 @@ use tokio::sync::{Notify, watch};
 use crate::policy::{
     ClusterDocuments, ClusterKind, ClusterObjects, ObjectKey, ObjectRef, Problem, References,
 };
+use crate::workload::{Pod, Pods};
 
 /// Objects of the cluster as they are known, which is as they were when the API was last reached.
 #[derive(Debug, Default)]
 pub struct Feed {
     state: Mutex<State>,
     verdict: watch::Sender<Verdict>,
+    pods: Arc<Pods>,
     /// Some object is another.
     pub(super) moved: Notify,
     /// What there is may be read.
@@ -28,6 +31,8 @@ struct State {
     tunnels: BTreeMap<Name, TunnelFacts>,
     /// The same when documents were last taken.
     taken: BTreeMap<Name, TunnelFacts>,
+    /// Of this node, with what their cgroups call them.
+    pods: HashMap<Name, (Box<str>, Pod)>,
     watches: BTreeMap<Scope, Watched>,
     outage: Option<Outage>,
 }
@@ -69,7 +74,8 @@ pub struct Verdict {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) enum Scope {
     Policy(ClusterKind, Option<Name>),
-    Pods,
+    /// Those of one node.
+    Pods(String),
 }
 
 /// How a watch does.
@@ -103,6 +109,14 @@ pub(super) enum Turn {
 }
 
 impl Feed {
+    /// What nothing is known of yet; the pods of the node go to `pods`.
+    pub fn new(pods: Arc<Pods>) -> Self {
+        Self {
+            pods,
+            ..Self::default()
+        }
+    }
+
     /// Waits until what is known has changed, and what it refers to is known as well.
     pub async fn changed(&self) {
         self.settled.notified().await;
@@ -142,9 +156,11 @@ impl Feed {
         self.verdict.send_replace(verdict);
     }
 
-    /// What was last told.
+    /// What was last told, and what will be.
     pub(super) fn verdicts(&self) -> watch::Receiver<Verdict> {
-        self.verdict.subscribe()
+        let mut verdicts = self.verdict.subscribe();
+        verdicts.mark_changed();
+        verdicts
     }
 
     /// Every Tunnel there is.
@@ -152,10 +168,13 @@ impl Feed {
         self.state.lock().tunnels.clone()
     }
 
-    /// Whether everything was known at some time: before, nothing can be decided.
+    /// Whether everything was known at some time, but for what is only referred to: before, nothing
+    /// can be decided.
     pub fn is_complete(&self) -> bool {
         let state = self.state.lock();
-        !state.watches.is_empty() && state.watches.values().all(Watched::is_settled)
+        let mut watches = state.watches.iter();
+        let is_of_one = |scope: &Scope| matches!(scope, Scope::Policy(_, Some(_)));
+        watches.all(|(scope, watched)| is_of_one(scope) || watched.is_settled())
     }
 
     /// Why the API is not reached, if it is not.
@@ -167,13 +186,9 @@ impl Feed {
     /// What `/status` shows.
     pub fn to_json(&self) -> Value {
         let state = self.state.lock();
-        let mut objects: BTreeMap<&str, usize> = BTreeMap::new();
         let mut absent = Vec::new();
         let mut refused = Vec::new();
         for (scope, watched) in &state.watches {
-            if let Scope::Policy(kind, None) = scope {
-                objects.insert(scope.name(), state.objects.count(*kind));
-            }
             if watched.absent {
                 absent.push(scope.to_string());
             }
@@ -187,10 +202,15 @@ impl Feed {
                 "seconds": outage.since.elapsed().as_secs(),
                 "reason": outage.reason,
             })),
-            "objects": objects,
+            "objects": state.counts(),
             "absent": absent,
             "refused": refused,
         })
+    }
+
+    /// How many objects there are, by kind.
+    pub(super) fn counts(&self) -> BTreeMap<&'static str, usize> {
+        self.state.lock().counts()
     }
 
     pub(super) fn references(&self) -> References {
@@ -231,10 +251,33 @@ impl Feed {
         }
     }
 
+    /// Takes a pod of the node as it is now; `uid` is what its cgroup calls it.
+    pub(super) fn set_pod(&self, scope: &Scope, name: Name, uid: Box<str>, pod: Pod) {
+        let mut state = self.state.lock();
+        let Some(watched) = state.watches.get_mut(scope) else {
+            return;
+        };
+        watched.members.insert(name.clone());
+        let is_known = watched.synced;
+        state.pods.insert(name, (uid, pod));
+        if is_known {
+            self.tell_pods(&state);
+        }
+    }
+
+    fn tell_pods(&self, state: &State) {
+        self.pods.replace(state.pods.values().cloned());
+    }
+
     /// Forgets an object of a watch.
     pub(super) fn remove(&self, scope: &Scope, name: &Name) {
         let Scope::Policy(kind, _) = scope else {
-            return;
+            let mut state = self.state.lock();
+            if let Some(watched) = state.watches.get_mut(scope) {
+                watched.members.remove(name);
+            }
+            state.pods.remove(name);
+            return self.tell_pods(&state);
         };
         let mut state = self.state.lock();
         if let Some(watched) = state.watches.get_mut(scope) {
@@ -266,19 +309,29 @@ impl Feed {
     }
 
     pub(super) fn synced(&self, scope: &Scope) {
-        if let Some(watched) = self.state.lock().watches.get_mut(scope) {
-            watched.synced = true;
-            watched.absent = false;
+        let mut state = self.state.lock();
+        let Some(watched) = state.watches.get_mut(scope) else {
+            return;
+        };
+        watched.absent = false;
+        let is_first = !std::mem::replace(&mut watched.synced, true);
+        if matches!(scope, Scope::Pods(_)) {
+            self.tell_pods(&state);
         }
-        self.moved.notify_one();
+        if is_first {
+            self.moved.notify_one();
+        }
     }
 
     /// The cluster does not have the kind.
     pub(super) fn absent(&self, scope: &Scope) {
-        if let Some(watched) = self.state.lock().watches.get_mut(scope) {
-            watched.absent = true;
+        let mut state = self.state.lock();
+        let Some(watched) = state.watches.get_mut(scope) else {
+            return;
+        };
+        if !std::mem::replace(&mut watched.absent, true) {
+            self.moved.notify_one();
         }
-        self.moved.notify_one();
     }
 
     /// Notes how a request for a watch fared. Returns what that turns.
@@ -320,6 +373,16 @@ impl Feed {
     }
 }
 
+impl State {
+    fn counts(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for (scope, watched) in &self.watches {
+            *counts.entry(scope.name()).or_default() += watched.members.len();
+        }
+        counts
+    }
+}
+
 impl Watched {
     fn is_settled(&self) -> bool {
         self.synced || self.absent || self.refused
@@ -330,7 +393,7 @@ impl Scope {
     /// In the plural, with the group where it is not plain.
     fn name(&self) -> &'static str {
         match self {
-            Self::Pods => "pods",
+            Self::Pods(_) => "pods",
             Self::Policy(kind, _) => match kind {
                 ClusterKind::Tunnel => "tunnels",
                 ClusterKind::ServiceEntry => "serviceentries",
@@ -359,7 +422,7 @@ impl std::fmt::Display for Scope {
         f.write_str(self.name())?;
         match self {
             Self::Policy(_, Some((namespace, name))) => write!(f, " {namespace}/{name}"),
-            Self::Policy(_, None) | Self::Pods => Ok(()),
+            Self::Policy(_, None) | Self::Pods(_) => Ok(()),
         }
     }
 }

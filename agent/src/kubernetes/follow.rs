@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::Registry;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -11,7 +12,7 @@ use super::client::Api;
 use super::feed::{Feed, Scope};
 use super::groups::Groups;
 use super::kinds::FOLLOWED;
-use super::watch;
+use super::{metrics, watch};
 use crate::policy::{ClusterKind, References};
 
 /// Nothing must come for so long before policy is made anew: changes often come many at a time.
@@ -26,8 +27,12 @@ const FIRST_SIGHT: Duration = Duration::from_secs(2);
 /// References that are followed at most, of each kind: each is a watch of its own.
 const MAX_REFERENCES: usize = 512;
 
-/// Keeps `feed` as the cluster is, for ever.
-pub async fn follow(api: Api, feed: Arc<Feed>) {
+/// Keeps `feed` as the cluster is, with the pods of this node, for ever.
+pub async fn follow(api: Api, node: String, feed: Arc<Feed>, registry: Registry) {
+    if let Err(error) = metrics::register(&registry, Arc::clone(&feed)) {
+        tracing::error!(%error, "the cluster has no metrics");
+    }
+
     let mut watches = Watches {
         groups: Arc::new(Groups::new(api.plain())),
         api,
@@ -38,6 +43,7 @@ pub async fn follow(api: Api, feed: Arc<Feed>) {
     for kind in FOLLOWED {
         watches.open(Scope::Policy(kind, None));
     }
+    watches.open(Scope::Pods(node));
     loop {
         feed.moved.notified().await;
         let patience = Instant::now() + PATIENCE;
@@ -92,11 +98,16 @@ impl Watches {
             self.referred.insert(scope.clone(), task);
         }
         let deadline = Instant::now() + FIRST_SIGHT;
+        let mut moved = false;
         while !new.iter().all(|scope| feed.is_settled(scope)) {
             tokio::select! {
-                () = feed.moved.notified() => {}
+                () = feed.moved.notified() => moved = true,
                 () = sleep_until(deadline) => break,
             }
+        }
+        if moved {
+            // What came meanwhile may refer to more.
+            feed.moved.notify_one();
         }
         // Ended tasks are of watches that were closed.
         while self.tasks.try_join_next().is_some() {}

@@ -260,7 +260,9 @@ async fn tell_of_refusals(mut events: Events, mut refusals: Refusals, feed: &Fee
                 continue;
             };
             let name = (namespace.to_owned(), name.to_owned());
-            let uid = feed.tunnels().get(&name).map(|facts| facts.uid.clone());
+            let tunnels = feed.tunnels();
+            let tunnel = tunnels.get(&name).filter(|_| kind == "Tunnel");
+            let uid = tunnel.map(|facts| facts.uid.clone());
             let note = format!(
                 "proxy {proxy} answers 407: it wants other credentials than those of the Secret, or \
                  any at all"

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use kube::Api;
-use kube::api::DynamicObject;
+use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::Value;
 use tokio::time::sleep;
@@ -73,8 +73,16 @@ struct Watched<'a> {
 
 impl Watched<'_> {
     async fn until_it_ends(&self, backoff: &mut Backoff, looks: &mut u32) -> End {
-        let Scope::Policy(kind, only) = self.scope else {
-            return End::Absent;
+        let (kind, only) = match self.scope {
+            Scope::Policy(kind, only) => (kind, only),
+            Scope::Pods(node) => {
+                let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+                let objects = Api::all_with(self.client.clone(), &resource);
+                let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+                return self
+                    .until_events_end(&resource, objects, config, backoff, looks)
+                    .await;
+            }
         };
         let version = match kinds::group(*kind) {
             kinds::ISTIO => match self.groups.istio_version().await {
@@ -88,8 +96,8 @@ impl Watched<'_> {
             _ => None,
         };
         let resource = kinds::resource(*kind, version);
-        // From what the server has at hand, as the kubelet does it.
-        let mut config = watcher::Config::default().any_semantic();
+        // Lists are of the present: one from a stale cache could bring a policy back.
+        let mut config = watcher::Config::default();
         let objects: Api<DynamicObject> = match only {
             None => Api::all_with(self.client.clone(), &resource),
             Some((namespace, name)) => {
@@ -102,6 +110,18 @@ impl Watched<'_> {
                 Api::namespaced_with(self.client.clone(), namespace, &resource)
             }
         };
+        self.until_events_end(&resource, objects, config, backoff, looks)
+            .await
+    }
+
+    async fn until_events_end(
+        &self,
+        resource: &ApiResource,
+        objects: Api<DynamicObject>,
+        config: watcher::Config,
+        backoff: &mut Backoff,
+        looks: &mut u32,
+    ) -> End {
         let mut events = pin!(watcher(objects, config));
         let mut seen = HashSet::new();
         while let Some(event) = events.next().await {
@@ -143,6 +163,11 @@ impl Watched<'_> {
 
     fn take(&self, version: &str, object: DynamicObject) -> Option<Name> {
         let name = name_of(&object)?;
+        if let Scope::Pods(_) = self.scope {
+            let (uid, pod) = super::pods::pod(object)?;
+            self.feed.set_pod(self.scope, name.clone(), uid, pod);
+            return Some(name);
+        }
         let facts = TunnelFacts {
             uid: object.metadata.uid.clone().unwrap_or_default(),
             generation: object.metadata.generation.unwrap_or_default(),

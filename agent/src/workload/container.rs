@@ -97,7 +97,9 @@ mod tests {
             .replace("U_D", &UID.replace('-', "_"))
             .replace("U-D", UID);
         let found = Container::in_cgroup(&path);
-        let found = found.as_ref().map(|found| (&*found.pod, found.id.as_deref()));
+        let found = found
+            .as_ref()
+            .map(|found| (&*found.pod, found.id.as_deref()));
         assert_eq!(found, expected, "{path}");
     }
 
@@ -145,7 +147,9 @@ mod tests {
     fn static_pods_are_called_after_their_manifests() {
         let hash = "d0c1a5b3e2f4968778695a4b3c2d1e0f";
         expect(
-            &format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{hash}.slice/cri-containerd-ID.scope"),
+            &format!(
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{hash}.slice/cri-containerd-ID.scope"
+            ),
             Some((hash, Some(ID))),
         );
         expect(

@@ -137,12 +137,28 @@ mod tests {
 
     #[test]
     fn owners_are_what_lasts() {
-        let labels: BTreeMap<_, _> = [("pod-template-hash".to_owned(), "5d8c7f9b4".to_owned())].into();
+        let labels: BTreeMap<_, _> =
+            [("pod-template-hash".to_owned(), "5d8c7f9b4".to_owned())].into();
         let none = BTreeMap::new();
         for (kind, name, labels, expected) in [
-            ("ReplicaSet", "web-5d8c7f9b4", &labels, ("Deployment", "web")),
-            ("ReplicaSet", "web-5d8c7f9b4", &none, ("ReplicaSet", "web-5d8c7f9b4")),
-            ("ReplicaSet", "web5d8c7f9b4", &labels, ("ReplicaSet", "web5d8c7f9b4")),
+            (
+                "ReplicaSet",
+                "web-5d8c7f9b4",
+                &labels,
+                ("Deployment", "web"),
+            ),
+            (
+                "ReplicaSet",
+                "web-5d8c7f9b4",
+                &none,
+                ("ReplicaSet", "web-5d8c7f9b4"),
+            ),
+            (
+                "ReplicaSet",
+                "web5d8c7f9b4",
+                &labels,
+                ("ReplicaSet", "web5d8c7f9b4"),
+            ),
             ("StatefulSet", "db", &none, ("StatefulSet", "db")),
             ("DaemonSet", "log", &none, ("DaemonSet", "log")),
             ("Job", "backup-29384756", &none, ("CronJob", "backup")),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
@@ -33,6 +34,30 @@ pub(super) struct Server {
 struct Shared {
     state: Mutex<State>,
     events: broadcast::Sender<(String, Value)>,
+}
+
+impl Shared {
+    fn put(&self, collection: &str, namespace: &str, name: &str, mut object: Value) {
+        let mut state = self.state.lock();
+        state.version += 1;
+        let metadata = &mut object["metadata"];
+        metadata["namespace"] = namespace.into();
+        metadata["name"] = name.into();
+        metadata["resourceVersion"] = state.version.to_string().into();
+        let key = (namespace.to_owned(), name.to_owned());
+        let objects = state.objects.entry(collection.to_owned()).or_default();
+        let is_there = objects.insert(key, object.clone()).is_some();
+        let kind = if is_there { "MODIFIED" } else { "ADDED" };
+        self.tell(&mut state, collection, kind, object);
+    }
+
+    fn tell(&self, state: &mut State, collection: &str, kind: &str, object: Value) {
+        let event = json!({"type": kind, "object": object});
+        state
+            .log
+            .push((state.version, collection.to_owned(), event.clone()));
+        let _ = self.events.send((collection.to_owned(), event));
+    }
 }
 
 #[derive(Default)]
@@ -81,8 +106,16 @@ impl Server {
             while let Ok((stream, _)) = listener.accept().await {
                 let shared = Arc::clone(&shared);
                 let service = service_fn(move |request| {
-                    let answer = answer(&shared, &request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let shared = Arc::clone(&shared);
+                    async move {
+                        let (parts, body) = Request::into_parts(request);
+                        let body = Incoming::collect(body).await.unwrap().to_bytes();
+                        let answer = match parts.method {
+                            Method::GET => answer(&shared, &parts),
+                            _ => write_of(&shared, &parts, &body),
+                        };
+                        Ok::<_, Infallible>(answer)
+                    }
                 });
                 connections.spawn(async move {
                     let connection =
@@ -130,20 +163,26 @@ impl Server {
     }
 
     /// Creates or changes an object.
-    pub(super) fn put(&self, collection: &str, namespace: &str, name: &str, mut object: Value) {
-        let mut state = self.shared.state.lock();
-        state.version += 1;
-        object["metadata"]["namespace"] = namespace.into();
-        object["metadata"]["name"] = name.into();
-        object["metadata"]["resourceVersion"] = state.version.to_string().into();
+    pub(super) fn put(&self, collection: &str, namespace: &str, name: &str, object: Value) {
+        self.shared.put(collection, namespace, name, object);
+    }
+
+    /// An object as it is.
+    pub(super) fn get(&self, collection: &str, namespace: &str, name: &str) -> Option<Value> {
+        let state = self.shared.state.lock();
         let key = (namespace.to_owned(), name.to_owned());
-        let objects = state.objects.entry(collection.to_owned()).or_default();
-        let kind = if objects.insert(key, object.clone()).is_some() {
-            "MODIFIED"
-        } else {
-            "ADDED"
-        };
-        self.tell(&mut state, collection, kind, object);
+        state.objects.get(collection)?.get(&key).cloned()
+    }
+
+    /// All objects of a collection.
+    pub(super) fn all(&self, collection: &str) -> Vec<Value> {
+        let state = self.shared.state.lock();
+        let objects = state.objects.get(collection);
+        objects
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .cloned()
+            .collect()
     }
 
     pub(super) fn delete(&self, collection: &str, namespace: &str, name: &str) {
@@ -155,15 +194,7 @@ impl Server {
             .remove(&(namespace.to_owned(), name.to_owned()))
             .unwrap();
         object["metadata"]["resourceVersion"] = version.into();
-        self.tell(&mut state, collection, "DELETED", object);
-    }
-
-    fn tell(&self, state: &mut State, collection: &str, kind: &str, object: Value) {
-        let event = json!({"type": kind, "object": object});
-        state
-            .log
-            .push((state.version, collection.to_owned(), event.clone()));
-        let _ = self.shared.events.send((collection.to_owned(), event));
+        self.shared.tell(&mut state, collection, "DELETED", object);
     }
 
     /// Sends something to the watches of a collection.
@@ -191,12 +222,59 @@ impl Server {
     }
 }
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
+/// POST, PUT, PATCH and DELETE. A patch takes the place of the object, or of its status.
+fn write_of(shared: &Shared, request: &Parts, body: &[u8]) -> Answer {
+    let path = request.uri.path();
+    let (path, of_status) = match path.strip_suffix("/status") {
+        Some(path) => (path, true),
+        None => (path, false),
+    };
+    let (root, rest) = path.split_once("/namespaces/").unwrap();
+    let mut steps = rest.splitn(3, '/');
+    let (namespace, plural) = (steps.next().unwrap(), steps.next().unwrap());
+    let collection = format!("{root}/{plural}");
+    let mut object: Value = serde_json::from_slice(body).unwrap_or_default();
+    let name = match steps.next() {
+        Some(name) => name.to_owned(),
+        None => object["metadata"]["name"].as_str().unwrap().to_owned(),
+    };
+    let key = (namespace.to_owned(), name.clone());
     let mut state = shared.state.lock();
-    state.requests.push(request.uri().to_string());
-    let path = request.uri().path();
+    let line = format!("{} {}", request.method, request.uri);
+    state.requests.push(line);
+    if let Some(code) = state.answers.get(&collection).filter(|code| **code != 0) {
+        return status(*code);
+    }
+    let objects = state.objects.entry(collection.clone()).or_default();
+    let before = objects.get(&key).cloned();
+    match (&request.method, before) {
+        (&Method::DELETE, _) => {
+            objects.remove(&key);
+            return status(200);
+        }
+        (&Method::POST, Some(_)) => return status(409),
+        (&Method::PUT, Some(before))
+            if object["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"] =>
+        {
+            return status(409);
+        }
+        (&Method::PATCH, Some(mut before)) if of_status => {
+            before["status"] = object["status"].take();
+            object = before;
+        }
+        _ => {}
+    }
+    drop(state);
+    shared.put(&collection, namespace, &name, object.clone());
+    whole(StatusCode::OK, &object)
+}
+
+fn answer(shared: &Shared, request: &Parts) -> Answer {
+    let mut state = shared.state.lock();
+    state.requests.push(request.uri.to_string());
+    let path = request.uri.path();
     let query: HashMap<String, String> =
-        url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+        url::form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes())
             .into_owned()
             .collect();
     if let Some(group) = path
@@ -226,6 +304,15 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
     };
     if let Some(code) = state.answers.get(&collection).filter(|code| **code != 0) {
         return status(*code);
+    }
+    let single = collection.rsplit_once('/');
+    let single = single.filter(|(root, _)| state.objects.contains_key(*root));
+    if let (Some((root, name)), Some(namespace)) = (single, &namespace) {
+        let key = (namespace.clone(), name.to_owned());
+        return match state.objects[root].get(&key) {
+            Some(object) => whole(StatusCode::OK, object),
+            None => status(404),
+        };
     }
     let Some(objects) = state.objects.get(&collection) else {
         return status(404);
