@@ -46,7 +46,6 @@ use crate::relay::Timeouts;
 use crate::sockets::SocketFactory;
 use crate::telemetry::{LogHandle, Metrics};
 use crate::tunnel::{TunnelConfig, Tunneler};
-use crate::workload::Pods;
 
 use accept::Acceptor;
 use enrolment::Enrolment;
@@ -187,10 +186,6 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
 
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
-    let pods = config
-        .kubernetes
-        .as_ref()
-        .map(|_| Arc::new(Pods::default()));
     let readiness = Readiness::default();
     let shown: Arc<OnceLock<Shown>> = Arc::default();
     let serve = |admin: AdminServer| {
@@ -206,16 +201,14 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             log: log.clone(),
         })
     };
-    let pods: Arc<Pods> = Arc::default();
     let (admin, feed) = match &config.kubernetes {
         None => (Ok(admin), None),
         Some(cluster) => {
             // That may take long, and whoever asks is told why.
             let served = serve(admin)?;
-            let feed = cluster::join(
-                cluster, &sockets, &resolver, &vital, &readiness, &registry, &pods,
-            )
-            .await?;
+            let joining =
+                cluster::join(cluster, &sockets, &resolver, &vital, &readiness, &registry);
+            let feed = joining.await?;
             config.policy.add(Arc::clone(&feed));
             read = config.policy.read(|_| {});
             (Err(served), Some(feed))
@@ -243,7 +236,10 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             Arc::new(metrics.proxy.clone()),
         ),
         resolver,
-        workloads: Arc::new(Workloads::new(Hierarchy::find()?, pods)),
+        workloads: Arc::new(Workloads::new(
+            Hierarchy::find()?,
+            feed.as_ref().map(|feed| feed.pods()),
+        )),
         sockets,
         metrics: Arc::clone(&metrics),
         circuits: Circuits::new(Arc::clone(&metrics)),

@@ -10,7 +10,6 @@ use crate::admin::Readiness;
 use crate::dns::Resolver;
 use crate::kubernetes::{ClusterConfig, Feed};
 use crate::sockets::SocketFactory;
-use crate::workload::Pods;
 
 /// Follows the cluster, and waits until all of its policy is known, however long that takes: without
 /// it nothing may be captured, nor let go that an earlier agent left refused. Readiness says meanwhile
@@ -23,7 +22,6 @@ pub(super) async fn join(
     vital: &VitalTasks,
     readiness: &Readiness,
     registry: &Registry,
-    pods: &Arc<Pods>,
 ) -> Result<Arc<Feed>, StartError> {
     use std::time::Duration;
 
@@ -35,7 +33,7 @@ pub(super) async fn join(
     const LOOK: Duration = Duration::from_secs(1);
 
     let api = Api::new(config, Arc::clone(sockets), resolver.clone()).await?;
-    let feed = Arc::new(Feed::new(Arc::clone(pods)));
+    let feed = Arc::new(Feed::default());
     let following = follow(
         api.clone(),
         config.node.clone(),
@@ -66,7 +64,6 @@ pub(super) async fn join(
     _: &VitalTasks,
     _: &Readiness,
     _: &Registry,
-    _: &Arc<Pods>,
 ) -> Result<Arc<Feed>, StartError> {
     Ok(Arc::default())
 }

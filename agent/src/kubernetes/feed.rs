@@ -109,12 +109,9 @@ pub(super) enum Turn {
 }
 
 impl Feed {
-    /// What nothing is known of yet; the pods of the node go to `pods`.
-    pub fn new(pods: Arc<Pods>) -> Self {
-        Self {
-            pods,
-            ..Self::default()
-        }
+    /// The pods of the node.
+    pub fn pods(&self) -> Arc<Pods> {
+        Arc::clone(&self.pods)
     }
 
     /// Waits until what is known has changed, and what it refers to is known as well.

@@ -57,8 +57,7 @@ impl Followed {
         let nothing = Path::new("/dev/null");
         let resolver = Resolver::from_files(Arc::clone(&sockets) as _, nothing, nothing);
         let api = Api::new(&config, sockets, resolver).await.unwrap();
-        let pods: Arc<Pods> = Arc::default();
-        let feed = Arc::new(Feed::new(Arc::clone(&pods)));
+        let feed = Arc::new(Feed::default());
         let mut tasks = JoinSet::new();
         let following = follow(
             api.clone(),
@@ -68,8 +67,8 @@ impl Followed {
         );
         tasks.spawn(following);
         Self {
+            pods: feed.pods(),
             feed,
-            pods,
             api,
             config,
             tasks,

@@ -235,7 +235,7 @@ impl Observer for Sight {
             ),
             Some(Turn::Refused(why)) => tracing::error!(
                 "the API server does not let us read {}: {why}; the role of the agent's service \
-                 account has to allow get, list and watch",
+                 account has to allow list and watch",
                 self.scope
             ),
             None => {}

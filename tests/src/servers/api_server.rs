@@ -86,7 +86,7 @@ impl ApiServer {
 
     /// A configuration that leads to it.
     pub fn kubeconfig(&self) -> &str {
-        self.kubeconfig.to_str().must("read a path as text")
+        self.kubeconfig.to_str().expect("a path of text")
     }
 
     /// Has it know another kind: `/apis/GROUP/VERSION/PLURAL`.
