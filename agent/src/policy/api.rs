@@ -9,6 +9,7 @@ pub(super) mod endpoint_slice;
 pub(super) mod http_route;
 pub(super) mod metadata;
 pub(super) mod quantity;
+mod rules;
 pub(super) mod secret;
 pub(super) mod service;
 pub(super) mod service_entry;

@@ -288,7 +288,10 @@ mod tests {
             "enum",
             "minimum",
             "maximum",
+            "maxItems",
+            "maxLength",
             "pattern",
+            "x-kubernetes-validations",
         ];
         for key in node.keys() {
             assert!(known.contains(&key.as_str()), "{at}: {key}");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::rules;
 use super::service_entry::ExportTo;
 use super::tls::TlsFields;
 use super::traffic::{ConnectionPool, LoadBalancer, OutlierDetection};
@@ -63,6 +64,7 @@ pub(in crate::policy) struct DestinationRuleSpec {
     pub(in crate::policy) traffic_policy: TrafficPolicy,
     /// The namespaces whose workloads it is for: `.` its own, `*` all; unset: all.
     #[serde(default)]
+    #[schemars(length(max = rules::MOST_ITEMS))]
     pub(in crate::policy) export_to: Vec<ExportTo>,
     /// The pods that it is for; unset: all.
     pub(in crate::policy) workload_selector: Option<PodSelector>,
@@ -89,6 +91,7 @@ pub(in crate::policy) struct PodSelector {
     deny_unknown_fields,
     expecting = "a mapping"
 )]
+#[schemars(extend("x-kubernetes-validations" = rules::TRAFFIC_POLICY))]
 pub(in crate::policy) struct TrafficPolicy {
     /// Through a forward proxy.
     pub(in crate::policy) tunnel: Option<TunnelFields>,
@@ -103,6 +106,7 @@ pub(in crate::policy) struct TrafficPolicy {
     /// When an endpoint of a proxy is passed over, or a target refused.
     pub(in crate::policy) outlier_detection: Option<OutlierDetection>,
     /// The same for single ports.
+    #[schemars(length(max = rules::MOST_ITEMS))]
     pub(in crate::policy) port_level_settings: Vec<PortPolicy>,
 }
 
@@ -169,6 +173,7 @@ words! {
     deny_unknown_fields,
     expecting = "a mapping with host"
 )]
+#[schemars(extend("x-kubernetes-validations" = rules::TUNNEL_PROXY))]
 pub(in crate::policy) struct TunnelProxy {
     /// The host of the ServiceEntry or Service that describes it, or its name or address.
     pub(in crate::policy) host: HostField,

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::rules;
 use super::tunnel::Weight;
 use super::value::{HostField, HostPattern, Port};
 use super::words::words;
@@ -40,15 +41,19 @@ impl Spec for ServiceEntrySpec {
     deny_unknown_fields,
     expecting = "a mapping with hosts"
 )]
+#[schemars(extend("x-kubernetes-validations" = rules::SERVICE_ENTRY))]
 pub(in crate::policy) struct ServiceEntrySpec {
     /// Its names; `*.example.com` stands for every name below. The first is the target host where
     /// a fixed one is needed.
+    #[schemars(length(max = rules::MOST_ITEMS))]
     pub(in crate::policy) hosts: Vec<HostPattern>,
     /// Its addresses and ranges; unset: it may be at any.
     #[serde(default)]
+    #[schemars(length(max = rules::MOST_ITEMS))]
     pub(in crate::policy) addresses: Vec<AddressField>,
     /// Its ports; unset: any.
     #[serde(default)]
+    #[schemars(length(max = rules::MOST_ITEMS))]
     pub(in crate::policy) ports: Vec<ServicePort>,
     /// Whether it is external.
     #[serde(default)]
@@ -58,9 +63,11 @@ pub(in crate::policy) struct ServiceEntrySpec {
     pub(in crate::policy) resolution: Resolution,
     /// Where a proxy is, if not at its host.
     #[serde(default)]
+    #[schemars(length(max = rules::MOST_ITEMS))]
     pub(in crate::policy) endpoints: Vec<ServiceEndpoint>,
     /// The namespaces whose workloads see it: `.` its own, `*` all; unset: all.
     #[serde(default)]
+    #[schemars(length(max = rules::MOST_ITEMS))]
     pub(in crate::policy) export_to: Vec<ExportTo>,
     /// One of these must be in the certificate of the service, where TLS is originated.
     #[serde(default)]
@@ -119,7 +126,7 @@ words! {
 /// What is spoken on a port. Letter case does not matter, as in Istio.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(try_from = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("x-kubernetes-validations" = Self::rules(), "maxLength" = 32))]
 pub(in crate::policy) enum PortProtocol {
     /// Not said.
     #[default]
@@ -161,6 +168,15 @@ impl PortProtocol {
     pub(in crate::policy) fn from_word(text: &str) -> Option<Self> {
         let is = |(word, _): &&(&str, Self)| word.eq_ignore_ascii_case(text);
         Self::WORDS.iter().find(is).map(|(_, protocol)| *protocol)
+    }
+
+    fn rules() -> Vec<rules::Rule> {
+        let words: Vec<_> = Self::WORDS.iter().map(|(word, _)| *word).collect();
+        let words = words.join("', '");
+        vec![rules::Rule {
+            rule: format!("self.upperAscii() in ['{words}']").into(),
+            message: format!("expected one of '{words}'").into(),
+        }]
     }
 
     /// Whether it says how to ask for tunnels.
@@ -207,7 +223,7 @@ pub(in crate::policy) struct ServiceEndpoint {
 /// An address or a range, as a document gives it.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(try_from = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("x-kubernetes-validations" = rules::ADDRESS, "maxLength" = 64))]
 pub(in crate::policy) struct AddressField(pub(in crate::policy) IpNet);
 
 impl TryFrom<String> for AddressField {
@@ -236,7 +252,7 @@ impl TryFrom<String> for AddressField {
 /// Namespaces to which an object shows.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(try_from = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("x-kubernetes-validations" = rules::EXPORT_TO, "maxLength" = 63))]
 pub(in crate::policy) enum ExportTo {
     /// `*`
     All,

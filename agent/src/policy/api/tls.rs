@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::rules;
 use super::value::HostNameField;
 use super::words::words;
 
@@ -35,6 +36,7 @@ words! {
     deny_unknown_fields,
     expecting = "a mapping with mode"
 )]
+#[schemars(extend("x-kubernetes-validations" = rules::TLS))]
 pub(in crate::policy) struct TlsFields {
     /// Whether TLS is spoken, and whether with a certificate of our own.
     pub(in crate::policy) mode: TlsMode,
@@ -48,6 +50,7 @@ pub(in crate::policy) struct TlsFields {
     /// A PEM file with the key of our certificate, for MUTUAL.
     pub(in crate::policy) private_key: Option<String>,
     /// The Secret with `ca.crt`, and for MUTUAL `tls.crt` and `tls.key`, instead of files.
+    #[schemars(extend("x-kubernetes-validations" = rules::SECRET, "maxLength" = rules::LONGEST_NAME))]
     pub(in crate::policy) credential_name: Option<String>,
     /// One of these must be in the server's certificate, instead of the server name.
     #[serde(default)]

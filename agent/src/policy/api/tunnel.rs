@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::quantity::Time;
+use super::rules;
 use super::tls::TlsFields;
 use super::value::{HostField, Port, TargetHost};
 use super::words::words;
@@ -33,6 +34,7 @@ impl Spec for TunnelSpec {
     deny_unknown_fields,
     expecting = "a mapping with proxy"
 )]
+#[schemars(extend("x-kubernetes-validations" = rules::TUNNEL))]
 pub(in crate::policy) struct TunnelSpec {
     /// To which services the connections are, by the labels of their ServiceEntry; unset: all that
     /// are external.
@@ -45,6 +47,7 @@ pub(in crate::policy) struct TunnelSpec {
     /// The forward proxy.
     pub(in crate::policy) proxy: Option<ProxyRef>,
     /// Several forward proxies instead of one.
+    #[schemars(length(max = rules::MOST_ITEMS))]
     pub(in crate::policy) proxies: Option<Vec<ProxyRef>>,
     /// Which host the proxy is asked for: a name or address, `AUTO_SNI`, or `ORIGINAL_DST`; unset:
     /// the first host of the ServiceEntry, else the best known name, else the address.
@@ -91,6 +94,7 @@ pub(in crate::policy) struct Selector {
     deny_unknown_fields,
     expecting = "a mapping with host"
 )]
+#[schemars(extend("x-kubernetes-validations" = rules::PROXY))]
 pub(in crate::policy) struct ProxyRef {
     /// Its name or address, or the host of a ServiceEntry or Service that describes it.
     pub(in crate::policy) host: HostField,
@@ -188,5 +192,6 @@ words! {
 )]
 pub(in crate::policy) struct CredentialRef {
     /// The Secret: `NAME` in the namespace of the document, or `NAMESPACE/NAME`.
+    #[schemars(extend("x-kubernetes-validations" = rules::SECRET, "maxLength" = rules::LONGEST_NAME))]
     pub(in crate::policy) credential_name: String,
 }

@@ -7,6 +7,7 @@ use std::num::NonZeroU16;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
+use super::rules;
 use crate::name::{Host, HostName};
 use crate::policy::problem::quotable;
 
@@ -57,7 +58,7 @@ impl JsonSchema for Port {
 
 /// A host by name or address, as a document gives it.
 #[derive(Clone, Debug, Eq, Hash, JsonSchema, PartialEq)]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("x-kubernetes-validations" = rules::HOST, "maxLength" = rules::LONGEST_HOST))]
 pub(in crate::policy) struct HostField(pub(in crate::policy) Host);
 
 impl<'de> Deserialize<'de> for HostField {
@@ -69,7 +70,7 @@ impl<'de> Deserialize<'de> for HostField {
 
 /// A host by name.
 #[derive(Clone, Debug, Eq, Hash, JsonSchema, PartialEq)]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("x-kubernetes-validations" = rules::HOST, "maxLength" = rules::LONGEST_HOST))]
 pub(in crate::policy) struct HostNameField(pub(in crate::policy) HostName);
 
 impl<'de> Deserialize<'de> for HostNameField {
@@ -86,7 +87,7 @@ impl<'de> Deserialize<'de> for HostNameField {
 
 /// One name, or all below one.
 #[derive(Clone, Debug, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd)]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("x-kubernetes-validations" = rules::HOST_PATTERN, "maxLength" = rules::LONGEST_HOST))]
 pub(in crate::policy) enum HostPattern {
     /// `*`: every name.
     Any,
@@ -155,7 +156,7 @@ impl<'de> Deserialize<'de> for HostPattern {
 
 /// Where the host of the target comes from.
 #[derive(Clone, Debug, Eq, JsonSchema, PartialEq)]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("x-kubernetes-validations" = rules::TARGET_HOST, "maxLength" = rules::LONGEST_HOST))]
 pub(in crate::policy) enum TargetHost {
     /// `AUTO_SNI`: the name the workload asks for.
     AutoSni,
