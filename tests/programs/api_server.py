@@ -22,7 +22,7 @@ import time
 import urllib.parse
 import uuid
 
-ADDRESS, PORT, PLAIN_PORT, CERTIFICATE, KEY, TOKEN = sys.argv[1:]
+ADDRESS, PORT, PLAIN_PORT, CERTIFICATE, KEY, TOKEN = sys.argv[1:7]
 
 changed = threading.Condition()
 version = 100
@@ -112,9 +112,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self.answer(401, failure(401, "Unauthorized"))
         else:
+            self.code = 200
             done = self.control(url.path, query, body)
             if done is not None:
-                return self.answer(200, done)
+                return self.answer(self.code, done)
         return self.api(url.path, query, body)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
@@ -284,10 +285,15 @@ class Server(http.server.ThreadingHTTPServer):
         pass
 
 
-secure = Server((ADDRESS, int(PORT)), Handler)
-secure.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-secure.context.load_cert_chain(CERTIFICATE, KEY)
-threading.Thread(target=secure.serve_forever, daemon=True).start()
-plain = Server((ADDRESS, int(PLAIN_PORT)), Plain)
-print("serving", flush=True)
-plain.serve_forever()
+def serve(handler, plain_handler):
+    secure = Server((ADDRESS, int(PORT)), handler)
+    secure.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secure.context.load_cert_chain(CERTIFICATE, KEY)
+    threading.Thread(target=secure.serve_forever, daemon=True).start()
+    plain = Server((ADDRESS, int(PLAIN_PORT)), plain_handler)
+    print("serving", flush=True)
+    plain.serve_forever()
+
+
+if __name__ == "__main__":
+    serve(Handler, Plain)

@@ -151,6 +151,17 @@ impl<'a> Room<'a> {
         self.archived(&format!("{package}_"))
     }
 
+    /// Downloads packages, without what they need.
+    pub(crate) fn download_all(&self, packages: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+        let mut command = self.command("apt-get");
+        command
+            .arg("download")
+            .args(packages)
+            .current_dir(self.archives());
+        self.supervisor.check(&command)?;
+        self.archived("")
+    }
+
     /// Downloads packages and what of their needs is not installed.
     pub(crate) fn download_with_needs(&self, packages: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
         let mut command = self.command("apt-get");

@@ -13,11 +13,14 @@ use crate::{
 
 mod apt;
 mod envoy;
+mod kubernetes;
 mod linker;
 mod packages;
 mod services;
 mod system;
 mod unpacked;
+
+pub(crate) use kubernetes::has_api_server;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -69,6 +72,7 @@ fn steps(session: &Session<'_>) -> anyhow::Result<()> {
     session.step("envoy", || envoy::install(session))?;
     if debian {
         session.step("unpacked packages", || unpacked::install(session))?;
+        session.step("API server of Kubernetes", || kubernetes::install(session))?;
     }
     Ok(())
 }

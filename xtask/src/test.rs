@@ -166,5 +166,22 @@ fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> 
         .args(filter)
         .env("UNDERPASS_BIN", project.binary(true))
         .env("UNDERPASS_IMAGE", image::directory(project));
-    Subtree::create("underpass-tests")?.run(supervisor, &test)
+    Subtree::create("underpass-tests")?.run(supervisor, &test)?;
+    if !setup::has_api_server(project) {
+        report::progress(
+            "SKIPPED: tests of policy from a cluster, against the API server of Kubernetes",
+        );
+        return Ok(());
+    }
+    // The same with the API server of Kubernetes in place of the fake. Not the one for figures: most of
+    // its time goes into creating the objects.
+    let mut again = project.cargo("test");
+    again
+        .args(package)
+        .args(["--test", "kubernetes", "--"])
+        .args(["--skip", "five_thousand_services"])
+        .args(filter)
+        .env("UNDERPASS_BIN", project.binary(true))
+        .env("UNDERPASS_KUBE", "real");
+    Subtree::create("underpass-tests")?.run(supervisor, &again)
 }

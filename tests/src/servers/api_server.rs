@@ -1,15 +1,15 @@
 //! The API server of a cluster, as far as an agent needs one; see `programs/api_server.py`.
 
-use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{env, fs};
 
 use serde_json::{Value, json};
 
 use crate::addr::PROXY_V4;
 use crate::process::Running;
-use crate::{Must as _, Place, Scene, http};
+use crate::{Must as _, Place, Scene, http, manifests, tools};
 
 /// Where the agent finds it, with TLS.
 const ADDRESS: (std::net::Ipv4Addr, u16) = (PROXY_V4, 6443);
@@ -40,13 +40,49 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Starts it with the kinds of Kubernetes and of `deploy/crds`, and nothing in it.
+    /// Starts it with the kinds of Kubernetes and of `deploy/crds`, and nothing in it: the fake, or
+    /// where the variable `UNDERPASS_KUBE` is `real`, that of Kubernetes.
     #[track_caller]
     pub fn start(scene: &Scene) -> Self {
+        match env::var("UNDERPASS_KUBE").as_deref() {
+            Ok("real") => Self::start_real(scene).expect("the API server of Kubernetes"),
+            _ => Self::start_fake(scene),
+        }
+    }
+
+    /// Starts the fake.
+    #[track_caller]
+    pub fn start_fake(scene: &Scene) -> Self {
+        Self::launch(scene, "api_server", &[])
+    }
+
+    /// Starts the API server of Kubernetes, as far as that serves custom resources, where set-up
+    /// has been able to build it. Each definition of `deploy/crds` is taken by it and established.
+    #[track_caller]
+    #[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
+    pub fn start_real(scene: &Scene) -> Option<Self> {
+        let Some(program) = tools::find("kubernetes/apiextensions-apiserver") else {
+            println!(
+                "SKIPPED: there is no API server of Kubernetes; `cargo xtask setup` builds it, or says \
+                 why it cannot"
+            );
+            return None;
+        };
+        let programs = program.parent().expect("a directory");
+        let definitions = manifests::deploy("crds");
+        Some(Self::launch(
+            scene,
+            "real_api_server",
+            &[programs, &definitions],
+        ))
+    }
+
+    #[track_caller]
+    fn launch(scene: &Scene, script: &str, arguments: &[&Path]) -> Self {
         let place = scene.world.inet().clone();
         let address = SocketAddr::from(PLAIN);
         let mut running = place
-            .python("api_server")
+            .python(script)
             .args([
                 ADDRESS.0.to_string(),
                 ADDRESS.1.to_string(),
@@ -55,8 +91,12 @@ impl ApiServer {
             .arg(scene.pki.certificate())
             .arg(scene.pki.key())
             .arg(TOKEN)
+            .args(arguments)
             .start();
-        running.wait_until_listening(&place, address);
+        let ready = format!("{script} answers on {address}");
+        running.wait_for(&ready, Duration::from_secs(60), || {
+            place.connect(address).is_ok()
+        });
         let directory = scene.world.dir();
         let token = directory.join("token");
         fs::write(&token, TOKEN).must("write a token");
@@ -108,6 +148,27 @@ impl ApiServer {
         );
     }
 
+    /// Tries to; the answer, whatever it is.
+    #[track_caller]
+    pub fn try_apply(
+        &self,
+        collection: &str,
+        namespace: &str,
+        name: &str,
+        object: &Value,
+    ) -> http::Answer {
+        let path = at(collection, namespace, name);
+        let path = format!("{path}?fieldManager=test&force=true");
+        let answer = http::ask(
+            &self.place,
+            PLAIN.into(),
+            "PATCH",
+            &path,
+            &object.to_string(),
+        );
+        answer.must(format_args!("PATCH {path}"))
+    }
+
     /// Deletes an object.
     #[track_caller]
     pub fn delete(&self, collection: &str, namespace: &str, name: &str) {
@@ -127,13 +188,28 @@ impl ApiServer {
         list["items"].as_array().cloned().unwrap_or_default()
     }
 
+    /// What a watch tells that ends: `COLLECTION?watch=true&timeoutSeconds=1&resourceVersion=VERSION`.
+    #[track_caller]
+    pub fn events(&self, path: &str) -> Vec<Value> {
+        let answer = http::ask(&self.place, PLAIN.into(), "GET", path, "");
+        let body = answer.must(format_args!("GET {path}")).body;
+        // Each event stands in a line, and sizes of chunks between them.
+        let lines = body.lines().filter(|line| line.starts_with('{'));
+        lines
+            .map(|line| serde_json::from_str(line).must("read an event as JSON"))
+            .collect()
+    }
+
     /// Applies many objects of a collection at once.
     #[track_caller]
     pub fn apply_all(&self, collection: &str, mut objects: Vec<Value>) {
         for object in &mut objects {
             object["path"] = collection.into();
         }
-        self.ask("POST", "/bulk", &objects.into());
+        // Each part has its own time to be answered.
+        for part in objects.chunks(500) {
+            self.ask("POST", "/bulk", &part.into());
+        }
     }
 
     /// Breaks its connections with agents, and takes none for so long.
