@@ -3,6 +3,7 @@
 //! The modules stand in the order in which a connection passes them; a module knows only what
 //! stands before it. [`app`] is the only place that puts them together.
 
+pub mod capabilities;
 pub mod name;
 pub mod sockets;
 pub mod tls;

@@ -13,7 +13,7 @@ use underpass_tests::servers::fake_proxy::{Answer, FakeProxy, Step};
 use underpass_tests::{World, poll, wait_for};
 
 const SECONDS: Duration = Duration::from_secs(30);
-const PODS: u8 = 20;
+const PODS: u8 = 50;
 
 /// Everybody connects from this port, at the same time.
 const SOURCE: &str = "33333";
@@ -218,9 +218,16 @@ fn pods_that_come_and_go_leave_nothing_behind() {
         let now = settled(&agent);
         std::mem::replace(&mut before, now.clone()) == now
     });
-    for _ in 0..15 {
-        round();
+    // A thousand in all.
+    for _ in 0..18 {
+        let pods: Vec<(u8, Pod)> = (1..=PODS)
+            .map(|number| (number, node.start_idle(number)))
+            .collect();
+        wait_until_enrolled(&agent, &pods);
+        drop(pods);
+        wait_until_enrolled(&agent, &[]);
     }
+    round();
     agent.wait_for_metric("underpass_tunnels_active", &[], 0.0);
     agent.wait_for_metric("underpass_namespaces_enrolled", &[], 1.0);
     let rested = poll(SECONDS, || {

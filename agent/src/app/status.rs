@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::enrolment::Enrolment;
 use super::kernel_side::KernelSide;
 use super::reload::PolicyState;
+use crate::capabilities;
 use crate::capture::Capture;
 use crate::connection::Way;
 use crate::kubernetes::Feed;
@@ -37,6 +38,7 @@ impl Status {
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "cgroup": self.cgroup,
+            "capabilities": capabilities::kept().ok(),
             "policy": {
                 "generation": self.policy.generation(),
                 "reload": self.policy.reload(),

@@ -1,5 +1,6 @@
 //! `underpass run`: the agent of a node.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use super::options::{CaptureOptions, KubernetesOptions, LogOptions, SecretOption
 use super::{FLUSH, Failure};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource, Running};
+use crate::capabilities;
 use crate::capture::{self, Reach};
 use crate::limits::raise_descriptors;
 use crate::policy::Options;
@@ -97,6 +99,8 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let runtime = Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {
         let running = app::build(config, log.clone()).await?;
+        // Before the canaries' helper is started.
+        give_up_privileges();
         let watch = running.watch_capture()?;
         running.follow_policy();
         let status = until_told(running).await;
@@ -105,6 +109,14 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         log.flush(FLUSH);
         status
     })
+}
+
+/// From here on the agent can do less, and serves all the same if it cannot give up anything.
+fn give_up_privileges() {
+    match capabilities::give_up().and_then(|()| capabilities::kept().map_err(io::Error::other)) {
+        Ok(kept) => tracing::info!(kept = kept.join(" "), "gave up all other capabilities"),
+        Err(error) => tracing::warn!(%error, "cannot give up capabilities that are not needed"),
+    }
 }
 
 /// Runs until SIGTERM or SIGINT, then drains; a second one cuts that short.

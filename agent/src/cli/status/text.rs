@@ -22,6 +22,10 @@ impl fmt::Display for Text<'_> {
             plain(&status["pid"])
         )?;
         line(f, "cgroup", &plain(&status["cgroup"]))?;
+        let capabilities: Vec<_> = items(&status["capabilities"]).map(plain).collect();
+        if !capabilities.is_empty() {
+            line(f, "capabilities", &capabilities.join(" "))?;
+        }
         for check in items(&status["checks"]) {
             let mut state = plain(&check["state"]);
             if let Some(reason) = check["reason"].as_str() {
@@ -144,6 +148,7 @@ mod tests {
             "version": "0.1.0",
             "pid": 7,
             "cgroup": "/sys/fs/cgroup",
+            "capabilities": ["CAP_NET_ADMIN", "CAP_BPF"],
             "policy": {
                 "generation": 3,
                 "reload": {"result": "failure", "at": "2026-01-02T03:04:05Z", "problems": ["a\u{1b}b"]},
@@ -171,6 +176,7 @@ mod tests {
             Text(&status).to_string(),
             "underpass 0.1.0, process 7: NOT READY\n  \
              cgroup               /sys/fs/cgroup\n  \
+             capabilities         CAP_NET_ADMIN CAP_BPF\n  \
              check programs       failed: gone\n  \
              check tasks          ok\n  \
              policy               generation 3, 12 prefixes, 1 warnings\n  \
