@@ -15,9 +15,11 @@ mod apt;
 mod envoy;
 mod linker;
 mod packages;
+mod pip;
 mod services;
 mod system;
 mod unpacked;
+mod validate;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -67,6 +69,7 @@ fn steps(session: &Session<'_>) -> anyhow::Result<()> {
     }
     session.step("bpf-linker", || linker::install(session, debian))?;
     session.step("envoy", || envoy::install(session))?;
+    session.step("kubernetes-validate", || validate::install(session))?;
     if debian {
         session.step("unpacked packages", || unpacked::install(session))?;
     }
