@@ -143,6 +143,27 @@ fn grants(role: &Value) -> BTreeSet<Grant> {
     grants
 }
 
+/// Kind, namespace and role of every binding, all of them for the agent's service account.
+#[track_caller]
+fn bindings(folder: &str) -> BTreeSet<[String; 3]> {
+    let rendered = documents(&render(folder));
+    let bindings = rendered.iter().filter(|document| {
+        let kind = document["kind"].as_str().unwrap_or_default();
+        kind.ends_with("RoleBinding")
+    });
+    bindings
+        .map(|binding| {
+            assert_eq!(binding["subjects"].as_array().map(Vec::len), Some(1));
+            assert_eq!(binding["subjects"][0]["kind"], "ServiceAccount");
+            assert_eq!(binding["subjects"][0]["name"], "underpass");
+            assert_eq!(binding["subjects"][0]["namespace"], "underpass-system");
+            let (metadata, role) = (&binding["metadata"], &binding["roleRef"]["name"]);
+            [&binding["kind"], &metadata["namespace"], role]
+                .map(|text| text.as_str().unwrap_or_default().to_owned())
+        })
+        .collect()
+}
+
 #[test]
 fn what_the_agent_does_at_the_api_server_is_granted_and_nothing_more() {
     let rendered = documents(&render("base"));
@@ -155,39 +176,37 @@ fn what_the_agent_does_at_the_api_server_is_granted_and_nothing_more() {
         })
         .collect();
     assert_eq!(grants(find(&rendered, "ClusterRole", "underpass")), done);
-    // Secrets: in its own namespace only.
-    let secrets = grants(find(&rendered, "ClusterRole", "underpass-secrets"));
-    let secret = |verb: &str| ["", "secrets", verb].map(str::to_owned).into();
-    assert_eq!(secrets, [secret("list"), secret("watch")].into());
-    let bindings: Vec<&Value> = rendered
-        .iter()
-        .filter(|document| {
-            let kind = document["kind"].as_str().unwrap_or_default();
-            kind.ends_with("RoleBinding")
-        })
-        .collect();
-    let bound: BTreeSet<_> = bindings
-        .iter()
-        .map(|binding| {
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            assert_eq!(binding["subjects"].as_array().map(Vec::len), Some(1));
-            assert_eq!(binding["subjects"][0]["name"], "underpass");
-            assert_eq!(binding["subjects"][0]["namespace"], "underpass-system");
-            (
-                text(&binding["kind"]),
-                text(&binding["metadata"]["namespace"]),
-                text(&binding["roleRef"]["name"]),
-            )
-        })
-        .collect();
-    let bound_as =
-        |kind: &str, namespace: &str, role: &str| [kind, namespace, role].map(str::to_owned).into();
-    let expected: BTreeSet<(String, String, String)> = [
-        bound_as("ClusterRoleBinding", "", "underpass"),
-        bound_as("RoleBinding", "underpass-system", "underpass-secrets"),
-    ]
-    .into();
-    assert_eq!(bound, expected);
+    // Secrets and Leases: in the root namespace only.
+    for (name, group, resource, verbs) in [
+        ("underpass-secrets", "", "secrets", &["list", "watch"][..]),
+        (
+            "underpass-leases",
+            "coordination.k8s.io",
+            "leases",
+            &["get", "list", "create", "update", "patch", "delete"][..],
+        ),
+    ] {
+        let expected: BTreeSet<Grant> = verbs
+            .iter()
+            .map(|verb| [group, resource, *verb].map(str::to_owned).into())
+            .collect();
+        let granted = grants(find(&rendered, "ClusterRole", name));
+        assert_eq!(granted, expected, "{name}");
+    }
+    for (folder, root) in [
+        ("base", "underpass-system"),
+        ("overlays/istio", "istio-system"),
+    ] {
+        assert_eq!(
+            bindings(folder),
+            BTreeSet::from([
+                ["ClusterRoleBinding", "", "underpass"].map(str::to_owned),
+                ["RoleBinding", root, "underpass-leases"].map(str::to_owned),
+                ["RoleBinding", root, "underpass-secrets"].map(str::to_owned),
+            ]),
+            "{folder}"
+        );
+    }
     // The uninstaller asks nothing of the API.
     let uninstall = documents(&render("uninstall"));
     let pod = &find(&uninstall, "DaemonSet", "underpass-detach")["spec"]["template"]["spec"];
