@@ -1,7 +1,5 @@
-//! What is in `deploy/kubernetes`: rendered, valid to Kubernetes, and granting what the agent does at the
-//! API server and no more.
+//! What is in `deploy/kubernetes`: rendered, and valid to Kubernetes and to the agent.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -97,120 +95,6 @@ fn policy_in_overlays_and_examples_is_valid_to_the_agent() {
             .collect();
         check(&folder, &ours.join("\n---\n"));
     }
-}
-
-/// What the agent does at the API server: for each resource the verbs.
-const DONE: [(&str, &str, &[&str]); 11] = [
-    ("", "pods", &["list", "watch"]),
-    ("", "services", &["list", "watch"]),
-    ("discovery.k8s.io", "endpointslices", &["list", "watch"]),
-    ("events.k8s.io", "events", &["create", "patch"]),
-    (
-        "networking.istio.io",
-        "destinationrules",
-        &["list", "watch"],
-    ),
-    ("networking.istio.io", "serviceentries", &["list", "watch"]),
-    ("networking.istio.io", "virtualservices", &["list", "watch"]),
-    ("underpass.dev", "destinationrules", &["list", "watch"]),
-    ("underpass.dev", "serviceentries", &["list", "watch"]),
-    ("underpass.dev", "tunnels", &["list", "watch"]),
-    ("underpass.dev", "tunnels/status", &["patch"]),
-];
-
-/// A permission: group, resource, verb.
-type Grant = (String, String, String);
-
-#[track_caller]
-fn grants(role: &Value) -> BTreeSet<Grant> {
-    let texts = |list: &Value| -> Vec<String> {
-        let list = list.as_array().expect("a list");
-        list.iter()
-            .map(|text| text.as_str().expect("text").to_owned())
-            .collect()
-    };
-    let mut grants = BTreeSet::new();
-    for rule in role["rules"].as_array().expect("rules") {
-        for group in texts(&rule["apiGroups"]) {
-            for resource in texts(&rule["resources"]) {
-                for verb in texts(&rule["verbs"]) {
-                    let is_new = grants.insert((group.clone(), resource.clone(), verb));
-                    assert!(is_new, "granted twice: {rule}");
-                }
-            }
-        }
-    }
-    grants
-}
-
-/// Kind, namespace and role of every binding, all of them for the agent's service account.
-#[track_caller]
-fn bindings(folder: &str) -> BTreeSet<[String; 3]> {
-    let rendered = documents(&render(folder));
-    let bindings = rendered.iter().filter(|document| {
-        let kind = document["kind"].as_str().unwrap_or_default();
-        kind.ends_with("RoleBinding")
-    });
-    bindings
-        .map(|binding| {
-            assert_eq!(binding["subjects"].as_array().map(Vec::len), Some(1));
-            assert_eq!(binding["subjects"][0]["kind"], "ServiceAccount");
-            assert_eq!(binding["subjects"][0]["name"], "underpass");
-            assert_eq!(binding["subjects"][0]["namespace"], "underpass-system");
-            let (metadata, role) = (&binding["metadata"], &binding["roleRef"]["name"]);
-            [&binding["kind"], &metadata["namespace"], role]
-                .map(|text| text.as_str().unwrap_or_default().to_owned())
-        })
-        .collect()
-}
-
-#[test]
-fn what_the_agent_does_at_the_api_server_is_granted_and_nothing_more() {
-    let rendered = documents(&render("base"));
-    let done: BTreeSet<Grant> = DONE
-        .iter()
-        .flat_map(|(group, resource, verbs)| {
-            verbs
-                .iter()
-                .map(|verb| [*group, *resource, *verb].map(str::to_owned).into())
-        })
-        .collect();
-    assert_eq!(grants(find(&rendered, "ClusterRole", "underpass")), done);
-    // Secrets and Leases: in the root namespace only.
-    for (name, group, resource, verbs) in [
-        ("underpass-secrets", "", "secrets", &["list", "watch"][..]),
-        (
-            "underpass-leases",
-            "coordination.k8s.io",
-            "leases",
-            &["get", "list", "create", "update", "patch", "delete"][..],
-        ),
-    ] {
-        let expected: BTreeSet<Grant> = verbs
-            .iter()
-            .map(|verb| [group, resource, *verb].map(str::to_owned).into())
-            .collect();
-        let granted = grants(find(&rendered, "ClusterRole", name));
-        assert_eq!(granted, expected, "{name}");
-    }
-    for (folder, root) in [
-        ("base", "underpass-system"),
-        ("overlays/istio", "istio-system"),
-    ] {
-        assert_eq!(
-            bindings(folder),
-            BTreeSet::from([
-                ["ClusterRoleBinding", "", "underpass"].map(str::to_owned),
-                ["RoleBinding", root, "underpass-leases"].map(str::to_owned),
-                ["RoleBinding", root, "underpass-secrets"].map(str::to_owned),
-            ]),
-            "{folder}"
-        );
-    }
-    // The uninstaller asks nothing of the API.
-    let uninstall = documents(&render("uninstall"));
-    let pod = &find(&uninstall, "DaemonSet", "underpass-detach")["spec"]["template"]["spec"];
-    assert_eq!(pod["automountServiceAccountToken"], false);
 }
 
 /// No pod of ours is privileged, and each says what it needs.
