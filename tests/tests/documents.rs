@@ -33,11 +33,12 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).must(format_args!("read {}", path.display()))
 }
 
-/// README and everything in `docs`: what users read.
+/// README, that of `deploy`, and everything in `docs`: what users read.
 fn user_documents() -> Vec<PathBuf> {
     let mut documents = files("docs", "md");
     documents.extend(files("docs/policy", "md"));
     documents.push(root().join("README.md"));
+    documents.push(root().join("deploy/README.md"));
     documents
 }
 

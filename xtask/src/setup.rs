@@ -16,9 +16,11 @@ mod envoy;
 mod kubernetes;
 mod linker;
 mod packages;
+mod pip;
 mod services;
 mod system;
 mod unpacked;
+mod validate;
 
 pub(crate) use kubernetes::has_api_server;
 
@@ -70,6 +72,7 @@ fn steps(session: &Session<'_>) -> anyhow::Result<()> {
     }
     session.step("bpf-linker", || linker::install(session, debian))?;
     session.step("envoy", || envoy::install(session))?;
+    session.step("kubernetes-validate", || validate::install(session))?;
     if debian {
         session.step("unpacked packages", || unpacked::install(session))?;
         session.step("API server of Kubernetes", || kubernetes::install(session))?;

@@ -154,6 +154,11 @@ fn mounted() -> Result<PathBuf, CaptureError> {
     if let Some(mount) = mount_point() {
         return Ok(mount);
     }
+    if !is_of_node() {
+        // What is mounted here ends with us, and takes the pins along.
+        let reason = "on the node, since this is a mount namespace of our own";
+        return Err(CaptureError::NoBpffs(io::Error::other(reason)));
+    }
     mount(
         Some("bpf"),
         MOUNT_POINT,
@@ -163,6 +168,16 @@ fn mounted() -> Result<PathBuf, CaptureError> {
     )
     .map_err(|errno| CaptureError::NoBpffs(errno.into()))?;
     Ok(MOUNT_POINT.into())
+}
+
+/// Whether what this process mounts is there for all, as far as can be told: with the pid namespace of
+/// the node the first process is the node's.
+fn is_of_node() -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    match (namespace("1"), namespace("self")) {
+        (Some(first), Some(own)) => first == own,
+        _ => true,
+    }
 }
 
 fn mount_point() -> Option<PathBuf> {

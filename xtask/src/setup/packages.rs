@@ -127,6 +127,7 @@ pub(super) const PACKAGES: &[Package] = &[
     Package::new(&["squid", "squid-openssl"], "forward proxy of tests")
         .program("squid")
         .service("squid.service"),
+    Package::new(&["systemd"], "reads the unit in tests").program("systemd-analyze"),
     Package::new(&["tinyproxy-bin"], "forward proxy of tests").program("tinyproxy"),
     Package::new(&["umoci"], "unpacks the container image in tests").program("umoci"),
     Package::new(&["util-linux"], "namespaces of demo and tests").program("unshare"),
