@@ -98,12 +98,17 @@ fn what_is_applied_is_programmed_and_its_conditions_say_so() {
     );
 
     // A bad version changes nothing but what is said of it.
-    api.apply(TUNNELS, ROOT, "all", tunnel(3128, json!({"warmth": true})));
+    api.apply(
+        TUNNELS,
+        ROOT,
+        "all",
+        tunnel(3128, json!({"headers": {"Host": "other.example"}})),
+    );
     wait_for("it is refused", SECONDS, || {
         says("Accepted").starts_with("False Invalid")
     });
     assert!(
-        says("Accepted").contains("spec.proxy.warmth: unknown field"),
+        says("Accepted").contains("spec.proxy.headers.Host: `host` cannot be set"),
         "{}",
         says("Accepted")
     );
@@ -120,7 +125,7 @@ fn what_is_applied_is_programmed_and_its_conditions_say_so() {
         api.list(EVENTS).iter().any(rejected)
     });
     let reload = agent.admin("/config_dump")["policy_reload"].clone();
-    let place = "Tunnel underpass-system/all: spec.proxy.warmth: ";
+    let place = "Tunnel underpass-system/all: spec.proxy.headers.Host: ";
     assert!(
         reload["problems"][0]
             .as_str()
@@ -158,7 +163,7 @@ fn secrets_rotate_under_connections_that_are_open() {
     wait_for("the Secret is missing", SECONDS, || {
         says().contains("there is no Secret `login`")
     });
-    api.apply(SECRETS, ROOT, "login", secret("Zmlyc3Q="));
+    api.apply(SECRETS, ROOT, "login", secret("YWxwaGEtNzM5MQ=="));
     wait_for("it is there", SECONDS, || says().starts_with("True"));
 
     let site = scene.curl("https://site.example/").args(["-4"]);
@@ -171,15 +176,15 @@ fn secrets_rotate_under_connections_that_are_open() {
             .unwrap_or_default()
             .to_owned()
     };
-    assert_eq!(shown(1), "Bearer first");
+    assert_eq!(shown(1), "Bearer alpha-7391");
     let generation = agent.admin("/config_dump")["policy_generation"].as_u64();
-    api.apply(SECRETS, ROOT, "login", secret("c2Vjb25k"));
+    api.apply(SECRETS, ROOT, "login", secret("b21lZ2EtNzM5MQ=="));
     wait_for("another policy", SECONDS, || {
         agent.admin("/config_dump")["policy_generation"].as_u64() > generation
     });
     scene.captured(&site).expect_ok();
-    assert_eq!(shown(2), "Bearer second");
-    for secret in ["first", "second", "Zmlyc3Q", "hush-hush"] {
+    assert_eq!(shown(2), "Bearer omega-7391");
+    for secret in ["alpha-7391", "omega-7391", "YWxwaGEt", "hush-hush"] {
         assert!(!agent.tails().contains(secret), "{}", agent.tails());
         assert!(!agent.admin("/config_dump").to_string().contains(secret));
     }

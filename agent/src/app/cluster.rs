@@ -5,6 +5,8 @@ use std::sync::Arc;
 use prometheus::Registry;
 
 use super::StartError;
+#[cfg(feature = "kubernetes")]
+use super::health;
 use super::vital::VitalTasks;
 use crate::admin::Readiness;
 use crate::dns::Resolver;
@@ -43,6 +45,8 @@ pub(super) async fn join(
     vital.spawn("cluster", following);
     let reporting = report(api, config.clone(), registry.clone(), Arc::clone(&feed));
     vital.spawn("reports to the cluster", reporting);
+    // Or knowing policy would pass for being ready: nothing is captured before health is watched.
+    readiness.check(health::PROGRAMS);
     let check = readiness.check("cluster");
     tracing::info!(node = config.node, "waiting for the policy of the cluster");
     while timeout(LOOK, feed.changed()).await.is_err() {

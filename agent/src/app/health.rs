@@ -37,6 +37,9 @@ pub(super) struct Subject {
     pub(super) admin: Weak<AdminThread>,
 }
 
+/// The check of the programs, which comes with all others.
+pub(super) const PROGRAMS: &str = "programs";
+
 /// Starts the thread that looks until the agent closes; when it has ended, so have the canary's
 /// helper process and its cgroup. It has a thread of its own because the helper answers in
 /// blocking calls.
@@ -63,7 +66,7 @@ pub(super) fn watch(
             })
             .collect(),
         map: probe("flow-map"),
-        programs: probe("programs"),
+        programs: probe(PROGRAMS),
         tasks: probe("tasks"),
     };
     thread::spawn(move || {

@@ -130,7 +130,7 @@ impl Reloader {
         if let Some(feed) = &self.feed {
             feed.judge(rejected, None);
         }
-        let texts = rejected.iter().map(ToString::to_string).collect();
+        let texts: Vec<String> = rejected.iter().map(ToString::to_string).collect();
         // In a cluster others change policy all the time, and what is bad stays bad meanwhile.
         for problem in self.state.news(&texts, self.feed.is_some()) {
             log_rejected(problem);
@@ -302,7 +302,7 @@ impl PolicyState {
     /// Those of `problems` that were not there before, or all of them.
     fn news<'a>(
         &self,
-        problems: &'a Vec<String>,
+        problems: &'a [String],
         only: bool,
     ) -> impl Iterator<Item = &'a String> + use<'a> {
         let known: HashSet<String> = match only {

@@ -15,6 +15,7 @@ use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use prometheus::Registry;
+use prometheus::proto::MetricFamily;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{interval, sleep};
@@ -252,7 +253,7 @@ async fn tell_of_refusals(mut events: Events, mut refusals: Refusals, feed: &Fee
     let mut looks = interval(COUNTERS);
     loop {
         looks.tick().await;
-        for (policy, proxy) in refusals.new() {
+        for (policy, proxy) in refusals.news() {
             let mut parts = policy.splitn(3, '/');
             let (Some(kind), Some(namespace), Some(name)) =
                 (parts.next(), parts.next(), parts.next())
@@ -289,13 +290,13 @@ struct Refusals {
 
 impl Refusals {
     /// The policies and proxies of which there are more than at the last look.
-    fn new(&mut self) -> Vec<(String, String)> {
+    fn news(&mut self) -> Vec<(String, String)> {
         let families = self.registry.gather();
         let family = families
             .iter()
             .find(|it| it.name() == "underpass_tunnel_requests_total");
         let mut news = Vec::new();
-        for metric in family.into_iter().flat_map(|family| family.get_metric()) {
+        for metric in family.into_iter().flat_map(MetricFamily::get_metric) {
             let label = |name: &str| {
                 let label = metric.get_label().iter().find(|label| label.name() == name);
                 label
