@@ -1,6 +1,7 @@
 //! The composition root: the one place that knows all the parts and puts them together.
 
 mod accept;
+mod cluster;
 mod enrolment;
 mod health;
 mod kernel_side;
@@ -15,7 +16,7 @@ mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ use crate::circuit::Circuits;
 use crate::connection::{InForce, Way};
 use crate::dns::Resolver;
 use crate::inspect;
+use crate::kubernetes::ClusterConfig;
 use crate::limits::{Admission, Limits};
 use crate::policy::LoadError;
 use crate::relay::Timeouts;
@@ -79,6 +81,8 @@ pub struct Config {
     pub outlives_us: bool,
     /// Where policy comes from.
     pub policy: PolicySource,
+    /// The cluster that the node is part of, if policy comes from its API as well.
+    pub kubernetes: Option<ClusterConfig>,
     /// Where the endpoints listen.
     pub endpoints: Endpoints,
     /// Where spans go, and which; `None`: nowhere.
@@ -102,6 +106,10 @@ pub enum StartError {
     /// The policy.
     #[error(transparent)]
     Policy(#[from] LoadError),
+    /// The way to the API of the cluster.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Cluster(#[from] crate::kubernetes::ApiError),
 }
 
 /// A running agent. When it is dropped, nothing is captured any more.
@@ -128,6 +136,12 @@ pub(crate) enum Family {
     V6,
 }
 
+/// What the endpoints show once there is something to show.
+struct Shown {
+    config_dump: Arc<dyn Fn() -> Value + Send + Sync>,
+    status: Status,
+}
+
 /// What runs, and how it is stopped.
 #[derive(Clone)]
 struct Tasks {
@@ -148,13 +162,10 @@ struct Tasks {
 /// Whatever stands in the way, before anything is captured.
 pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartError> {
     // What the user can get wrong comes first. What of it changes from here on is read again.
-    let policy_source::Read {
-        fingerprint,
-        policy,
-        ..
-    } = config.policy.read(|_| {});
-    let policy = policy?;
-    warn_of(&policy);
+    let mut read = config.policy.read(|_| {});
+    if let Err(error) = read.policy {
+        return Err(error.into());
+    }
     let admin = AdminServer::bind(config.endpoints)?;
 
     let mut capture = Capture::load(&CaptureConfig {
@@ -175,6 +186,42 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
 
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
+    let readiness = Readiness::default();
+    let shown: Arc<OnceLock<Shown>> = Arc::default();
+    let serve = |admin: AdminServer| {
+        let (dump, status) = (Arc::clone(&shown), Arc::clone(&shown));
+        admin.spawn_thread(AdminState {
+            registry: registry.clone(),
+            readiness: readiness.clone(),
+            config_dump: Arc::new(move || {
+                dump.get().map_or(json!({}), |shown| (shown.config_dump)())
+            }),
+            status: Arc::new(move || status.get().map_or(json!({}), |it| it.status.to_json())),
+            connections: metrics.connections().clone(),
+            log: log.clone(),
+        })
+    };
+    let (admin, feed) = match &config.kubernetes {
+        None => (Ok(admin), None),
+        Some(cluster) => {
+            // That may take long, and whoever asks is told why.
+            let served = serve(admin)?;
+            let joining =
+                cluster::join(cluster, &sockets, &resolver, &vital, &readiness, &registry);
+            let feed = joining.await?;
+            config.policy.add(Arc::clone(&feed));
+            read = config.policy.read(|_| {});
+            (Err(served), Some(feed))
+        }
+    };
+    let policy_source::Read {
+        fingerprint,
+        policy,
+        rejected,
+    } = read;
+    let policy = policy?;
+    warn_of(policy.warnings());
+    let policy_state = Arc::new(PolicyState::new(&rejected));
     let settings = config.traces.take();
     let (tracer, traces) = Traces::start(settings, &sockets, &resolver, &metrics);
     let closing = CancellationToken::new();
@@ -189,7 +236,10 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             Arc::new(metrics.proxy.clone()),
         ),
         resolver,
-        workloads: Arc::new(Workloads::new(Hierarchy::find()?)),
+        workloads: Arc::new(Workloads::new(
+            Hierarchy::find()?,
+            feed.as_ref().map(|feed| feed.pods()),
+        )),
         sockets,
         metrics: Arc::clone(&metrics),
         circuits: Circuits::new(Arc::clone(&metrics)),
@@ -207,7 +257,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
     apply(&way.policy.load(), &mut capture)?;
     announce(&way.policy.load(), &metrics);
     way.tunneler.serve(way.policy.load().proxies());
-    metrics.policy.started();
+    metrics.policy.started(rejected.is_empty());
     let capture = Arc::new(Mutex::new(capture));
     // Before the programs are attached: who speaks to a proxy himself must never be captured.
     let proxies = Arc::new(Proxies::new(Arc::clone(&way), Arc::clone(&capture)));
@@ -262,8 +312,6 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
     tracing::info!(cgroup = %config.cgroup.display(), "capturing");
 
     let attachment = Arc::new(Mutex::new(attachment));
-    let policy_state = Arc::new(PolicyState::new());
-    let readiness = Readiness::default();
     let status = Status {
         capture: Arc::clone(&capture),
         cgroup: config.cgroup.clone(),
@@ -271,15 +319,20 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         kernel,
         policy: Arc::clone(&policy_state),
         way: Arc::clone(&way),
+        feed: feed.clone(),
     };
-    let admin = admin.spawn_thread(AdminState {
-        registry,
-        readiness: readiness.clone(),
+    if let Some(feed) = &feed {
+        feed.judge(&rejected, None);
+    }
+    // It is set once.
+    let _ = shown.set(Shown {
         config_dump: config_dump(&config, &way, &policy_state),
-        status: Arc::new(move || status.to_json()),
-        connections: metrics.connections().clone(),
-        log,
-    })?;
+        status,
+    });
+    let admin = match admin {
+        Ok(admin) => serve(admin)?,
+        Err(served) => served,
+    };
     let reloader = Reloader {
         source: config.policy,
         way: Arc::clone(&way),
@@ -288,6 +341,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         proxies,
         state: policy_state,
         last: Mutex::new(fingerprint),
+        feed,
         asked: Notify::new(),
     };
     Ok(Running {

@@ -98,6 +98,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         let error = error.into();
         let status = match error.downcast_ref() {
             Some(StartError::Policy(_)) => EXIT_USAGE,
+            #[cfg(feature = "kubernetes")]
+            Some(StartError::Cluster(_)) => EXIT_USAGE,
             _ => EXIT_FAILURE,
         };
         Self { status, error }

@@ -61,6 +61,10 @@ pub(crate) struct Way {
     pub(crate) closing: CancellationToken,
 }
 
+/// What is said to a pod of which nothing is known.
+const OBSCURE: &str =
+    "the API server has not told of this pod, so it is not known which policy is for it";
+
 /// Why a connection ended before its time.
 struct Failure {
     flag: ResponseFlag,
@@ -153,7 +157,11 @@ impl Way {
             return self.direct(workload, dst, Bytes::new(), None, record).await;
         }
         let (who, view) = self.look_from(&policy, origin).await;
-        record.workload(self.metrics.sources.of(&who));
+        record.workload(self.metrics.sources.of(&who), Arc::clone(&who));
+        if self.is_obscure(&policy, &who) {
+            record.denied(telemetry::DenyReason::UnknownWorkload, &OBSCURE);
+            return Err(Failure::new(ResponseFlag::Deny, OBSCURE));
+        }
         let mut arrived = Arrived {
             dst,
             who,
@@ -230,6 +238,12 @@ impl Way {
         let who = self.workloads.of(origin.cgroup_id, origin.pid).await;
         let view = policy.view_from(origin.cgroup_id, &who);
         (who, view)
+    }
+
+    /// Whether it cannot be told what the policy looks like from there: not everybody sees the same,
+    /// and this is a pod of which nothing is known.
+    fn is_obscure(&self, policy: &Policy, who: &Workload) -> bool {
+        policy.wants_workload() && self.workloads.is_obscure(who)
     }
 
     /// The verdict of policy; the claimed name is verified if that would change it.

@@ -19,6 +19,7 @@ pub mod relay;
 pub mod telemetry;
 pub mod tunnel;
 
+pub mod kubernetes;
 pub mod limits;
 
 mod circuit;

@@ -33,6 +33,7 @@ mod testing;
 mod workloads;
 mod yaml;
 
+pub use api::metadata::Namespace;
 pub use compile::{CapturePlan, Materials, Options, Policy};
 pub use decision::{
     Decision, DenyReason, DirectRule, Fallback, Note, TargetSource, TargetTls, TunnelDecision,
@@ -47,14 +48,17 @@ pub use lookup::{Claim, Facts, Look, NameSource};
 pub use named_files::NamedFiles;
 pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
-pub use problem::Problem;
+pub use problem::{ObjectRef, Problem};
 pub use proxy::{
     Balance, Check, Credentials, DialFrom, Ejection, Endpoint, InvalidCredentials, PlainHttp,
     Proxy, ProxySettings, RankedProxy, TunnelProtocol,
 };
 pub use proxy_url::ProxyUrlError;
 pub use schema::{CustomResource, custom_resources};
-pub use source::{LoadError, Loaded, Paths, Sources, load};
+pub use source::{
+    ClusterDocuments, ClusterKind, ClusterObjects, LoadError, Loaded, ObjectKey, Paths, References,
+    Sources, load, load_cluster,
+};
 pub use target::{
     HttpRoute, HttpRoutes, HttpSettings, Outliers, PathMatch, Retries, RetryOn, RouteMatch,
     TargetPolicy, TargetSettings,

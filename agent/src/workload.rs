@@ -1,6 +1,13 @@
 //! Who a connection comes from, in the words that policy knows.
 
+mod container;
+mod pods;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use container::Container;
+pub use pods::{Owner, Pod, Pods};
 
 /// The identity of a workload, as far as it is known. What is not known matches no rule that asks
 /// for it.
@@ -14,6 +21,8 @@ pub struct Workload {
     pub cgroup: Option<Box<str>>,
     /// The systemd unit, of the system or of a user: `backup.service`, `session-3.scope`.
     pub unit: Option<Box<str>>,
+    /// The container of a pod that the cgroup is of.
+    pub container: Option<Container>,
     /// The namespace of the pod.
     pub namespace: Option<Box<str>>,
     /// The service account of the pod.
@@ -22,6 +31,8 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// The name of the pod.
     pub name: Option<Box<str>>,
+    /// What has made the pod, and makes it again.
+    pub owner: Option<Owner>,
 }
 
 impl Workload {
@@ -30,8 +41,74 @@ impl Workload {
         Self {
             cgroup: Some(path.into()),
             unit: unit(path).map(Into::into),
+            container: Container::in_cgroup(path),
             ..Self::default()
         }
+    }
+
+    /// The same, of which the API server tells that it is part of this pod.
+    #[must_use]
+    pub fn of_pod(&self, pod: &Pod) -> Self {
+        Self {
+            namespace: Some(pod.namespace.clone()),
+            service_account: pod.service_account.clone(),
+            labels: pod.labels.clone(),
+            name: Some(pod.name.clone()),
+            owner: pod.owner.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether it belongs to a pod of which nothing but its cgroup is known.
+    pub fn is_unknown_pod(&self) -> bool {
+        self.container.is_some() && self.namespace.is_none()
+    }
+}
+
+/// A workload, and what of it is the node's and the cluster's to tell.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// What its cgroup tells.
+    seen: Arc<Workload>,
+    /// What the API server tells besides, and the whole.
+    known: Option<(Arc<Pod>, Arc<Workload>)>,
+}
+
+impl Identity {
+    /// Of what a cgroup tells.
+    pub fn new(seen: Workload) -> Self {
+        Self {
+            seen: Arc::new(seen),
+            known: None,
+        }
+    }
+
+    /// The pod that it is of, by the name that its cgroup has for it.
+    pub fn pod_uid(&self) -> Option<&str> {
+        Some(&self.seen.container.as_ref()?.pod)
+    }
+
+    /// All that is known, if it is known what the pod is. Who is gone from the API stays who he was
+    /// as long as his processes are there.
+    pub fn if_still(&self, pod: Option<&Arc<Pod>>) -> Option<&Arc<Workload>> {
+        let (known, whole) = self.known.as_ref()?;
+        pod.is_none_or(|pod| Arc::ptr_eq(pod, known))
+            .then_some(whole)
+    }
+
+    /// The same, of this pod as it is now.
+    #[must_use]
+    pub fn of_pod(&self, pod: Arc<Pod>) -> Self {
+        let whole = Arc::new(self.seen.of_pod(&pod));
+        Self {
+            seen: Arc::clone(&self.seen),
+            known: Some((pod, whole)),
+        }
+    }
+
+    /// All that is known.
+    pub fn workload(&self) -> &Arc<Workload> {
+        self.known.as_ref().map_or(&self.seen, |(_, whole)| whole)
     }
 }
 

@@ -12,7 +12,8 @@ use crate::cgroup::Cgroup;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::process::{Cmd, Running};
-use crate::{Must as _, Place, World, poll};
+use crate::servers::api_server::ApiServer;
+use crate::{Must as _, Place, Scene, World, poll};
 
 /// Where the agents of all tests serve metrics: every world has a loopback of its own.
 pub const METRICS: SocketAddr = local(15020);
@@ -95,6 +96,42 @@ impl Agent {
         let mut agent = Self::launch(program, world, policy, options, Endpoints::default());
         agent.wait_until_ready();
         agent
+    }
+
+    /// Starts it in the cluster of this API server, as the agent of `node-1`, and waits for nothing.
+    #[track_caller]
+    pub fn launch_in_cluster(scene: &Scene, api: &ApiServer, options: &[&str]) -> Self {
+        let Endpoints {
+            metrics,
+            ready,
+            admin,
+        } = Endpoints::default();
+        let world = &scene.world;
+        let running = underpass(world)
+            .in_cgroup(world.services())
+            .args(["run", "--kubernetes", "--node-name", "node-1"])
+            .args(["--kubeconfig", api.kubeconfig()])
+            .arg("--cgroup")
+            .arg(world.workload().path())
+            .args(["--metrics-addr", &metrics.to_string()])
+            .args(["--ready-addr", &ready.to_string()])
+            .args(["--admin-addr", &admin.to_string()])
+            .args(["--log-format", "json"])
+            .args(options)
+            .start();
+        Self {
+            running,
+            place: world.host().clone(),
+            endpoints: Endpoints::default(),
+        }
+    }
+
+    /// Whether it is ready, and if not, why.
+    #[track_caller]
+    pub fn readiness(&self) -> (bool, String) {
+        let answer = http::get(&self.place, self.endpoints.ready, "/healthz/ready");
+        let answer = answer.must("ask for readiness");
+        (answer.status == 200, answer.body)
     }
 
     /// Starts `program` as the agent without waiting for anything.

@@ -22,10 +22,31 @@ pub struct Answer {
 /// # Errors
 /// When no HTTP answer comes within some seconds.
 pub fn get(place: &Place, address: SocketAddr, path: &str) -> anyhow::Result<Answer> {
+    ask(place, address, "GET", path, "")
+}
+
+/// Sends a request with a body of JSON, or none, to the server at `address`, from `place`.
+///
+/// # Errors
+/// When no HTTP answer comes within some seconds.
+pub fn ask(
+    place: &Place,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> anyhow::Result<Answer> {
     let mut stream = place.connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     // HTTP/1.0: the body ends with the connection and is never chunked.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let head = match body.len() {
+        0 => String::new(),
+        length => format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"),
+    };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\n{head}\r\n{body}"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer

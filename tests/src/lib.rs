@@ -31,6 +31,7 @@ pub mod servers;
 pub mod smuggling;
 pub mod snapshot;
 mod spawn;
+pub mod tools;
 pub mod wait;
 pub mod world;
 

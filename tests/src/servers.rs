@@ -2,6 +2,7 @@
 //! request.
 
 pub mod apache;
+pub mod api_server;
 pub mod dns;
 pub mod envoy;
 pub mod fake_proxy;

@@ -204,14 +204,16 @@ fn the_policy_says_what_is_tunnelled_direct_or_denied() {
     egress.running.wait_for("all is counted", SECONDS, || {
         let scrape = scrape().must("scrape").body;
         [
-            "routes_total{route=\"deny\"} 6",
-            "routes_total{route=\"direct\"} 1",
-            "routes_total{route=\"tunnel\"} 1",
-            "denied_total{reason=\"policy\"} 2",
-            "proxy_answers_total{code=\"200\",proxy=\"proxy.example:3128\"} 1",
+            "gateway_routes_total{route=\"deny\"} 6",
+            "gateway_routes_total{route=\"direct\"} 1",
+            "gateway_routes_total{route=\"tunnel\"} 1",
+            "gateway_denied_total{reason=\"policy\"} 2",
+            "tunnel_requests_total{code=\"200\",policy=\"Tunnel/everything\",\
+             protocol=\"http1-connect\",proxy=\"proxy.example:3128\"} 1",
+            "proxy_connections_total{endpoint=\"proxy.example:3128\",proxy=\"proxy.example:3128\"} 1",
         ]
         .iter()
-        .all(|sample| scrape.contains(&format!("underpass_gateway_{sample}")))
+        .all(|sample| scrape.contains(&format!("underpass_{sample}")))
     });
 
     // Closed, as it is by default; then open.

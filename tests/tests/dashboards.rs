@@ -3,9 +3,16 @@
 //! cannot tell: panels of what its own sidecar reports (`reporter="destination"`), and of Istio's
 //! own mutual TLS.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "how much was asked is there to be read"
+)]
+
+use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde_json::Value;
 use underpass_tests::addr::OTHER_V4;
 use underpass_tests::agent::{Agent, METRICS, tunnel_policy};
 use underpass_tests::http;
@@ -159,6 +166,65 @@ fn panels(row: &Row) -> Vec<String> {
     panels
 }
 
+/// What the variables of published dashboards stand for here.
+const MEANS: [(&str, &str); 9] = [
+    ("$__rate_interval", "1m"),
+    ("$qrep", "source"),
+    ("$service", "other.example"),
+    ("$dstsvc", "other.example"),
+    ("$workload", "unknown"),
+    ("$namespace", "unknown"),
+    ("$srcwl", "unknown"),
+    ("$srcns", "unknown"),
+    ("$srccluster", "unknown"),
+];
+
+/// In panels of what only a sidecar of the target, or one of Istio's own peers, can tell.
+const OF_OTHERS: [&str; 3] = [
+    "reporter=\"destination\"",
+    "connection_security_policy=\"mutual_tls\"",
+    "destination_principal=~\"spiffe",
+];
+
+/// What the dashboards in the directory `DASHBOARDS` ask, with the file of each.
+fn published() -> Vec<(String, String)> {
+    let Some(dir) = std::env::var_os("DASHBOARDS") else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).must("read the directory of dashboards") {
+        let path = entry.must("read the directory of dashboards").path();
+        let text = fs::read_to_string(&path).must("read a dashboard");
+        let dashboard: Value = serde_json::from_str(&text).must("read JSON");
+        let before = found.len();
+        let file = path.display().to_string();
+        collect(&dashboard, &mut |asked| {
+            if !OF_OTHERS.iter().any(|part| asked.contains(part)) {
+                let means = |text: String, (name, value): &(&str, &str)| text.replace(name, value);
+                found.push((file.clone(), MEANS.iter().fold(asked.to_owned(), means)));
+            }
+        });
+        assert!(found.len() > before, "{file} asks nothing");
+    }
+    found
+}
+
+/// Every query below this value.
+fn collect(value: &Value, found: &mut impl FnMut(&str)) {
+    match value {
+        Value::Array(values) => values.iter().for_each(|one| collect(one, found)),
+        Value::Object(fields) => {
+            for (name, one) in fields {
+                match one.as_str() {
+                    Some(asked) if name == "expr" => found(asked),
+                    _ => collect(one, found),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 /// What fills the lists from which the reader of a dashboard chooses, and what it must hold.
 const VARIABLES: [(&str, &str, &str); 7] = [
     ("", "destination_service", "other.example"),
@@ -274,18 +340,21 @@ fn every_panel_has_data() {
     prometheus.wait_for("sum(istio_response_messages_total)", 2.0 * MESSAGES);
     prometheus.wait_for("sum(istio_tcp_connections_closed_total)", 4.0);
 
+    let own = rows().into_iter().flat_map(|row| {
+        let name = |panel| (row.name.to_owned(), panel);
+        panels(&row).into_iter().map(name).collect::<Vec<_>>()
+    });
     let mut empty = Vec::new();
     let mut asked = 0;
-    for row in rows() {
-        for panel in panels(&row) {
-            asked += 1;
-            let series = prometheus.ask(&panel);
-            let grows = |series: &[f64]| series.iter().any(|value| *value > 0.0);
-            if !series.iter().any(|one| grows(&one.values)) {
-                empty.push(format!("{}: {panel}\n    {series:?}", row.name));
-            }
+    for (whose, panel) in own.chain(published()) {
+        asked += 1;
+        let series = prometheus.ask(&panel);
+        let grows = |series: &[f64]| series.iter().any(|value| *value > 0.0);
+        if !series.iter().any(|one| grows(&one.values)) {
+            empty.push(format!("{whose}: {panel}\n    {series:?}"));
         }
     }
+    println!("{asked} queries of panels");
     assert!(empty.is_empty(), "no data for\n{}", empty.join("\n"));
     for (selector, label, value) in VARIABLES {
         for metric in ["istio_requests_total", "istio_tcp_sent_bytes_total"] {

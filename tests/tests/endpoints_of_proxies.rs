@@ -24,6 +24,7 @@ const BLACK_HOLE: &str = "192.0.2.99";
 const SOON: Duration = Duration::from_secs(3);
 
 const HEALTHY: &str = "underpass_proxy_endpoint_healthy";
+const OVER_LIMIT: &str = "underpass_proxy_limit_refused_total";
 const RETRIES: &str = "underpass_tunnel_retries_total";
 
 /// The ports of the proxy's endpoints.
@@ -311,9 +312,45 @@ fn the_limit_of_connections_is_told_apart() {
     let refused = agent.wait_for_access("a refusal", |record| record.text("flags") == "UO");
     let error = refused.text("error");
     assert!(error.contains("maxConnections"), "{error}");
+    agent.wait_for_metric(OVER_LIMIT, &[("limit", "connections")], 1.0);
     for number in 0..2 {
         endpoints.proxy(number).let_go();
     }
+}
+
+#[test]
+fn the_limit_of_tunnels_being_opened_is_told_apart() {
+    let endpoints = Endpoints::new("endpoints-pending");
+    let agent = endpoints.agent("    connectionPool: { http: { http1MaxPendingRequests: 1 } }");
+    let late = [
+        Step::Hold,
+        Step::Send(b"HTTP/1.1 200 OK\r\n\r\n".into()),
+        Step::Echo,
+    ];
+    for number in 0..2 {
+        let answer = Answer::Play(late.clone().into());
+        endpoints.proxy(number).set_answer(answer);
+    }
+    let program = endpoints.world.host().python("fault");
+    let program = program.in_cgroup(endpoints.world.workload());
+    let other = OTHER_V4.to_string();
+    let waits = program.args(["echo", &other, "7"]).start();
+    let asked = || (0..2).any(|number| !endpoints.proxy(number).requests().is_empty());
+    assert!(poll(SOON, || asked().then_some(())).is_some());
+    let start = Instant::now();
+    assert_eq!(endpoints.see("echo"), "reset");
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    let refused = agent.wait_for_access("a refusal", |record| record.text("flags") == "UO");
+    let error = refused.text("error");
+    assert!(error.contains("http1MaxPendingRequests"), "{error}");
+    agent.wait_for_metric(OVER_LIMIT, &[("limit", "pending")], 1.0);
+    for number in 0..2 {
+        endpoints.proxy(number).let_go();
+    }
+    let done = waits.finish(Duration::from_secs(20));
+    assert!(done.stdout.ends_with("echoed\n"), "{done:?}");
+    assert_eq!(endpoints.see("echo"), "echoed", "there is room again");
+    endpoints.world.expect_no_direct_arrivals();
 }
 
 /// Everything through endpoints that speak TLS as `options` say.

@@ -97,6 +97,15 @@ fn curl_over_http1() {
     });
 }
 
+/// Without TLS curl speaks HTTP/1.1 with proxies.
+#[test]
+fn curl_over_http2() {
+    let request = |tls| connect(if tls { "2.0" } else { "1.1" })(tls);
+    matrix("clients-curl2", request, |stage, options, credentials| {
+        stage.curl_http2(options, credentials)
+    });
+}
+
 #[test]
 fn envoy_over_http1() {
     let name = "clients-envoy-http1";

@@ -1,4 +1,5 @@
-//! Workloads that speak gRPC without TLS: each call has a target, an answer and a record.
+//! Workloads that speak gRPC without TLS: each call has a target, an answer and a record, whether it
+//! goes on as it is or by TLS that is originated inside the tunnel.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,6 +17,23 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Where `grpc_site.py` is, at `other.example`.
 const PORT: u16 = 8080;
 
+/// By which TLS is originated for the server.
+const ENCRYPTED: &str = "---
+apiVersion: networking.istio.io/v1beta1
+kind: DestinationRule
+metadata: {name: other}
+spec:
+  host: other.example
+  trafficPolicy: {tls: {mode: SIMPLE, caCertificates: CA.PEM}}
+";
+
+/// Whether the server of gRPC speaks TLS, and with it the agent.
+#[derive(Clone, Copy)]
+enum Leg {
+    Plain,
+    Tls,
+}
+
 /// Squid, and a server of gRPC behind it.
 struct Behind {
     agent: Agent,
@@ -26,13 +44,17 @@ struct Behind {
 
 impl Behind {
     #[track_caller]
-    fn new(name: &str) -> Self {
-        Self::with(name, false, &tunnel_policy(&[]))
+    fn new(name: &str, leg: Leg) -> Self {
+        let name = match leg {
+            Leg::Plain => name.to_owned(),
+            Leg::Tls => format!("{name}-tls"),
+        };
+        Self::with(&name, leg, "")
     }
 
-    /// A server with TLS, if it is to have a certificate.
+    /// The same, with more of policy.
     #[track_caller]
-    fn with(name: &str, tls: bool, policy: &str) -> Self {
+    fn with(name: &str, leg: Leg, more: &str) -> Self {
         let scene = Scene::new(name);
         let options = Options {
             connect_ports: &[80, PORT],
@@ -42,12 +64,14 @@ impl Behind {
         let inet = scene.world.inet();
         let mut site = inet.debian_python("grpc_site");
         site = site.args([&OTHER_V4.to_string(), &PORT.to_string()]);
-        if tls {
+        let mut policy = tunnel_policy(&[]) + more;
+        if let Leg::Tls = leg {
             site = site.args([scene.pki.certificate(), scene.pki.key()]);
+            policy += ENCRYPTED;
         }
+        let policy = policy.replace("CA.PEM", &scene.pki.ca().display().to_string());
         let mut site = site.start();
         site.wait_until_listening(inet, SocketAddr::from((OTHER_V4, PORT)));
-        let policy = policy.replace("CA.PEM", &scene.pki.ca().display().to_string());
         let agent = Agent::start(&scene.world, &policy);
         Self {
             agent,
@@ -76,7 +100,17 @@ fn call(scene: &Scene, address: &str, what: &Value) -> Vec<Value> {
 
 #[test]
 fn all_kinds_of_calls_share_one_tunnel() {
-    let behind = Behind::new("grpc-kinds");
+    all_kinds(Leg::Plain);
+}
+
+#[test]
+fn all_kinds_of_calls_share_one_tunnel_with_tls_in_it() {
+    all_kinds(Leg::Tls);
+}
+
+#[track_caller]
+fn all_kinds(leg: Leg) {
+    let behind = Behind::new("grpc-kinds", leg);
     let metadata = json!([["x-said", "hello"], ["x-said-bin", "ok"]]);
     let came_back = json!([["x-said-bin", "b'ok'"], ["x-said", "hello"]]);
     let said = behind.call(&json!([
@@ -144,23 +178,42 @@ fn all_kinds_of_calls_share_one_tunnel() {
 
 #[test]
 fn large_streams_pass_both_ways() {
-    let behind = Behind::new("grpc-large");
+    large_streams(Leg::Plain, 100 << 20, 100 << 20);
+}
+
+#[test]
+fn large_streams_pass_both_ways_by_tls() {
+    // The other way, one that is not short; a program that is not optimised takes its time.
+    large_streams(Leg::Tls, 100 << 20, 10 << 20);
+}
+
+#[track_caller]
+fn large_streams(leg: Leg, up: u64, down: u64) {
+    let behind = Behind::new("grpc-large", leg);
     let size = 64 << 10;
-    let said = behind.call(&json!([["collect", 1600, size], ["count", 1600, size]]));
-    let right = json!({"ok": [1600, 100 << 20, true]});
-    assert_eq!(json!(said), json!([right, right]));
+    let [sent, got] = [up, down].map(|bytes| bytes / size);
+    let said = behind.call(&json!([["collect", sent, size], ["count", got, size]]));
+    let expected = json!([{"ok": [sent, up, true]}, {"ok": [got, down, true]}]);
+    assert_eq!(json!(said), expected);
     let records = behind.agent.wait_for_accesses(2);
-    assert!(records[0].number("bytes_sent") > 100 << 20, "{records:?}");
-    assert!(
-        records[1].number("bytes_received") > 100 << 20,
-        "{records:?}"
-    );
+    assert!(records[0].number("bytes_sent") > up, "{records:?}");
+    assert!(records[1].number("bytes_received") > down, "{records:?}");
     behind.scene.world.expect_no_direct_arrivals();
 }
 
 #[test]
 fn calls_end_with_their_clients_and_their_tunnel_lives_on() {
-    let behind = Behind::new("grpc-cancel");
+    given_up(Leg::Plain);
+}
+
+#[test]
+fn calls_end_with_their_clients_and_their_tunnel_with_tls_lives_on() {
+    given_up(Leg::Tls);
+}
+
+#[track_caller]
+fn given_up(leg: Leg) {
+    let behind = Behind::new("grpc-cancel", leg);
     let said = behind.call(&json!([
         ["cancel", "given-up", 1],
         ["wait", "too-long", 1],
@@ -186,27 +239,6 @@ fn calls_end_with_their_clients_and_their_tunnel_lives_on() {
     let labels = [("grpc_response_status", ""), ("response_code", "0")];
     let given_up = behind.agent.metrics().sum("istio_requests_total", &labels);
     assert!(given_up >= Some(1.0), "{given_up:?}");
-}
-
-#[test]
-fn calls_become_tls_inside_the_tunnel() {
-    let policy = tunnel_policy(&[])
-        + "---\n\
-           apiVersion: networking.istio.io/v1beta1\n\
-           kind: DestinationRule\n\
-           metadata: {name: other}\n\
-           spec:\n\
-           \x20 host: other.example\n\
-           \x20 trafficPolicy: {tls: {mode: SIMPLE, caCertificates: CA.PEM}}\n";
-    let behind = Behind::with("grpc-tls", true, &policy);
-    let said = behind.call(&json!([["echo", "abc"], ["talk", 3], ["at-once", 20]]));
-    assert_eq!(said[0]["ok"][0], "cba", "{said:?}");
-    assert_eq!(said[1]["ok"][1], "LINE 2", "{said:?}");
-    assert_eq!(said[2]["ok"], 20, "{said:?}");
-    let calls = behind.site.stdout();
-    assert!(calls.lines().all(|line| line.ends_with(" 1")), "{calls}");
-    assert_eq!(behind.squid.connects(1), ["other.example:8080"]);
-    behind.scene.world.expect_no_direct_arrivals();
 }
 
 #[test]
@@ -263,7 +295,7 @@ fn what_goes_wrong_on_the_way_is_told_in_the_words_of_grpc() {
 
 #[test]
 fn a_target_that_ends_fails_its_calls_and_is_found_again() {
-    let mut behind = Behind::new("grpc-lost");
+    let mut behind = Behind::new("grpc-lost", Leg::Plain);
     let program = behind.scene.grpc_client(&format!("other.example:{PORT}"));
     let what = json!([["wait", "lost", 50], ["wait", "again", 1]]);
     let client = program.input(what.to_string()).start();
@@ -281,4 +313,49 @@ fn a_target_that_ends_fails_its_calls_and_is_found_again() {
     // Nobody listens there now, and Squid says so.
     assert!(said[1].contains("UNAVAILABLE"), "{said:?}");
     assert_eq!(records[1].text("flags"), "CONNECT", "{records:?}");
+}
+
+/// The answer is ours, and tells why there is no other.
+#[track_caller]
+fn expect_own_answer(behind: &Behind, said: &Value, code: &str, details: &str, flag: &str) {
+    assert_eq!(said["code"], code, "{said}");
+    let records = behind.agent.wait_for_accesses(1);
+    let [record] = &records[..] else {
+        panic!("one for one call: {records:?}");
+    };
+    assert_eq!(record.text("flags"), flag, "{record:?}");
+    assert_eq!(record.text("status"), "200", "{record:?}");
+    let text = said["details"].as_str().unwrap_or_default();
+    let id = record.text("request_id");
+    assert!(text.contains(details) && text.contains(&id), "{said}");
+    let status = record.text("grpc.status");
+    let labels = [("grpc_response_status", &*status), ("response_flags", flag)];
+    let counted = behind.agent.metrics().sum("istio_requests_total", &labels);
+    assert_eq!(counted, Some(1.0), "{labels:?}");
+}
+
+#[test]
+fn a_call_that_takes_too_long_for_policy_is_told_so() {
+    let timeout = "---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: other}
+spec: {hosts: [other.example], http: [{timeout: 1s}]}
+";
+    let behind = Behind::with("grpc-late", Leg::Plain, timeout);
+    let said = behind.call(&json!([["wait", "late", 60]]));
+    let why = "no answer within 1s (timeout of VirtualService/other)";
+    expect_own_answer(&behind, &said[0], "DEADLINE_EXCEEDED", why, "UT");
+    wait_for("the target knows", MINUTE, || {
+        behind.site.stdout().contains("ended late")
+    });
+}
+
+#[test]
+fn a_target_that_does_not_speak_tls_where_it_should_is_unavailable() {
+    let behind = Behind::with("grpc-no-tls", Leg::Plain, ENCRYPTED);
+    let said = behind.call(&json!([["echo", "abc"]]));
+    let why = "TLS with other.example:8080";
+    expect_own_answer(&behind, &said[0], "UNAVAILABLE", why, "UF");
+    assert_eq!(behind.site.stdout(), "");
 }

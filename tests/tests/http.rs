@@ -5,18 +5,23 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use underpass_tests::addr::{OTHER_V4, SITE_V4, proxy_v4};
+use underpass_tests::addr::{OTHER_V4, PROXY_V4, SITE_V4, proxy_v4};
 use underpass_tests::agent::{Agent, tunnel_policy};
 use underpass_tests::process::Running;
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
+use underpass_tests::servers::forward;
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::squid::{Options, Squid};
+use underpass_tests::servers::tinyproxy;
 use underpass_tests::{Must as _, Scene, wait_for};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Where `site.py` is.
 const SITE: &str = "203.0.113.11";
+
+/// Where another proxy is at `proxy.example`.
+const OTHER_PROXY: u16 = 3140;
 
 /// Squid, and `site.py` behind it at `other.example`, port 8080.
 struct Behind {
@@ -389,6 +394,87 @@ fn a_request_ends_with_its_client() {
     behind
         .agent
         .wait_for_metric("underpass_tunnels_active", &[], 0.0);
+}
+
+/// A proxy of the workload's own choice is a target as any other: it is reached by ours, and asked
+/// for what the workload asks it for.
+#[test]
+fn a_tunnel_that_a_workload_asks_another_proxy_for_is_inside_ours() {
+    let scene = Scene::new("http-connect");
+    let options = Options {
+        connect_ports: &[OTHER_PROXY],
+        ..Options::default()
+    };
+    let squid = Squid::start_with(&scene.world, &options);
+    let options = forward::Options {
+        port: OTHER_PROXY,
+        ..forward::Options::default()
+    };
+    let other = tinyproxy::start(&scene.world, &options);
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    let by = format!("http://proxy.example:{OTHER_PROXY}");
+    let get = |url: &str| {
+        let curl = scene.curl(url).args(["-4", "--proxy", &by]);
+        scene.captured(&curl)
+    };
+
+    let seen = get("https://site.example/").expect_ok();
+    assert_eq!(seen.connect_status, 200, "{seen:?}");
+    assert_eq!(scene.nginx.requests()[0].tls, "TLSv1.3");
+    assert_eq!(squid.connects(1), [format!("{PROXY_V4}:{OTHER_PROXY}")]);
+    let log = other.wait_for_log(1);
+    assert_eq!(log[0].target, "site.example:443", "{log:?}");
+    // First on its connection, it is no request of ours to read.
+    let record = agent.wait_for_access("the tunnel", |_| true);
+    assert_eq!(record.text("request_id"), "", "{record:?}");
+    let target = format!("{PROXY_V4}:{OTHER_PROXY}");
+    assert_eq!(record.text("target"), target, "{record:?}");
+    assert_eq!(record.text("flags"), "", "{record:?}");
+
+    // Behind another it is one. What stands behind it is for whom the tunnel leads to, or a request
+    // if there is no tunnel.
+    let forward = "GET http://site.example/one HTTP/1.1\r\nHost: site.example\r\n\r\n";
+    let connect = |target: &str| format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    let last = "GET /two HTTP/1.1\r\nHost: site.example\r\nConnection: close\r\n\r\n";
+    let all = [forward, &connect("site.example:80"), last].concat();
+    let none = [forward, &connect("nowhere.example:80"), last].concat();
+    let answers = raw(&scene, &PROXY_V4.to_string(), OTHER_PROXY, &[&all, &none]);
+    let [(served, end), (refused, _)] = &answers[..] else {
+        panic!("{answers:?}");
+    };
+    assert_eq!(end, "closed");
+    assert_eq!(served.matches(" 200 ").count(), 3, "{served}");
+    assert_eq!(served.matches(Nginx::GREETING).count(), 2, "{served}");
+    assert_eq!(refused.matches(" 200 ").count(), 1, "{refused}");
+    let paths: Vec<String> = scene
+        .nginx
+        .requests()
+        .into_iter()
+        .map(|one| one.path)
+        .collect();
+    assert_eq!(
+        paths,
+        ["/", "/one", "/two", "/one"],
+        "none behind a refusal"
+    );
+    let records = agent.wait_for_accesses(5);
+    let told: Vec<_> = records[1..3]
+        .iter()
+        .map(|one| {
+            [
+                one.text("method"),
+                one.text("status"),
+                one.text("authority"),
+            ]
+        })
+        .collect();
+    let get = ["GET", "200", "site.example"];
+    assert_eq!(told, [get, ["CONNECT", "200", "site.example:80"]]);
+    assert_eq!(records[4].text("method"), "CONNECT", "{records:?}");
+    assert!(records[4].number("status") >= 500, "{records:?}");
+    assert_eq!(records[4].text("flags"), "", "its refusals are its own");
+    agent.wait_for_metric("underpass_tunnels_active", &[], 0.0);
+    scene.world.expect_no_direct_arrivals();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use underpass_tests::Must as _;
 use underpass_tests::addr::OTHER_V4;
 use underpass_tests::agent::Agent;
 use underpass_tests::servers::envoy::{self, Versions};
-use underpass_tests::servers::forward::{Credentials, Options, Security};
+use underpass_tests::servers::forward::{Credentials, Logged, Options, Security};
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::policy::policy;
 use underpass_tests::servers::stage::Stage;
@@ -105,6 +105,67 @@ fn two_thousand_tunnels_at_a_time_need_a_handful_of_connections() {
     assert!((1.0..=24.0).contains(&connections), "{connections}");
     agent.wait_for_metric("underpass_tunnels_active", &[], 0.0);
     assert_eq!(envoy.wait_for_log(COUNT).len(), COUNT);
+    world.expect_no_direct_arrivals();
+}
+
+/// What they prove is said of each stream, so it keeps none apart.
+#[test]
+fn tunnels_with_credentials_of_their_own_share_a_connection() {
+    let stage = Stage::new("http2-credentials");
+    let world = stage.world();
+    let options = Options {
+        security: Security::Tls(&stage.proxy),
+        ..Options::default()
+    };
+    let envoy = envoy::start(world, &options, Versions::Http2);
+    let own = "---
+apiVersion: underpass.dev/v1alpha1
+kind: Tunnel
+metadata: { name: other }
+spec:
+  selector: { matchLabels: { is: other } }
+  proxy:
+    host: proxy.example
+    authentication: { credentialName: other }
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: other, labels: { is: other } }
+spec:
+  hosts: [v4.example]
+  location: MESH_EXTERNAL
+  resolution: NONE
+  ports: [{ number: 443, name: tls, protocol: TLS }]
+---
+apiVersion: v1
+kind: Secret
+metadata: { name: other }
+stringData: { header: 'Custom as-it-is' }
+";
+    let policy = policy(&stage, "HTTP2-CONNECT", &options, BASIC) + own;
+    let agent = Agent::start(world, &policy);
+    let custom = Logged {
+        target: "v4.example:443".into(),
+        authorization: "Custom as-it-is".into(),
+        ..stage.tunnel("HTTP/2", &options, Credentials::None)
+    };
+    let mut expected = Vec::new();
+    for _ in 0..2 {
+        expect_page(&stage);
+        expected.push(stage.tunnel("HTTP/2", &options, BASIC));
+        assert_eq!(envoy.wait_for_log(expected.len()), expected);
+        let curl = stage.scene.curl("https://v4.example/page");
+        let seen = stage.scene.captured(&curl).expect_ok();
+        assert_eq!(seen.body, Nginx::GREETING);
+        expected.push(custom.clone());
+        assert_eq!(envoy.wait_for_log(expected.len()), expected);
+    }
+    assert_eq!(agent.metrics().sum(CONNECTIONS, &[]), Some(1.0));
+    let policies = ["Tunnel/everything", "Tunnel/other"];
+    for policy in policies {
+        let of = [("policy", policy), ("code", "200")];
+        agent.wait_for_metric("underpass_tunnel_requests_total", &of, 2.0);
+    }
     world.expect_no_direct_arrivals();
 }
 

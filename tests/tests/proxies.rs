@@ -2,6 +2,8 @@
 //! credentials that each knows: policy is documents, and what counts is the page at the workload
 //! and the request as the proxy logged it.
 
+use std::time::Duration;
+
 use underpass_tests::agent::{Access, Agent};
 use underpass_tests::servers::envoy::{self, Versions};
 use underpass_tests::servers::forward::{
@@ -9,9 +11,8 @@ use underpass_tests::servers::forward::{
 };
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::policy::policy;
-use underpass_tests::servers::squid::{self, Squid};
-use underpass_tests::servers::stage::{Stage, TARGET};
-use underpass_tests::servers::{apache, nghttpx, tinyproxy};
+use underpass_tests::servers::stage::Stage;
+use underpass_tests::servers::{apache, nghttpx, squid, tinyproxy};
 
 const BASIC: Credentials<'_> = Credentials::Basic("me", "secret");
 const BEARER: Credentials<'_> = Credentials::Bearer("token-1");
@@ -58,15 +59,29 @@ fn expect_log(proxy: &ForwardProxy, expected: &[Logged]) {
     assert_eq!(proxy.wait_for_log(expected.len()), expected);
 }
 
-/// Every security with every kind of credentials; `logged` is the version of HTTP in the proxy's
-/// words.
-fn matrix(
-    stage: &Stage,
-    protocol: &str,
-    logged: &str,
+/// What a proxy logs, and whom it refuses.
+#[derive(Clone, Copy)]
+struct Ways {
+    /// Its words for the version of HTTP.
+    version: &'static str,
+    /// The status for who lacks its token.
     token_refusal: u16,
-    start: impl Fn(&Options<'_>) -> ForwardProxy,
-) {
+    /// What it tells of a request.
+    told: fn(Logged) -> Logged,
+}
+
+impl Ways {
+    const fn new(version: &'static str, token_refusal: u16) -> Self {
+        Self {
+            version,
+            token_refusal,
+            told: |logged| logged,
+        }
+    }
+}
+
+/// Every security with every kind of credentials.
+fn matrix(stage: &Stage, protocol: &str, ways: Ways, start: impl Fn(&Options<'_>) -> ForwardProxy) {
     let method = if protocol == "HTTP2-POST" {
         "POST"
     } else {
@@ -83,15 +98,15 @@ fn matrix(
             port += 1;
             let proxy = start(&options);
             get(stage, protocol, &options, credentials);
-            let expected = Logged {
+            let expected = (ways.told)(Logged {
                 method: method.into(),
-                ..stage.tunnel(logged, &options, credentials)
-            };
+                ..stage.tunnel(ways.version, &options, credentials)
+            });
             expect_log(&proxy, std::slice::from_ref(&expected));
             let status = match credentials {
                 Credentials::None => continue,
                 Credentials::Basic(..) => 407,
-                Credentials::Bearer(_) => token_refusal,
+                Credentials::Bearer(_) => ways.token_refusal,
             };
             expect_refusal(stage, protocol, &options, status);
             let refused = Logged {
@@ -106,31 +121,15 @@ fn matrix(
 }
 
 #[test]
-fn squid_with_and_without_tls() {
+fn squid_over_http1() {
     let stage = Stage::new("proxies-squid");
-    let options = squid::Options {
-        tls: Some(&stage.proxy),
-        credentials: Some(("me", "secret")),
-        ..squid::Options::default()
+    let ways = Ways {
+        told: squid::told,
+        ..Ways::new("HTTP/1.1", 403)
     };
-    let squid = Squid::start_with(stage.world(), &options);
-    let plain = Options::default();
-    let tls = Options {
-        port: squid::TLS_PORT,
-        security: Security::Tls(&stage.proxy),
-        ..plain
-    };
-    for (number, options) in [plain, tls].iter().enumerate() {
-        get(&stage, "HTTP-CONNECT", options, BASIC);
-        let logged = squid.wait_for_log(number + 1).pop().expect("a line");
-        assert_eq!(
-            (logged.method.as_str(), logged.target.as_str()),
-            ("CONNECT", TARGET)
-        );
-        assert_eq!((logged.status, logged.user.as_str()), (200, "me"));
-    }
-    expect_refusal(&stage, "HTTP-CONNECT", &tls, 407);
-    stage.world().expect_no_direct_arrivals();
+    matrix(&stage, "HTTP-CONNECT", ways, |options| {
+        squid::with_openssl(stage.world(), options)
+    });
 }
 
 #[test]
@@ -176,39 +175,51 @@ fn tinyproxy_with_and_without_a_password() {
 #[test]
 fn apache_over_http1() {
     let stage = Stage::new("proxies-apache-1");
-    matrix(&stage, "HTTP-CONNECT", "HTTP/1.1", 403, |options| {
-        apache::start(stage.world(), options)
-    });
+    matrix(
+        &stage,
+        "HTTP-CONNECT",
+        Ways::new("HTTP/1.1", 403),
+        |options| apache::start(stage.world(), options),
+    );
 }
 
 #[test]
 fn apache_over_http2() {
     let stage = Stage::new("proxies-apache-2");
-    matrix(&stage, "HTTP2-CONNECT", "HTTP/2.0", 403, |options| {
-        apache::start(stage.world(), options)
-    });
+    matrix(
+        &stage,
+        "HTTP2-CONNECT",
+        Ways::new("HTTP/2.0", 403),
+        |options| apache::start(stage.world(), options),
+    );
 }
 
 #[test]
 fn envoy_over_http1() {
     let stage = Stage::new("proxies-envoy-1");
-    matrix(&stage, "HTTP-CONNECT", "HTTP/1.1", 407, |options| {
-        envoy::start(stage.world(), options, Versions::Http1)
-    });
+    matrix(
+        &stage,
+        "HTTP-CONNECT",
+        Ways::new("HTTP/1.1", 407),
+        |options| envoy::start(stage.world(), options, Versions::Http1),
+    );
 }
 
 #[test]
 fn envoy_over_http2() {
     let stage = Stage::new("proxies-envoy-2");
-    matrix(&stage, "HTTP2-CONNECT", "HTTP/2", 407, |options| {
-        envoy::start(stage.world(), options, Versions::Http2)
-    });
+    matrix(
+        &stage,
+        "HTTP2-CONNECT",
+        Ways::new("HTTP/2", 407),
+        |options| envoy::start(stage.world(), options, Versions::Http2),
+    );
 }
 
 #[test]
 fn envoy_by_post() {
     let stage = Stage::new("proxies-envoy-post");
-    matrix(&stage, "HTTP2-POST", "HTTP/2", 407, |options| {
+    matrix(&stage, "HTTP2-POST", Ways::new("HTTP/2", 407), |options| {
         envoy::start(stage.world(), options, Versions::Http2)
     });
 }
@@ -247,4 +258,48 @@ fn nghttpx_over_both_versions_passes_credentials_on() {
         }
     }
     world.expect_no_direct_arrivals();
+}
+
+/// A proxy that closes connections on which nothing is said for a second, long before the agent
+/// would.
+#[test]
+fn connections_are_made_ahead_of_demand_and_closed_ones_are_not_used() {
+    const BURST: usize = 5;
+    let stage = Stage::new("proxies-warm");
+    for (port, warm) in [(3128, true), (3129, false)] {
+        let options = Options {
+            port,
+            security: Security::Tls(&stage.proxy),
+            credentials: BASIC,
+        };
+        let apache = apache::start_with(stage.world(), &options, "Timeout 1\n");
+        let policy = policy(&stage, "HTTP-CONNECT", &options, BASIC);
+        let proxy = format!("  proxy:\n    warmConnections: {warm}\n");
+        let agent = Agent::start(stage.world(), &policy.replacen("  proxy:\n", &proxy, 1));
+        for _ in 0..BURST {
+            expect_page(&stage);
+        }
+        if warm {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        for _ in 0..BURST {
+            expect_page(&stage);
+        }
+        let tunnels = 2 * BURST;
+        agent.wait_for_accesses(tunnels);
+        assert_eq!(apache.wait_for_log(tunnels).len(), tunnels, "once each");
+        let metrics = agent.metrics();
+        let phases = "underpass_tunnel_establish_duration_seconds_count";
+        let took = |phase| metrics.sum(phases, &[("phase", phase)]);
+        assert_eq!(took("connect"), Some(tunnels as f64));
+        let made = took("tls").unwrap_or_default();
+        if warm {
+            assert!(made < tunnels as f64, "all of {tunnels} waited for TLS");
+        } else {
+            assert_eq!(made, tunnels as f64);
+        }
+        let failures = "underpass_proxy_connections_failures_total";
+        assert_eq!(metrics.sum(failures, &[]).unwrap_or_default(), 0.0);
+    }
+    stage.world().expect_no_direct_arrivals();
 }

@@ -122,7 +122,20 @@ const LOAD: [&str; 2] = ["short=4:40", "long=4:1000"];
 
 #[test]
 fn credentials_change_under_load() {
-    let world = World::new("rotation");
+    change_credentials("HTTP-CONNECT");
+}
+
+#[test]
+fn credentials_change_under_load_over_http2() {
+    let connections = change_credentials("HTTP2-CONNECT");
+    assert_eq!(connections, 1.0, "credentials are of each stream");
+}
+
+/// Changes them at the proxy and in a Secret while workloads talk; how many connections to the proxy
+/// there have been.
+#[track_caller]
+fn change_credentials(protocol: &str) -> f64 {
+    let world = World::new(&format!("rotation-{}", protocol.to_lowercase()));
     let _dns = Dns::start(&world);
     let identities = Identities::start(world.inet(), &[9001]);
     let mut gateway = Gateway::start(&world, "old-user:the-first-secret\n");
@@ -131,10 +144,8 @@ fn credentials_change_under_load() {
         secrets.join("login"),
         &[("username", "old-user"), ("password", "the-first-secret")],
     );
-    let policy = tunnel_policy(&[]).replace(
-        "port: 3128",
-        "port: 3128\n    authentication: {credentialName: login}",
-    );
+    let more = format!("    protocol: {protocol}\n    authentication: {{credentialName: login}}");
+    let policy = tunnel_policy(&[]).replace("port: 3128", &format!("port: 3128\n{more}"));
     let options = ["--secrets", &secrets.display().to_string()];
     let mut agent = Agent::start_with(&world, &policy, &options);
     let program = Path::new(env!("CARGO_BIN_EXE_load"));
@@ -184,6 +195,9 @@ fn credentials_change_under_load() {
     for secret in ["the-first-secret", "the-second-secret"] {
         assert!(!log.contains(secret), "{secret} in the gateway's log");
     }
+    let connections = agent.metrics();
+    let connections = connections.sum("underpass_proxy_connections_total", &[]);
+    connections.unwrap_or_default()
 }
 
 /// Neither secret is in anything that is shown.

@@ -13,7 +13,7 @@ use underpass_tests::servers::forward::{
 };
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::squid::{self, Squid};
-use underpass_tests::servers::stage::{Stage, TARGET};
+use underpass_tests::servers::stage::Stage;
 use underpass_tests::servers::{apache, nghttpx, tinyproxy};
 use underpass_tests::{Scene, World};
 
@@ -29,35 +29,6 @@ fn expect_page(seen: Seen) {
 #[track_caller]
 fn expect_log(proxy: &ForwardProxy, expected: &[Logged]) {
     assert_eq!(proxy.wait_for_log(expected.len()), expected);
-}
-
-#[test]
-fn squid_listens_with_tls_beside_its_plain_port() {
-    let stage = Stage::new("squid-tls");
-    let options = squid::Options {
-        tls: Some(&stage.proxy),
-        credentials: Some(("me", "secret")),
-        ..squid::Options::default()
-    };
-    let squid = Squid::start_with(stage.world(), &options);
-    let plain = Options::default();
-    let tls = Options {
-        port: squid::TLS_PORT,
-        security: Security::Tls(&stage.proxy),
-        ..plain
-    };
-    for (number, options) in [plain, tls].iter().enumerate() {
-        expect_page(stage.curl(options, BASIC));
-        let logged = squid.wait_for_log(number + 1).pop().expect("a line");
-        assert_eq!(
-            (logged.method.as_str(), logged.target.as_str()),
-            ("CONNECT", TARGET)
-        );
-        assert_eq!((logged.status, logged.user.as_str()), (200, "me"));
-    }
-    let refused = stage.curl(&tls, Credentials::None);
-    assert_eq!(refused.connect_status, 407, "{refused:?}");
-    stage.world().expect_no_direct_arrivals();
 }
 
 #[test]
@@ -99,6 +70,18 @@ fn matrix(
     start: impl Fn(&Options<'_>) -> ForwardProxy,
     get: impl Fn(&Options<'_>, Credentials<'_>) -> Seen,
 ) {
+    matrix_of(stage, protocol, token_refusal, |logged| logged, start, get);
+}
+
+/// The same with a proxy that tells less than others.
+fn matrix_of(
+    stage: &Stage,
+    protocol: &str,
+    token_refusal: u16,
+    told: fn(Logged) -> Logged,
+    start: impl Fn(&Options<'_>) -> ForwardProxy,
+    get: impl Fn(&Options<'_>, Credentials<'_>) -> Seen,
+) {
     let mut port = proxy_v4().port();
     for security in stage.securities() {
         for credentials in [Credentials::None, BASIC, BEARER] {
@@ -110,23 +93,32 @@ fn matrix(
             port += 1;
             let proxy = start(&options);
             expect_page(get(&options, credentials));
-            let mut expected = vec![stage.tunnel(protocol, &options, credentials)];
+            let mut expected = vec![told(stage.tunnel(protocol, &options, credentials))];
             expect_log(&proxy, &expected);
             if !matches!(credentials, Credentials::None) {
                 let refused = get(&options, Credentials::None);
                 assert_ne!(refused.exit, 0, "{refused:?}");
-                expected.push(Logged {
+                expected.push(told(Logged {
                     status: match credentials {
                         Credentials::Bearer(_) => token_refusal,
                         _ => 407,
                     },
                     ..stage.tunnel(protocol, &options, Credentials::None)
-                });
+                }));
                 expect_log(&proxy, &expected);
             }
         }
     }
     stage.world().expect_no_direct_arrivals();
+}
+
+#[test]
+fn squid_tunnels_over_http1() {
+    let stage = Stage::new("squid-http1");
+    let start = |options: &Options<'_>| squid::with_openssl(stage.world(), options);
+    let get =
+        |options: &Options<'_>, credentials: Credentials<'_>| stage.curl(options, credentials);
+    matrix_of(&stage, "HTTP/1.1", 403, squid::told, start, get);
 }
 
 #[test]

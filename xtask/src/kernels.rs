@@ -20,7 +20,6 @@ use crate::{
     supervise::{Stopped, Supervisor},
 };
 
-mod apt;
 mod console;
 mod cpio;
 mod image;

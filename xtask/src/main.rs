@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod cgroup;
 mod crds;
+mod debian;
 mod demo;
 mod fuzz;
 mod kernels;

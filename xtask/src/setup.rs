@@ -17,6 +17,7 @@ mod linker;
 mod packages;
 mod services;
 mod system;
+mod unpacked;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -65,7 +66,11 @@ fn steps(session: &Session<'_>) -> anyhow::Result<()> {
         session.step("programs", || Ok(system::missing_programs()))?;
     }
     session.step("bpf-linker", || linker::install(session, debian))?;
-    session.step("envoy", || envoy::install(session))
+    session.step("envoy", || envoy::install(session))?;
+    if debian {
+        session.step("unpacked packages", || unpacked::install(session))?;
+    }
+    Ok(())
 }
 
 /// One run of the set-up, which carries its commands out or prints them.

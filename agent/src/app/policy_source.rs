@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::watch::Fingerprint;
+use crate::kubernetes::Feed;
 use crate::policy::{self, LoadError, Options, Paths, Policy, Problem, Sources};
 
 /// How often policy is read at most until the files that it names stay the same.
@@ -22,6 +23,8 @@ enum Place {
         paths: Paths,
         options: Options,
         known: Arc<Mutex<Known>>,
+        /// Objects of a cluster besides.
+        feed: Option<Arc<Feed>>,
     },
     Fixed(Box<Policy>),
 }
@@ -52,7 +55,16 @@ impl PolicySource {
             paths,
             options,
             known,
+            feed: None,
         })
+    }
+
+    /// Adds the documents of a cluster. What was read before is forgotten.
+    pub(super) fn add(&mut self, cluster: Arc<Feed>) {
+        if let Place::Files { known, feed, .. } = &mut self.0 {
+            *known = Arc::default();
+            *feed = Some(cluster);
+        }
     }
 
     /// A policy that never changes.
@@ -111,9 +123,14 @@ impl PolicySource {
                 paths,
                 options,
                 known,
+                feed,
             } => {
                 let mut known = known.lock();
-                let loaded = policy::load(paths, options, known.last.as_ref());
+                let last = known.last.as_ref();
+                let loaded = match feed {
+                    None => policy::load(paths, options, last),
+                    Some(feed) => policy::load_cluster(feed.documents(), paths, options, last),
+                };
                 let files = loaded.sources.files().paths();
                 known.files = files.map(PathBuf::from).collect();
                 if loaded.policy.is_ok() {

@@ -1,5 +1,7 @@
 //! Reads policy again, when asked to or when it has changed, and puts it into force.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -16,7 +18,8 @@ use super::proxies::Proxies;
 use super::watch::{Fingerprint, Watch};
 use crate::capture::{Attachment, Capture, CaptureError};
 use crate::connection::{InForce, Way};
-use crate::policy::{FailureMode, LoadError, Policy, Side};
+use crate::kubernetes::Feed;
+use crate::policy::{FailureMode, LoadError, Policy, Problem, Side};
 use crate::telemetry::{Label, Metrics, Reload};
 
 /// Why policy is read again.
@@ -26,6 +29,8 @@ enum Cause {
     Asked,
     /// It may have changed.
     Changed,
+    /// That of the cluster has.
+    Cluster,
 }
 
 /// What policy is put into force with.
@@ -41,6 +46,8 @@ pub(super) struct Reloader {
     /// What was read last, whatever came of it. Locked while policy is read.
     pub(super) last: Mutex<Fingerprint>,
     pub(super) asked: Notify,
+    /// What comes from the cluster.
+    pub(super) feed: Option<Arc<Feed>>,
 }
 
 impl Reloader {
@@ -72,8 +79,16 @@ impl Reloader {
                 biased;
                 () = closing.cancelled() => return,
                 () = self.asked.notified() => Cause::Asked,
+                () = self.changed_in_cluster() => Cause::Cluster,
                 () = watch.changed() => Cause::Changed,
             };
+        }
+    }
+
+    async fn changed_in_cluster(&self) {
+        match &self.feed {
+            Some(feed) => feed.changed().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -95,38 +110,71 @@ impl Reloader {
         } = self.source.read(|paths| watch.renew(paths));
         *last = fingerprint;
 
+        let policy = policy.map_err(Failure::Load).and_then(|policy| {
+            self.warn(&policy, cause);
+            self.put_into_force(policy).map_err(Failure::Capture)
+        });
+        match policy {
+            Ok(()) => self.succeeded(&rejected),
+            Err(failure) => self.failed(&failure),
+        }
+    }
+
+    fn succeeded(&self, rejected: &[Problem]) {
         let metrics = &self.way.metrics;
-        let failure = match policy.map_err(Failure::Load) {
-            Ok(policy) => match self.put_into_force(policy) {
-                Ok(()) => {
-                    let result = if rejected.is_empty() {
-                        Reload::Success
-                    } else {
-                        Reload::Partial
-                    };
-                    for problem in &rejected {
-                        tracing::error!(
-                            "rejected, its last good version stays in force: {problem}"
-                        );
-                    }
-                    let rejected = rejected.iter().map(ToString::to_string).collect();
-                    let generation = self.state.next(result, rejected);
-                    metrics.policy.reloaded(result);
-                    metrics.policy.in_force(generation);
-                    tracing::info!(generation, result = result.as_str(), "policy reloaded");
-                    return;
-                }
-                Err(error) => Failure::Capture(error),
-            },
-            Err(failure) => failure,
+        let result = if rejected.is_empty() {
+            Reload::Success
+        } else {
+            Reload::Partial
         };
-        let generation = self.state.failed(failure.problems());
-        metrics.policy.reloaded(Reload::Failure);
-        tracing::error!(
-            generation,
-            error = %failure,
-            "policy not reloaded, the last good one stays in force"
-        );
+        if let Some(feed) = &self.feed {
+            feed.judge(rejected, None);
+        }
+        let texts = rejected.iter().map(ToString::to_string).collect();
+        // In a cluster others change policy all the time, and what is bad stays bad meanwhile.
+        for problem in self.state.news(&texts, self.feed.is_some()) {
+            log_rejected(problem);
+        }
+        let generation = self.state.next(result, texts);
+        metrics.policy.reloaded(result);
+        metrics.policy.in_force(generation);
+        tracing::info!(generation, result = result.as_str(), "policy reloaded");
+    }
+
+    fn failed(&self, failure: &Failure) {
+        if let Some(feed) = &self.feed {
+            match failure {
+                Failure::Load(error) => {
+                    // What is not bad is as it was.
+                    let failure = "the rest of policy does not go without it".to_owned();
+                    feed.judge(error.problems(), Some(failure));
+                }
+                Failure::Capture(error) => feed.judge([], Some(error.to_string())),
+            }
+        }
+        let problems = failure.problems();
+        let told = self.feed.is_some() && self.state.news(&problems, true).next().is_none();
+        let generation = self.state.failed(problems);
+        self.way.metrics.policy.reloaded(Reload::Failure);
+        if !told {
+            tracing::error!(
+                generation,
+                error = %failure,
+                "policy not reloaded, the last good one stays in force"
+            );
+        }
+    }
+
+    /// In a cluster, of what is new only.
+    fn warn(&self, policy: &Policy, cause: Cause) {
+        let warnings = policy.warnings().iter();
+        if cause == Cause::Cluster {
+            let old = self.way.policy.load();
+            let old: HashSet<_> = old.warnings().iter().collect();
+            warn_of(warnings.filter(|warning| !old.contains(warning)));
+        } else {
+            warn_of(warnings);
+        }
     }
 
     /// From the old policy to the new, so that each connection goes a way that one of them gives.
@@ -147,7 +195,6 @@ impl Reloader {
     /// The programs come before the agent because they can fail: then their old rules come back, and
     /// the old policy was in force all the time.
     fn put_into_force(&self, policy: Policy) -> Result<(), CaptureError> {
-        warn_of(&policy);
         Handle::current().block_on(self.proxies.prepare(&policy));
         if let Err(error) = self.tell_programs(&policy) {
             self.proxies.abandon();
@@ -208,12 +255,19 @@ struct State {
 
 impl PolicyState {
     /// The first policy is in force.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(rejected: &[Problem]) -> Self {
+        for problem in rejected {
+            log_rejected(problem);
+        }
         Self(Mutex::new(State {
             generation: 1,
-            result: Reload::Success,
+            result: if rejected.is_empty() {
+                Reload::Success
+            } else {
+                Reload::Partial
+            },
             at: now(),
-            problems: Vec::new(),
+            problems: rejected.iter().map(ToString::to_string).collect(),
         }))
     }
 
@@ -245,6 +299,21 @@ impl PolicyState {
         state.generation
     }
 
+    /// Those of `problems` that were not there before, or all of them.
+    fn news<'a>(
+        &self,
+        problems: &'a Vec<String>,
+        only: bool,
+    ) -> impl Iterator<Item = &'a String> + use<'a> {
+        let known: HashSet<String> = match only {
+            true => self.0.lock().problems.iter().cloned().collect(),
+            false => HashSet::new(),
+        };
+        problems
+            .iter()
+            .filter(move |problem| !known.contains(*problem))
+    }
+
     /// The last reading, the first one included.
     pub(super) fn reload(&self) -> Value {
         let state = self.0.lock();
@@ -263,9 +332,13 @@ fn now() -> String {
     text
 }
 
+fn log_rejected(problem: &dyn fmt::Display) {
+    tracing::error!("rejected, its last good version stays in force if it has one: {problem}");
+}
+
 /// Logs what the author of a policy should know.
-pub(super) fn warn_of(policy: &Policy) {
-    for warning in policy.warnings() {
+pub(super) fn warn_of<'a>(warnings: impl IntoIterator<Item = &'a Problem>) {
+    for warning in warnings {
         tracing::warn!("{warning}");
     }
 }
@@ -309,7 +382,7 @@ mod tests {
 
     #[test]
     fn the_state_tells_of_the_policy_in_force_and_of_the_last_reading() {
-        let state = PolicyState::new();
+        let state = PolicyState::new(&[]);
         assert_eq!(state.generation(), 1);
         assert_eq!(state.reload()["result"], "success");
 

@@ -12,6 +12,7 @@ use super::reload::PolicyState;
 use crate::capabilities;
 use crate::capture::Capture;
 use crate::connection::Way;
+use crate::kubernetes::Feed;
 use crate::telemetry::metrics::CaptureSource;
 
 /// Where it is read from.
@@ -23,6 +24,8 @@ pub(super) struct Status {
     pub(super) kernel: Arc<KernelSide>,
     pub(super) policy: Arc<PolicyState>,
     pub(super) way: Arc<Way>,
+    /// `None` where the node is in no cluster.
+    pub(super) feed: Option<Arc<Feed>>,
 }
 
 impl Status {
@@ -44,6 +47,7 @@ impl Status {
                 "prefixes": plan.prefixes.len() + plan.exceptions.len(),
                 "warnings": policy.warnings().len(),
             },
+            "cluster": self.feed.as_ref().map(|feed| feed.to_json()),
             "connections": self.way.metrics.connections().len(),
             "capture": {
                 "redirected": self.kernel.redirected(),

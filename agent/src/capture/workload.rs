@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::cgroup::Hierarchy;
-use crate::workload::Workload;
+use crate::workload::{Identity, Pods, Workload};
 use walk::Walk;
 
 /// Workloads that are remembered. A node has hundreds; past this many of them, those of cgroups
@@ -41,6 +41,8 @@ pub struct Workloads {
     capacity: usize,
     proc: PathBuf,
     hierarchy: Hierarchy,
+    /// Where the API server tells of this node's pods.
+    pods: Option<Arc<Pods>>,
     table: RwLock<Table>,
     /// The last walk through the hierarchy; one at a time.
     walk: Mutex<Option<Walk>>,
@@ -55,22 +57,30 @@ struct Table {
 #[derive(Clone, Debug)]
 enum Known {
     /// Where the directory is, and what that tells.
-    Found(PathBuf, Arc<Workload>),
+    Found(PathBuf, Identity),
     /// Nowhere, when it was looked for.
-    Nowhere(Instant, Arc<Workload>),
+    Nowhere(Instant, Identity),
+}
+
+impl Known {
+    fn identity(&self) -> &Identity {
+        let (Self::Found(_, identity) | Self::Nowhere(_, identity)) = self;
+        identity
+    }
 }
 
 impl Workloads {
-    /// Those in `hierarchy`.
-    pub fn new(hierarchy: Hierarchy) -> Self {
-        Self::with(hierarchy, "/proc".into(), CAPACITY)
+    /// Those in `hierarchy`, of which some are these pods where the node is part of a cluster.
+    pub fn new(hierarchy: Hierarchy, pods: Option<Arc<Pods>>) -> Self {
+        Self::with(hierarchy, pods, "/proc".into(), CAPACITY)
     }
 
-    fn with(hierarchy: Hierarchy, proc: PathBuf, capacity: usize) -> Self {
+    fn with(hierarchy: Hierarchy, pods: Option<Arc<Pods>>, proc: PathBuf, capacity: usize) -> Self {
         Self {
             capacity,
             proc,
             hierarchy,
+            pods,
             table: RwLock::new(Table {
                 known: HashMap::new(),
                 swept: Instant::now(),
@@ -80,10 +90,40 @@ impl Workloads {
     }
 
     /// The workload in the cgroup with this id; `pid` is a process that was in it. Nothing is known
-    /// about a cgroup that is gone or outside of what this process sees of the hierarchy.
+    /// about a cgroup that is gone or outside of what this process sees of the hierarchy. For a pod
+    /// that the API server has not told of yet some seconds are waited.
     pub async fn of(self: &Arc<Self>, cgroup_id: u64, pid: u32) -> Arc<Workload> {
-        if let Some(workload) = self.known(cgroup_id) {
-            return workload;
+        let identity = self.identity(cgroup_id, pid).await;
+        let (Some(pods), Some(uid)) = (&self.pods, identity.pod_uid()) else {
+            return Arc::clone(identity.workload());
+        };
+        let pod = pods.get(uid);
+        if let Some(whole) = identity.if_still(pod.as_ref()) {
+            return Arc::clone(whole);
+        }
+        let pod = match pod {
+            Some(pod) => Some(pod),
+            None => pods.find(uid).await,
+        };
+        let Some(pod) = pod else {
+            return Arc::clone(identity.workload());
+        };
+        let identity = identity.of_pod(pod);
+        let whole = Arc::clone(identity.workload());
+        self.learnt(cgroup_id, identity);
+        whole
+    }
+
+    /// Whether this is part of a pod that should be known, and is not: what policy says of it cannot
+    /// be told.
+    pub fn is_obscure(&self, workload: &Workload) -> bool {
+        self.pods.is_some() && workload.is_unknown_pod()
+    }
+
+    /// What its cgroup tells, and what was learnt of it.
+    async fn identity(self: &Arc<Self>, cgroup_id: u64, pid: u32) -> Identity {
+        if let Some(identity) = self.known(cgroup_id) {
+            return identity;
         }
         let asked = Instant::now();
         let this = Arc::clone(self);
@@ -99,12 +139,18 @@ impl Workloads {
     }
 
     /// What is known already.
-    fn known(&self, cgroup_id: u64) -> Option<Arc<Workload>> {
+    fn known(&self, cgroup_id: u64) -> Option<Identity> {
         match self.table.read().known.get(&cgroup_id)? {
-            Known::Found(_, workload) => Some(Arc::clone(workload)),
-            Known::Nowhere(since, workload) => {
-                (since.elapsed() < IGNORANCE).then(|| Arc::clone(workload))
-            }
+            Known::Nowhere(since, _) if since.elapsed() >= IGNORANCE => None,
+            known => Some(known.identity().clone()),
+        }
+    }
+
+    /// More is known of a cgroup than when it was found.
+    fn learnt(&self, cgroup_id: u64, now: Identity) {
+        let mut table = self.table.write();
+        if let Some(Known::Found(_, identity)) = table.known.get_mut(&cgroup_id) {
+            *identity = now;
         }
     }
 
@@ -139,20 +185,18 @@ impl Workloads {
         Some(directory.to_owned())
     }
 
-    fn remember(&self, cgroup_id: u64, directory: Option<PathBuf>) -> Arc<Workload> {
+    fn remember(&self, cgroup_id: u64, directory: Option<PathBuf>) -> Identity {
         let known = match directory {
             Some(directory) => {
-                let workload = Arc::new(Workload::in_cgroup(&self.name(&directory)));
-                Known::Found(directory, workload)
+                let seen = Workload::in_cgroup(&self.name(&directory));
+                Known::Found(directory, Identity::new(seen))
             }
-            None => Known::Nowhere(Instant::now(), Arc::default()),
+            None => Known::Nowhere(Instant::now(), Identity::default()),
         };
-        let workload = match &known {
-            Known::Found(_, workload) | Known::Nowhere(_, workload) => Arc::clone(workload),
-        };
+        let identity = known.identity().clone();
         self.make_room();
         self.table.write().known.insert(cgroup_id, known);
-        workload
+        identity
     }
 
     /// Forgets cgroups that are gone, from time to time and when the table is full. Nobody who only

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::options::{OutputFormat, SecretOptions};
+use super::options::{OutputFormat, ScopeOptions, SecretOptions};
 use super::{EXIT_USAGE, Failure, complain, say};
 use crate::policy::{self, Options, Problem};
 
@@ -18,6 +18,9 @@ pub(super) struct Args {
     #[command(flatten)]
     secrets: SecretOptions,
 
+    #[command(flatten)]
+    scope: ScopeOptions,
+
     /// What to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: OutputFormat,
@@ -26,7 +29,11 @@ pub(super) struct Args {
 /// Says nothing of a valid policy but what its author should know; of a bad one, a line a problem.
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let paths = args.secrets.with(args.paths);
-    let checked = policy::load(&paths, &Options::default(), None).policy;
+    let options = Options {
+        root_namespace: args.scope.root_namespace(),
+        ..Options::default()
+    };
+    let checked = policy::load(&paths, &options, None).policy;
     let (problems, warnings) = match &checked {
         Ok(policy) => (&[][..], policy.warnings()),
         Err(error) => (error.problems(), &[][..]),

@@ -121,6 +121,7 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
         verbose,
         // The guard sees to that: it ends the command.
         outlives_us: false,
+        kubernetes: None,
         policy,
         endpoints: Endpoints {
             metrics: args.endpoints.metrics_addr,
@@ -184,6 +185,7 @@ fn sudo_caller() -> Option<(String, String)> {
 fn policy_source(args: &Args) -> Result<PolicySource, Failure> {
     let options = Options {
         internal_cidrs: args.capture.internal_cidr.clone(),
+        ..Options::default()
     };
     let Some(url) = &args.proxy else {
         if args.policy.is_empty() {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::options::{OutputFormat, SecretOptions};
+use super::options::{OutputFormat, ScopeOptions, SecretOptions};
 use super::{EXIT_USAGE, Failure, complain, say};
 use crate::name::HostName;
 use crate::policy::{self, Options};
@@ -31,6 +31,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     secrets: SecretOptions,
+
+    #[command(flatten)]
+    scope: ScopeOptions,
 
     /// The server name that its TLS sends
     #[arg(long, value_name = "NAME", conflicts_with = "host")]
@@ -101,6 +104,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let paths = args.secrets.with(args.policy);
     let options = Options {
         internal_cidrs: args.internal_cidr,
+        root_namespace: args.scope.root_namespace(),
     };
     let policy = match policy::load(&paths, &options, None).policy {
         Ok(policy) => policy,

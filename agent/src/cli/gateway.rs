@@ -25,7 +25,7 @@ use crate::policy::Options;
 use crate::sockets::PlainSockets;
 use crate::telemetry::ConnectionTable;
 use crate::telemetry::logging::LogHandle;
-use crate::tunnel::{NoObserver, TunnelConfig, Tunneler};
+use crate::tunnel::TunnelConfig;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -109,7 +109,12 @@ struct ChainOptions {
 }
 
 impl ChainOptions {
-    fn chain(self, resolver: &Resolver, config: &GatewayConfig) -> Result<Option<Chain>, Failure> {
+    fn chain(
+        self,
+        resolver: &Resolver,
+        config: &GatewayConfig,
+        metrics: &GatewayMetrics,
+    ) -> Result<Option<Chain>, Failure> {
         let paths = self.secrets.with(self.policy);
         match (paths.policy.is_empty(), paths.secrets.is_empty()) {
             (true, true) => return Ok(None),
@@ -124,13 +129,7 @@ impl ChainOptions {
         let limits = TunnelConfig {
             deadline: config.connect_timeout,
         };
-        let tunneler = Tunneler::new(
-            Arc::new(PlainSockets),
-            resolver.clone(),
-            limits,
-            Arc::new(NoObserver),
-        );
-        Ok(Some(Chain { policy, tunneler }))
+        Ok(Some(Chain::new(policy, resolver.clone(), limits, metrics)))
     }
 }
 
@@ -174,9 +173,9 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let _ = raise_descriptors(args.proxy.max_connections);
     let mut config = args.proxy.config()?;
     let resolver = Resolver::from_system(Arc::new(PlainSockets));
-    config.chain = args.chain.chain(&resolver, &config)?;
     let registry = Registry::new();
     let metrics = GatewayMetrics::new(&registry).context("cannot register metrics")?;
+    config.chain = args.chain.chain(&resolver, &config, &metrics)?;
     let runtime = Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {
         let control = Control::default();

@@ -3,13 +3,18 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use ipnet::IpNet;
 
 use super::Failure;
 use crate::app::TraceSettings;
+use crate::kubernetes::ClusterConfig;
 use crate::limits::Limits;
-use crate::policy::Paths;
+use crate::policy::{Namespace, Paths};
 use crate::telemetry::logging::{self, LogConfig, LogFormat, LogHandle, LogOutput};
+
+/// The namespace that `deploy/kubernetes` makes.
+const ROOT_NAMESPACE: &str = "underpass-system";
 
 #[derive(clap::Args)]
 pub(super) struct LogOptions {
@@ -62,6 +67,71 @@ impl SecretOptions {
             policy,
             secrets: self.secrets,
         }
+    }
+}
+
+/// Whether documents are those of a cluster.
+#[derive(Clone, clap::Args)]
+pub(super) struct ScopeOptions {
+    /// Read the documents as the agent of a Kubernetes node does: each namespace has a say about its
+    /// own workloads only
+    #[arg(long)]
+    kubernetes: bool,
+
+    /// With --kubernetes, the namespace whose documents are for all workloads
+    #[arg(long, value_name = "NAMESPACE", default_value = ROOT_NAMESPACE)]
+    root_namespace: Namespace,
+}
+
+impl ScopeOptions {
+    /// The namespace whose documents are for all, if others are not.
+    pub(super) fn root_namespace(self) -> Option<Namespace> {
+        self.kubernetes.then_some(self.root_namespace)
+    }
+}
+
+/// The cluster whose API policy comes from.
+#[derive(clap::Args)]
+pub(super) struct KubernetesOptions {
+    /// Take policy from the API of the cluster that this node is part of, and from there who
+    /// workloads are
+    #[arg(long)]
+    kubernetes: bool,
+
+    /// The node that this is, for --kubernetes: the name of its Node
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+
+    /// Reach the API as this file says [default: by the service account of the pod]
+    #[arg(long, value_name = "PATH", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+
+    /// With --kubernetes, the namespace whose documents are for all workloads; those of others are
+    /// for their own
+    #[arg(long, value_name = "NAMESPACE", default_value = ROOT_NAMESPACE)]
+    root_namespace: Namespace,
+}
+
+impl KubernetesOptions {
+    /// The cluster, if there is to be one.
+    pub(super) fn cluster(self) -> Result<Option<ClusterConfig>, Failure> {
+        if !self.kubernetes {
+            return Ok(None);
+        }
+        if !cfg!(feature = "kubernetes") {
+            let reason = "--kubernetes: this was built without the feature kubernetes";
+            return Err(Failure::usage(anyhow::anyhow!(reason)));
+        }
+        let node = self.node_name.filter(|name| !name.is_empty());
+        let node = node.context(
+            "--kubernetes needs the name of the node: give --node-name, or set NODE_NAME, in a pod \
+             from the field spec.nodeName",
+        );
+        Ok(Some(ClusterConfig {
+            kubeconfig: self.kubeconfig,
+            node: node.map_err(Failure::usage)?,
+            root_namespace: self.root_namespace,
+        }))
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::Context;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{CaptureOptions, LogOptions, SecretOptions, TraceOptions};
+use super::options::{CaptureOptions, KubernetesOptions, LogOptions, SecretOptions, TraceOptions};
 use super::{FLUSH, Failure};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource, Running};
@@ -25,8 +25,11 @@ const DRAIN: Duration = Duration::from_secs(25);
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Policy files, and directories of them; they are read again when they change, and at SIGHUP
-    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    #[arg(long, value_name = "PATH", required_unless_present = "kubernetes", num_args = 1..)]
     policy: Vec<PathBuf>,
+
+    #[command(flatten)]
+    kubernetes: KubernetesOptions,
 
     #[command(flatten)]
     secrets: SecretOptions,
@@ -72,8 +75,10 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "cannot raise the limit of file descriptors"),
     }
+    let cluster = args.kubernetes.cluster()?;
     let options = Options {
         internal_cidrs: args.capture.internal_cidr,
+        root_namespace: cluster.as_ref().map(|it| it.root_namespace.clone()),
     };
     let config = Config {
         cgroup,
@@ -82,6 +87,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         verbose,
         outlives_us: true,
         policy: PolicySource::files(args.secrets.with(args.policy), options),
+        kubernetes: cluster,
         endpoints: Endpoints {
             metrics: Some(args.metrics_addr),
             ready: Some(args.ready_addr),

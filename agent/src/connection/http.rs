@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 
 use super::first_bytes::claim;
 use super::outbound::target_source;
-use super::{Arrived, Failure, InForce, Origin, Way};
+use super::{Arrived, Failure, InForce, OBSCURE, Origin, Way};
 use crate::inspect::Source;
 use crate::name::Host;
 use crate::policy::{self, Facts, TargetPolicy, TunnelDecision, View};
@@ -122,7 +122,10 @@ impl Requests {
     /// [`TRACEPARENT`](crate::trace::TRACEPARENT).
     fn record<'a>(&self, parents: impl IntoIterator<Item = &'a [u8]>) -> RequestRecord {
         let mut record = RequestRecord::begin(&self.way.metrics, self.captured);
-        record.workload(Arc::clone(&self.outlook.lock().source));
+        {
+            let outlook = self.outlook.lock();
+            record.workload(Arc::clone(&outlook.source), Arc::clone(&outlook.who));
+        }
         record.traced(self.trail.lock().request(parents));
         record
     }
@@ -142,7 +145,13 @@ impl Requests {
         facts: &mut Facts,
         record: &mut RequestRecord,
     ) -> Result<(Route, Option<Arc<TargetPolicy>>), Refused> {
-        let Outlook { policy, view, .. } = self.outlook().await;
+        let Outlook {
+            policy, view, who, ..
+        } = self.outlook().await;
+        if self.way.is_obscure(&policy, &who) {
+            let reason = telemetry::DenyReason::UnknownWorkload;
+            return Err(Refused::denied(reason, &OBSCURE));
+        }
         let judging = self.way.judge(&policy, facts, &view);
         let verdict = record.span().around("policy", judging).await;
         if let Some(service) = &verdict.destination_service {

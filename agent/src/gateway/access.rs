@@ -12,6 +12,9 @@ use super::metrics::{Counted, Denial, GatewayMetrics};
 use crate::name::Target;
 use crate::policy::Proxy;
 use crate::relay::Progress;
+use crate::telemetry::metrics::ActiveGuard;
+use crate::telemetry::{Label, TunnelCode};
+use crate::tunnel::Spoken;
 
 /// What the log and the metrics say about one request; written when it is dropped, however the
 /// request ends.
@@ -33,7 +36,9 @@ pub(super) struct Record {
     /// What of the policy chose the route.
     policy: Option<Arc<str>>,
     /// The proxy that was asked last.
-    proxy: Option<String>,
+    proxy: Option<Label>,
+    /// The tunnel that stands through it.
+    tunnel: Option<ActiveGuard>,
     /// The user who proved to be one.
     pub(super) user: Option<Arc<str>>,
     /// The answer, where it is the gateway's own; else it is that of a target, if any.
@@ -74,6 +79,7 @@ impl Record {
             route: None,
             policy: None,
             proxy: None,
+            tunnel: None,
             user: None,
             code: None,
             error: None,
@@ -99,10 +105,16 @@ impl Record {
         self.policy = policy;
     }
 
-    /// Notes what `proxy` said to the request for a tunnel; `None` is no answer.
-    pub(super) fn proxy_said(&mut self, proxy: &Proxy, code: Option<u16>) {
-        let proxy = proxy.to_string();
-        self.metrics.proxy_said(&proxy, code);
+    /// Notes what `proxy` said to the request for a tunnel.
+    pub(super) fn proxy_said(&mut self, proxy: &Proxy, spoken: Spoken, code: TunnelCode) {
+        let proxy = Label::of(proxy);
+        let policy = self.policy.as_ref().map(|policy| Label::of(policy));
+        let policy = policy.unwrap_or_default();
+        let proxies = self.metrics.proxies();
+        proxies.answered(&proxy, &policy, spoken.into(), code);
+        self.tunnel = code
+            .is_success()
+            .then(|| proxies.tunnel(&proxy, spoken.into()));
         self.proxy = Some(proxy);
     }
 
@@ -145,7 +157,7 @@ impl Drop for Record {
             tls = self.tls,
             route = self.route.map(Route::as_str),
             policy = self.policy.as_deref(),
-            proxy = self.proxy,
+            proxy = self.proxy.as_ref().map(Label::as_str),
             user = self.user.as_deref(),
             code = self.code.map(|code| code.as_u16()),
             bytes_sent = self.progress.traffic.sent(),

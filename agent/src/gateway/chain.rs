@@ -12,16 +12,20 @@ use tokio::time::Instant;
 use super::access::{Record, Route};
 use super::dial::{Asked, Dial, DialError, Dialing, Direct, allowed};
 use super::followed::{Followed, Refresh};
+use super::metrics::GatewayMetrics;
 use super::request::Wish;
 use super::rules::{Forbidden, Rules};
 use super::stream::Upstream;
 use super::via::Pseudonym;
 use crate::connection::in_order;
+use crate::dns::Resolver;
 use crate::name::OriginalDst;
 use crate::policy::{Fallback, HeaderContext, Policy, TargetSource, TunnelDecision};
-use crate::telemetry::Reload;
+use crate::sockets::PlainSockets;
+use crate::telemetry::metrics::ProxyMetrics;
+use crate::telemetry::{Label, Reload, TunnelCode};
 use crate::trace::Span;
-use crate::tunnel::{Request, Time, Tunnel, Tunneler, originate};
+use crate::tunnel::{Observer as _, Request, Time, Tunnel, TunnelConfig, Tunneler, originate};
 use crate::workload::Workload;
 use plan::{NOWHERE, Plan, Way};
 
@@ -30,10 +34,28 @@ pub use policy::follow_policy;
 /// A policy that says which targets are reached through which proxies.
 #[derive(Debug)]
 pub struct Chain {
-    /// The policy.
-    pub policy: Followed<Policy>,
-    /// What opens its tunnels.
-    pub tunneler: Tunneler,
+    policy: Followed<Policy>,
+    tunneler: Tunneler,
+    metrics: ProxyMetrics,
+}
+
+impl Chain {
+    /// Has what `policy` leads through proxies be counted in `metrics`; a tunnel has to be there
+    /// within `limits`.
+    pub fn new(
+        policy: Followed<Policy>,
+        resolver: Resolver,
+        limits: TunnelConfig,
+        metrics: &GatewayMetrics,
+    ) -> Self {
+        let metrics = metrics.proxies().clone();
+        let observer = Arc::new(metrics.clone());
+        Self {
+            policy,
+            tunneler: Tunneler::new(Arc::new(PlainSockets), resolver, limits, observer),
+            metrics,
+        }
+    }
 }
 
 impl Refresh for Chain {
@@ -53,7 +75,11 @@ impl Refresh for Chain {
 impl Chain {
     /// Has what is learnt of the policy's proxies be remembered.
     pub(super) fn serve_proxies(&self) {
-        self.tunneler.serve(self.policy.current().proxies());
+        let policy = self.policy.current();
+        for proxy in policy.proxies() {
+            self.metrics.announce(&Label::of(proxy));
+        }
+        self.tunneler.serve(policy.proxies());
     }
 }
 
@@ -145,11 +171,14 @@ impl Chained {
             target: &decision.target,
             original_dst: dst,
         };
-        let tunneler = &self.chain.tunneler;
+        let Chain {
+            tunneler, metrics, ..
+        } = &*self.chain;
         let order = in_order(&decision.proxies, |proxy| tunneler.is_available(proxy));
         let mut left = order.len() as u32 + u32::from(may_pass);
         let mut failure = DialError::NoAddress;
-        for proxy in order {
+        let mut order = order.into_iter().peekable();
+        while let Some(proxy) = order.next() {
             let mut fields = self.name.added_to(asked.fields, asked.version);
             fields.extend(proxy.headers_for(&context));
             let share = deadline.saturating_duration_since(Instant::now()) / left;
@@ -165,18 +194,22 @@ impl Chained {
                 // They have theirs.
                 has_others: false,
             };
-            match self.chain.tunneler.open(&request, time).await {
+            match tunneler.open(&request, time).await {
                 Ok(tunnel) => {
-                    record.proxy_said(proxy, Some(tunnel.code));
+                    record.proxy_said(proxy, tunnel.spoken, TunnelCode::Status(tunnel.code));
                     return self.finish(asked, decision, tunnel, deadline).await;
                 }
                 Err(error) => {
-                    record.proxy_said(proxy, error.code());
-                    let is_refused = error.refusal().is_some();
+                    let code = error.code().map_or(TunnelCode::None, TunnelCode::Status);
+                    record.proxy_said(proxy, error.spoken(), code);
                     tracing::info!(%error, "no tunnel through this proxy");
+                    let (is_refused, reason) = (error.refusal().is_some(), error.reason());
                     failure = error.into();
                     if is_refused {
                         break;
+                    }
+                    if order.peek().is_some() {
+                        metrics.retried(&proxy.to_string(), reason);
                     }
                 }
             }

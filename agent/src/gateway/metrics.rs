@@ -14,6 +14,7 @@ use super::access::Route;
 use super::rules::Forbidden;
 use crate::relay::Traffic;
 use crate::telemetry::Reload;
+use crate::telemetry::metrics::ProxyMetrics;
 
 /// What is counted, in one registry.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub struct GatewayMetrics {
     handshake_failures: IntCounter,
     reloads: IntCounterVec,
     routes: IntCounterVec,
-    proxy_answers: IntCounterVec,
+    proxies: ProxyMetrics,
     bytes: Bytes,
 }
 
@@ -90,12 +91,7 @@ impl GatewayMetrics {
                 "Requests that were judged, by what became of them.",
                 &["route"],
             )?,
-            proxy_answers: counters(
-                "underpass_gateway_proxy_answers_total",
-                "What proxies said when they were asked for a tunnel; code is none where there \
-                 was no answer.",
-                &["proxy", "code"],
-            )?,
+            proxies: ProxyMetrics::new(registry)?,
             bytes,
         })
     }
@@ -129,10 +125,9 @@ impl GatewayMetrics {
         self.routes.with_label_values(&[route.as_str()]).inc();
     }
 
-    /// An answer to a request for a tunnel. The proxy is one of the policy's.
-    pub(super) fn proxy_said(&self, proxy: &str, code: Option<u16>) {
-        let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
-        self.proxy_answers.with_label_values(&[proxy, &code]).inc();
+    /// Of further proxies, which are counted as an agent counts its own.
+    pub(super) fn proxies(&self) -> &ProxyMetrics {
+        &self.proxies
     }
 
     /// A request that has ended.

@@ -62,12 +62,17 @@ impl Running {
 
 /// Starts a gateway that knows the names of [`Table`].
 async fn start(config: GatewayConfig) -> Running {
-    let config = GatewayConfig {
-        listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
-        ..config
-    };
+    start_with(|_| config).await
+}
+
+/// The same with what is counted as the gateway counts.
+async fn start_with(config: impl FnOnce(&GatewayMetrics) -> GatewayConfig) -> Running {
     let registry = Registry::new();
     let metrics = GatewayMetrics::new(&registry).unwrap();
+    let config = GatewayConfig {
+        listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+        ..config(&metrics)
+    };
     let bound = Gateway::bind(config, Table::default(), metrics).await;
     let gateway = bound.unwrap();
     let address = gateway.addresses()[0];

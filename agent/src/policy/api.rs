@@ -5,6 +5,7 @@
 //! `deploy/crds` come from.
 
 pub(super) mod destination_rule;
+pub(super) mod endpoint_slice;
 pub(super) mod http_route;
 pub(super) mod metadata;
 pub(super) mod quantity;

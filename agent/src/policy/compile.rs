@@ -9,6 +9,7 @@ mod rules;
 mod services;
 mod shadowed;
 mod targets;
+mod tenancy;
 mod tls;
 mod traffic;
 mod warnings;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::api::metadata::Namespace;
 use super::api::value::HostPattern;
 use super::document::Documents;
 use super::external::{Side, Sides};
@@ -37,6 +39,7 @@ use crate::tls::{ClientTls, SystemRoots};
 use crate::workload::Workload;
 use proxies::Proxies;
 use services::Services;
+use tenancy::Tenancy;
 use tls::TlsConfigs;
 use traffic::Traffic;
 
@@ -45,6 +48,9 @@ use traffic::Traffic;
 pub struct Options {
     /// Ranges that are internal although their addresses do not tell (`--internal-cidr`).
     pub internal_cidrs: Vec<IpNet>,
+    /// Whose documents are for the whole node, where documents are those of a cluster: each other
+    /// namespace has a say about its own workloads only. `None`: all documents are of one hand.
+    pub root_namespace: Option<Namespace>,
 }
 
 /// What documents only refer to.
@@ -103,6 +109,8 @@ pub struct Policy {
 /// TLS to a host, as a DestinationRule has it.
 #[derive(Clone, Debug)]
 pub(super) struct TlsSetting {
+    /// That of the DestinationRule.
+    namespace: Option<Namespace>,
     pub(super) host: HostPattern,
     /// Unset: every port without one of its own.
     pub(super) port: Option<u16>,
@@ -157,8 +165,9 @@ impl Policy {
             return Err(sorted(problems));
         }
         let mut report = Report::default();
-        services::check(documents, &mut report);
-        let mut configs = TlsConfigs::new(documents, materials);
+        let tenancy = Tenancy::new(options.root_namespace.as_ref());
+        services::check(documents, tenancy, &mut report);
+        let mut configs = TlsConfigs::new(documents, materials, tenancy);
         let settings = configs.of_rules(&mut report);
         let by_host = tls::by_host(&settings);
         let traffic = Traffic::new(documents);
@@ -167,9 +176,9 @@ impl Policy {
         ranked.extend(redirects::compile(documents, &mut proxies, &mut report));
         shadowed::warn(&ranked, documents, &mut report);
         let hosts_of_proxies = proxies.into_hosts();
-        let targets = targets::compile(&traffic, &hosts_of_proxies, &mut report);
-        let http_routes = http_routes::compile(documents, &mut report);
-        let mut services = Services::new(documents);
+        let targets = targets::compile(&traffic, &hosts_of_proxies, tenancy, &mut report);
+        let http_routes = http_routes::compile(documents, tenancy, &mut report);
+        let mut services = Services::new(documents, tenancy);
         let rules = services.settle(ranked);
         if !report.problems.is_empty() {
             return Err(sorted(report.problems));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::api::Object;
 use super::api::destination_rule::DestinationRule;
+use super::api::endpoint_slice::EndpointSlice;
 use super::api::metadata::{Metadata, Namespace, ObjectName};
 use super::api::secret::Secret;
 use super::api::service::Service;
@@ -20,6 +21,7 @@ use super::yaml::{self, Fault, Node, Value};
 #[derive(Debug, Default)]
 pub struct Documents {
     pub(super) destination_rules: Vec<Arc<Document<DestinationRule>>>,
+    pub(super) endpoint_slices: Vec<Arc<Document<EndpointSlice>>>,
     pub(super) secrets: Vec<Arc<Document<Secret>>>,
     pub(super) service_entries: Vec<Arc<Document<ServiceEntry>>>,
     pub(super) services: Vec<Arc<Document<Service>>>,
@@ -62,6 +64,35 @@ impl Documents {
         count
     }
 
+    /// Adds an object of a cluster. `place` is only for messages.
+    pub(super) fn add_object(&mut self, place: &Path, object: serde_json::Value) {
+        self.add_document(place, 0, object.into());
+    }
+
+    /// Adds what there is in `other`, and what was wrong with it.
+    pub(super) fn extend(&mut self, other: &Self) {
+        let Self {
+            destination_rules,
+            endpoint_slices,
+            secrets,
+            service_entries,
+            services,
+            tunnels,
+            virtual_services,
+            ignored,
+            problems,
+        } = other;
+        self.destination_rules.extend_from_slice(destination_rules);
+        self.endpoint_slices.extend_from_slice(endpoint_slices);
+        self.secrets.extend_from_slice(secrets);
+        self.service_entries.extend_from_slice(service_entries);
+        self.services.extend_from_slice(services);
+        self.tunnels.extend_from_slice(tunnels);
+        self.virtual_services.extend_from_slice(virtual_services);
+        self.ignored.extend_from_slice(ignored);
+        self.problems.extend_from_slice(problems);
+    }
+
     /// Adds a Secret that is a directory with a file for each key, as Kubernetes mounts it. The
     /// name of the directory is that of the Secret.
     pub(super) fn add_mounted_secret(
@@ -79,6 +110,7 @@ impl Documents {
             Ok(name) => {
                 let subject = Subject::Object {
                     kind: Secret::KIND.to_owned(),
+                    namespace: None,
                     name: name.to_string(),
                 };
                 self.secrets.push(Arc::new(Document {
@@ -116,9 +148,10 @@ impl Documents {
         bring_back(&mut self.services, &last.services);
     }
 
-    /// Whether any document is not one of the last.
+    /// Whether they are others than the last.
     pub(super) fn has_news(&self, last: &Self) -> bool {
-        any_new(&self.destination_rules, &last.destination_rules)
+        any_new(&self.endpoint_slices, &last.endpoint_slices)
+            || any_new(&self.destination_rules, &last.destination_rules)
             || any_new(&self.secrets, &last.secrets)
             || any_new(&self.service_entries, &last.service_entries)
             || any_new(&self.services, &last.services)
@@ -126,8 +159,11 @@ impl Documents {
             || any_new(&self.virtual_services, &last.virtual_services)
     }
 
-    /// The files that documents name: certificates and keys.
-    pub(super) fn named_files(&self) -> BTreeSet<PathBuf> {
+    /// The files that documents name: certificates and keys. Only those in some namespaces may.
+    pub(super) fn named_files(
+        &self,
+        may: impl Fn(Option<&Namespace>) -> bool,
+    ) -> BTreeSet<PathBuf> {
         let files = |fields: &TlsFields| {
             [
                 fields.ca_certificates.clone(),
@@ -136,7 +172,8 @@ impl Documents {
             ]
         };
         self.tls_fields()
-            .flat_map(files)
+            .filter(|(namespace, _)| may(*namespace))
+            .flat_map(|(_, fields)| files(fields))
             .flatten()
             .map(PathBuf::from)
             .collect()
@@ -145,10 +182,10 @@ impl Documents {
     /// Whether some document wants TLS and does not say whom to trust.
     pub(super) fn wants_system_roots(&self) -> bool {
         self.tls_fields()
-            .any(|fields| fields.mode != TlsMode::Disable && fields.ca_certificates.is_none())
+            .any(|(_, fields)| fields.mode != TlsMode::Disable && fields.ca_certificates.is_none())
     }
 
-    fn tls_fields(&self) -> impl Iterator<Item = &TlsFields> {
+    fn tls_fields(&self) -> impl Iterator<Item = (Option<&Namespace>, &TlsFields)> {
         let rules = self.destination_rules.iter().flat_map(|document| {
             let policy = &document.object.spec.traffic_policy;
             let ports = policy.port_level_settings.iter();
@@ -156,11 +193,13 @@ impl Documents {
                 .tls
                 .iter()
                 .chain(ports.filter_map(|port| port.tls.as_ref()))
+                .map(|fields| (document.namespace(), fields))
         });
         let tunnels = self.tunnels.iter().flat_map(|document| {
             let spec = &document.object.spec;
             let proxies = spec.proxy.iter().chain(spec.proxies.iter().flatten());
-            proxies.filter_map(|proxy| proxy.tls.as_ref())
+            let fields = proxies.filter_map(|proxy| proxy.tls.as_ref());
+            fields.map(|fields| (document.namespace(), fields))
         });
         rules.chain(tunnels)
     }
@@ -213,6 +252,10 @@ impl Documents {
             DestinationRule::KIND => {
                 let found = self.take(source, root);
                 self.destination_rules.extend(found);
+            }
+            EndpointSlice::KIND => {
+                let found = self.take(source, root);
+                self.endpoint_slices.extend(found);
             }
             Secret::KIND => {
                 let found = self.take(source, root);
@@ -329,8 +372,10 @@ fn bring_back<T: Object>(now: &mut Vec<Arc<Document<T>>>, last: &[Arc<Document<T
 
 fn any_new<T>(now: &[Arc<Document<T>>], last: &[Arc<Document<T>>]) -> bool {
     let last: HashSet<_> = last.iter().map(Arc::as_ptr).collect();
-    now.iter()
-        .any(|document| !last.contains(&Arc::as_ptr(document)))
+    now.len() != last.len()
+        || now
+            .iter()
+            .any(|document| !last.contains(&Arc::as_ptr(document)))
 }
 
 /// Where a document comes from, and what it is called.
@@ -362,6 +407,12 @@ impl<T> Document<T> {
     /// A problem with the value of `key`.
     pub(super) fn problem(&self, key: &str, reason: impl Into<String>) -> Problem {
         Problem::new(self.place(key), self.subject.clone(), key, reason)
+    }
+
+    /// Whether it is written in Istio's API and not in ours.
+    pub(super) fn is_of_istio(&self) -> bool {
+        let version = self.root.get("apiVersion").and_then(Node::text);
+        version.is_some_and(|version| version.starts_with("networking.istio.io/"))
     }
 
     /// `KIND/NAME`.
@@ -404,10 +455,9 @@ impl<T: Object> Document<T> {
 /// What the document is called in problems. Names that are none could be anything.
 fn subject(root: &Node, number: usize) -> Subject {
     let kind = root.get("kind").and_then(Node::text);
-    let name = root
-        .get("metadata")
-        .and_then(|metadata| metadata.get("name"))
-        .and_then(Node::text);
+    let metadata = |key| root.get("metadata")?.get(key)?.text();
+    let name = metadata("name");
+    let namespace = metadata("namespace").map(str::to_owned);
     match (kind, name) {
         (Some(kind), Some(name))
             if !kind.is_empty()
@@ -417,6 +467,7 @@ fn subject(root: &Node, number: usize) -> Subject {
         {
             Subject::Object {
                 kind: kind.to_owned(),
+                namespace: namespace.filter(|name| name.parse::<Namespace>().is_ok()),
                 name: name.to_owned(),
             }
         }

@@ -5,10 +5,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// One problem of one document. Its text is a line of `underpass check`:
-/// `FILE:LINE: KIND/NAME: key: reason`.
+/// `FILE:LINE: KIND/NAME: key: reason`. Of an object of a cluster it is
+/// `KIND NAMESPACE/NAME: key: reason`.
 ///
 /// Problems order by file, then by line.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Problem {
     file: PathBuf,
     line: u32,
@@ -33,14 +34,30 @@ impl Problem {
         }
     }
 
-    /// The file it is in.
+    /// The file it is in; of a cluster, `KIND NAMESPACE/NAME`.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// The line in the file, from 1.
+    /// The line in the file, from 1; 0 where it is in no file.
     pub fn line(&self) -> u32 {
         self.line
+    }
+
+    /// The object that it is about, if that is known.
+    pub fn object(&self) -> Option<ObjectRef<'_>> {
+        match &self.subject {
+            Subject::Object {
+                kind,
+                namespace,
+                name,
+            } => Some(ObjectRef {
+                kind,
+                namespace: namespace.as_deref(),
+                name,
+            }),
+            Subject::Directory | Subject::Document(_) | Subject::File => None,
+        }
     }
 
     /// What it is about: `KIND/NAME`, or what is known of it.
@@ -72,22 +89,41 @@ impl fmt::Display for Problem {
             key,
             reason,
         } = self;
-        write!(f, "{}:{line}: {subject}: {key}: {reason}", file.display())
+        let place = file.display();
+        if *line == 0 {
+            return write!(f, "{place}: {key}: {reason}");
+        }
+        write!(f, "{place}:{line}: {subject}: {key}: {reason}")
     }
 }
 
-/// A line of a file.
+/// An object by name.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct ObjectRef<'a> {
+    /// `Tunnel`.
+    pub kind: &'a str,
+    /// Its namespace, if it has one.
+    pub namespace: Option<&'a str>,
+    /// `metadata.name`.
+    pub name: &'a str,
+}
+
+/// A line of a file, or an object of a cluster.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
-    /// The file.
+    /// The file, or `KIND NAMESPACE/NAME`.
     pub(super) file: &'a Path,
-    /// The line, from 1.
+    /// The line, from 1; 0 where there is no file.
     pub(super) line: u32,
 }
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        let place = self.file.display();
+        match self.line {
+            0 => write!(f, "{place}"),
+            line => write!(f, "{place}:{line}"),
+        }
     }
 }
 
@@ -104,6 +140,8 @@ pub(super) enum Subject {
     Object {
         /// `Tunnel`.
         kind: String,
+        /// `metadata.namespace`. Messages leave it out: they have the place.
+        namespace: Option<String>,
         /// `metadata.name`.
         name: String,
     },
@@ -115,7 +153,7 @@ impl fmt::Display for Subject {
             Self::Directory => f.write_str("directory"),
             Self::Document(number) => write!(f, "document {number}"),
             Self::File => f.write_str("file"),
-            Self::Object { kind, name } => write!(f, "{kind}/{name}"),
+            Self::Object { kind, name, .. } => write!(f, "{kind}/{name}"),
         }
     }
 }
@@ -169,6 +207,7 @@ mod tests {
         };
         let subject = Subject::Object {
             kind: "Tunnel".into(),
+            namespace: None,
             name: "all".into(),
         };
         let problem = Problem::new(place, subject, "spec.proxy.port", "it is missing");
@@ -176,6 +215,17 @@ mod tests {
             problem.to_string(),
             "etc/a.yaml:7: Tunnel/all: spec.proxy.port: it is missing"
         );
+        let place_in_cluster = Place {
+            file: Path::new("Tunnel team-a/all"),
+            line: 0,
+        };
+        let problem = Problem::new(
+            place_in_cluster,
+            problem.about().clone(),
+            "spec.proxy",
+            "no",
+        );
+        assert_eq!(problem.to_string(), "Tunnel team-a/all: spec.proxy: no");
         let problem = Problem::new(place, Subject::Document(3), "kind", "it is missing");
         assert_eq!(
             problem.to_string(),

@@ -31,6 +31,54 @@ struct Names {
     short: &'static str,
     /// Columns of `kubectl get`: heading and path.
     columns: &'static [(&'static str, &'static str)],
+    /// What agents tell of it, if they do.
+    status: Option<Value>,
+}
+
+/// What becomes of a Tunnel, as agents tell.
+fn tunnel_status() -> Value {
+    let text = |what: &str| json!({"type": "string", "description": what});
+    let count = |what: &str| json!({"type": "integer", "minimum": 0, "description": what});
+    json!({
+        "type": "object",
+        "description": "What has become of it.",
+        "properties": {
+            "conditions": {
+                "type": "array",
+                "description": "Whether it is valid (`Accepted`), and in force on all nodes (`Programmed`).",
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
+                "items": {
+                    "type": "object",
+                    "required": ["type", "status"],
+                    "properties": {
+                        "type": text("`Accepted` or `Programmed`."),
+                        "status": {
+                            "type": "string",
+                            "description": "Whether it is so.",
+                            "enum": ["True", "False", "Unknown"],
+                        },
+                        "reason": text("Why, in a word."),
+                        "message": text("Why."),
+                        "observedGeneration": count("The version that this is about."),
+                        "lastTransitionTime": {
+                            "type": "string",
+                            "format": "date-time",
+                            "description": "Since when it is so.",
+                        },
+                    },
+                },
+            },
+            "nodes": {
+                "type": "object",
+                "description": "On how many nodes it is.",
+                "properties": {
+                    "programmed": count("Those that have this version in force."),
+                    "total": count("Those with an agent."),
+                },
+            },
+        },
+    })
 }
 
 /// The kinds of `underpass.dev`, for clusters that keep policy in their API.
@@ -44,7 +92,12 @@ pub fn custom_resources() -> Vec<CustomResource> {
                 ("Action", ".spec.action"),
                 ("Proxy", ".spec.proxy.host"),
                 ("Target", ".spec.targetHost"),
+                (
+                    "Programmed",
+                    ".status.conditions[?(@.type==\"Programmed\")].status",
+                ),
             ],
+            status: Some(tunnel_status()),
         }),
         custom_resource::<ServiceEntry, ServiceEntrySpec>(&Names {
             plural: "serviceentries",
@@ -55,6 +108,7 @@ pub fn custom_resources() -> Vec<CustomResource> {
                 ("Location", ".spec.location"),
                 ("Resolution", ".spec.resolution"),
             ],
+            status: None,
         }),
         custom_resource::<DestinationRule, DestinationRuleSpec>(&Names {
             plural: "destinationrules",
@@ -64,6 +118,7 @@ pub fn custom_resources() -> Vec<CustomResource> {
                 ("Host", ".spec.host"),
                 ("Proxy", ".spec.trafficPolicy.tunnel.proxy.host"),
             ],
+            status: None,
         }),
     ]
 }
@@ -74,6 +129,7 @@ fn custom_resource<T: Object, S: JsonSchema>(names: &Names) -> CustomResource {
         singular,
         short,
         columns,
+        status,
     } = names;
     let name = format!("{plural}.{GROUP}");
     let mut columns: Vec<_> = columns
@@ -83,7 +139,7 @@ fn custom_resource<T: Object, S: JsonSchema>(names: &Names) -> CustomResource {
     columns.push(json!({
         "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp",
     }));
-    let definition = json!({
+    let mut definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {"name": name},
@@ -116,6 +172,11 @@ fn custom_resource<T: Object, S: JsonSchema>(names: &Names) -> CustomResource {
             }],
         },
     });
+    if let Some(status) = status {
+        let version = &mut definition["spec"]["versions"][0];
+        version["subresources"] = json!({"status": {}});
+        version["schema"]["openAPIV3Schema"]["properties"]["status"] = status.clone();
+    }
     CustomResource { name, definition }
 }
 
@@ -281,7 +342,7 @@ mod tests {
                 let path = column["jsonPath"].as_str().unwrap();
                 let mut node = schema;
                 for step in path.split('.').filter(|step| !step.is_empty()) {
-                    if step == "creationTimestamp" {
+                    if step == "creationTimestamp" || step.contains('[') {
                         break;
                     }
                     node = &node["properties"][step];

@@ -1,15 +1,19 @@
 //! Where documents come from.
 
+mod cluster;
 mod file;
 
 use std::fmt;
 use std::path::PathBuf;
 
+use super::api::metadata::Namespace;
 use super::compile::{Materials, Options, Policy};
 use super::document::Documents;
 use super::named_files::NamedFiles;
 use super::problem::Problem;
 use crate::tls::SystemRoots;
+
+pub use cluster::{ClusterDocuments, ClusterKind, ClusterObjects, ObjectKey, References};
 
 /// Where documents are.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +48,40 @@ pub struct Sources {
 /// Reads a policy, with the files that it names. Where documents are bad, and with their `last` good
 /// version the policy is right, it is made with these.
 pub fn load(paths: &Paths, options: &Options, last: Option<&Sources>) -> Loaded {
-    let mut sources = Sources::default();
+    load_onto(Documents::default(), paths, options, last)
+}
+
+/// The same, with objects of a cluster besides. Many hands write these, and a bad one must not stop
+/// a node: what is bad and has no good version is left out.
+pub fn load_cluster(
+    documents: ClusterDocuments,
+    paths: &Paths,
+    options: &Options,
+    last: Option<&Sources>,
+) -> Loaded {
+    let nothing = Sources::default();
+    let mut loaded = load_onto(documents.0, paths, options, Some(last.unwrap_or(&nothing)));
+    if last.is_none()
+        && let Err(LoadError(problems)) = &loaded.policy
+    {
+        // Not one is good.
+        loaded.rejected.clone_from(problems);
+        loaded.sources = nothing;
+        loaded.policy = loaded.sources.compile(options).map_err(LoadError);
+    }
+    loaded
+}
+
+fn load_onto(
+    documents: Documents,
+    paths: &Paths,
+    options: &Options,
+    last: Option<&Sources>,
+) -> Loaded {
+    let mut sources = Sources {
+        documents,
+        files: NamedFiles::default(),
+    };
     file::read(&paths.policy, &mut sources.documents);
     file::read_secrets(&paths.secrets, &mut sources.documents);
     let mut policy = sources.compile(options);
@@ -106,7 +143,11 @@ impl Sources {
     }
 
     fn compile(&mut self, options: &Options) -> Result<Policy, Vec<Problem>> {
-        for path in self.documents.named_files() {
+        let root = options.root_namespace.as_ref();
+        let may = |namespace: Option<&Namespace>| {
+            root.is_none() || namespace.is_none() || namespace == root
+        };
+        for path in self.documents.named_files(may) {
             self.files.look_at(path, file::read_named);
         }
         let materials = Materials {

@@ -17,6 +17,7 @@ use crate::telemetry::metrics::ByteSeries;
 use crate::telemetry::outcome::{
     Decision, DenyReason, ResponseFlag, TargetSource, TunnelCode, TunnelProtocol,
 };
+use crate::workload;
 
 /// Shards of the table, so that accepting threads seldom meet on a lock.
 const SHARDS: usize = 16;
@@ -164,6 +165,8 @@ impl Connection {
             ("src.addr", Some(json!(self.src.to_string()))),
             ("src.pid", state.pid.map(Value::from)),
             ("src.cgroup", state.cgroup.map(Value::from)),
+            ("src.namespace", text(state.who.namespace.as_ref())),
+            ("src.pod", text(state.who.name.as_ref())),
             ("original_dst", text(state.original_dst.as_ref())),
             ("target", text(state.target.as_ref())),
             ("target.source", text(state.target_source.as_ref())),
@@ -193,7 +196,10 @@ pub(crate) struct State {
     pub(crate) pid: Option<u32>,
     pub(crate) cgroup: Option<u64>,
     pub(crate) original_dst: Option<OriginalDst>,
+    /// As labels.
     pub(crate) workload: Arc<Workload>,
+    /// In the words of policy.
+    pub(crate) who: Arc<workload::Workload>,
     pub(crate) destination: Destination,
     pub(crate) target: Option<Target>,
     pub(crate) target_source: Option<TargetSource>,

@@ -104,6 +104,8 @@ label_values! {
         NoName = "no_name",
         /// A rule says Deny.
         Rule = "rule",
+        /// It is not known which pod connects, and policy is not the same for all.
+        UnknownWorkload = "unknown_workload",
     }
 }
 

@@ -20,6 +20,7 @@ use crate::telemetry::outcome::{
 use crate::telemetry::text::printable;
 use crate::telemetry::trail::{Told, Trail};
 use crate::trace::{Span, Tracer};
+use crate::workload;
 
 /// The tracing target of the access log.
 pub const ACCESS_LOG: &str = "underpass::access";
@@ -114,8 +115,11 @@ impl ConnectionRecord {
 
     /// Who the workload is; before [`established`](Self::established), or it comes too late for
     /// the labels.
-    pub fn workload(&mut self, workload: Arc<Workload>) {
-        self.update(|state| state.workload = workload);
+    pub fn workload(&mut self, labels: Arc<Workload>, who: Arc<workload::Workload>) {
+        self.update(|state| {
+            state.workload = labels;
+            state.who = who;
+        });
     }
 
     /// The declared host that the connection goes to; before [`established`](Self::established),
@@ -362,6 +366,8 @@ fn log_access(
                 src.addr = field::display(connection.src),
                 src.pid = state.pid,
                 src.cgroup = state.cgroup,
+                src.namespace = state.who.namespace.as_deref(),
+                src.pod = state.who.name.as_deref(),
                 original_dst = state.original_dst.map(field::display),
                 target = state.target.as_ref().map(field::display),
                 target.source = state.target_source.map(field::display),

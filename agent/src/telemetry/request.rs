@@ -18,6 +18,7 @@ use crate::telemetry::record::{ACCESS_LOG, Live, MAX_ERROR, Moving, TunnelLog};
 use crate::telemetry::text::printable;
 use crate::telemetry::trail::{Told, host_and_port};
 use crate::trace::Span;
+use crate::workload;
 
 /// Bytes of what a workload sent, in the log.
 const MAX_QUOTE: usize = 260;
@@ -78,6 +79,7 @@ pub struct RequestRecord {
     authority: Option<String>,
     grpc: bool,
     workload: Arc<Workload>,
+    who: Arc<workload::Workload>,
     destination: Destination,
     target: Option<(Target, TargetSource)>,
     decision: Option<Decision>,
@@ -109,6 +111,7 @@ impl RequestRecord {
             authority: None,
             grpc: false,
             workload: Arc::default(),
+            who: Arc::default(),
             destination: Destination::default(),
             target: None,
             decision: None,
@@ -157,8 +160,9 @@ impl RequestRecord {
     }
 
     /// Who the workload is.
-    pub fn workload(&mut self, workload: Arc<Workload>) {
-        self.workload = workload;
+    pub fn workload(&mut self, labels: Arc<Workload>, who: Arc<workload::Workload>) {
+        self.workload = labels;
+        self.who = who;
     }
 
     /// The declared host that it goes to. Without it: `PassthroughCluster`.
@@ -404,6 +408,8 @@ impl RequestRecord {
                     src.addr = field::display(captured.src),
                     src.pid = captured.pid,
                     src.cgroup = captured.cgroup,
+                    src.namespace = self.who.namespace.as_deref(),
+                    src.pod = self.who.name.as_deref(),
                     original_dst = field::display(captured.original_dst),
                     request_id = self.id.as_str(),
                     method = self.method.as_deref(),

@@ -11,22 +11,50 @@ use crate::workload;
 /// How many different workloads labels tell apart; of more nothing is told.
 const MAX: usize = 512;
 
+/// Labels of pods that tell their service, the first that is there.
+const CANONICAL_NAME: [&str; 3] = [
+    "service.istio.io/canonical-name",
+    "app.kubernetes.io/name",
+    "app",
+];
+
+/// Those that tell its revision.
+const CANONICAL_REVISION: [&str; 3] = [
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+];
+
 /// The labels of workloads, so that each set of them is there once.
 #[derive(Debug, Default)]
 pub struct Sources(Mutex<HashSet<Arc<Workload>>>);
 
 impl Sources {
-    /// Those of one. `source_workload` is its systemd unit; what else is told is what Kubernetes
-    /// knows of a pod, but not the pod's name, of which there is no end.
+    /// Those of one. `source_workload` is what has made the pod (a bare pod is its own), or the
+    /// systemd unit; what else is told is what Kubernetes knows of a pod, but not the pod's name, of
+    /// which there is no end. What stands in for labels that a pod has not is as Istio has it.
     pub fn of(&self, who: &workload::Workload) -> Arc<Workload> {
         let given = |value: Option<&str>| value.map(|value| Label::of(&value)).unwrap_or_default();
         let label = |name: &str| given(who.labels.get(name).map(String::as_str));
-        let unit = who.unit.as_deref().and_then(lasting);
+        let first = |names: &[&str]| {
+            let mut found = names.iter().filter_map(|name| who.labels.get(*name));
+            found.next().map(String::as_str)
+        };
+        let maker = who.owner.as_ref().map(|owner| &*owner.name);
+        let name = match maker.or(who.name.as_deref()) {
+            Some(name) => Some(name.to_owned()),
+            None => who.unit.as_deref().and_then(lasting),
+        };
+        let is_pod = who.namespace.is_some();
+        let service = first(&CANONICAL_NAME).or(name.as_deref().filter(|_| is_pod));
+        let revision = first(&CANONICAL_REVISION).or(is_pod.then_some("latest"));
         let source = Workload {
-            name: given(unit.as_deref()),
+            name: given(name.as_deref()),
             namespace: given(who.namespace.as_deref()),
             app: label("app"),
             version: label("version"),
+            canonical_service: given(service),
+            canonical_revision: given(revision),
             ..Workload::default()
         };
         let mut known = self.0.lock();
@@ -97,19 +125,41 @@ mod tests {
         let source = Sources::default().of(&workload::Workload {
             namespace: Some("shop".into()),
             name: Some("web-5d8-x2x".into()),
+            owner: Some(workload::Owner {
+                kind: "Deployment".into(),
+                name: "web".into(),
+            }),
             labels: labels
                 .map(|(name, value)| (name.into(), value.into()))
                 .into(),
             ..workload::Workload::default()
         });
         let expected = Workload {
+            name: Label::fixed("web"),
             namespace: Label::fixed("shop"),
             app: Label::fixed("web"),
             version: Label::fixed("v1"),
+            canonical_service: Label::fixed("web"),
+            canonical_revision: Label::fixed("v1"),
             ..Workload::default()
         };
         let shown = |source: &Workload| format!("{source:?}");
         assert_eq!(shown(&source), shown(&expected));
+    }
+
+    #[test]
+    fn a_bare_pod_is_its_own_maker() {
+        let source = Sources::default().of(&workload::Workload {
+            namespace: Some("shop".into()),
+            name: Some("debug".into()),
+            ..in_cgroup("/kubepods.slice/kubepods-podX.slice/cri-containerd-0a.scope")
+        });
+        let shown = [
+            &source.name,
+            &source.canonical_service,
+            &source.canonical_revision,
+        ];
+        assert_eq!(shown.map(Label::as_str), ["debug", "debug", "latest"]);
     }
 
     #[test]

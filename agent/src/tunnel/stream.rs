@@ -24,6 +24,8 @@ pub struct Stream {
     kind: Kind,
     connection: Option<Connection>,
     active: Option<Active>,
+    aborts: bool,
+    finishes: bool,
 }
 
 #[derive(Debug)]
@@ -39,11 +41,9 @@ enum Kind {
 
 impl Stream {
     /// `stream`, which is all of `connection`.
-    pub(super) fn of_connection(stream: Self, connection: Connection) -> Self {
-        Self {
-            connection: Some(connection),
-            ..stream
-        }
+    pub(super) fn of_connection(mut stream: Self, connection: Connection) -> Self {
+        stream.connection = Some(connection);
+        stream
     }
 
     /// Counts as a tunnel for as long as it lives.
@@ -82,6 +82,8 @@ impl From<Kind> for Stream {
             kind,
             connection: None,
             active: None,
+            aborts: false,
+            finishes: false,
         }
     }
 }
@@ -177,8 +179,14 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// Each costs a call of the kernel, and a connection that serves one request after another is told
+/// both each time: so what is not needed before the end is done at the end.
 impl Carrier for Stream {
     fn abort_on_drop(&mut self) {
+        self.finishes = false;
+        if std::mem::replace(&mut self.aborts, true) {
+            return;
+        }
         match &mut self.kind {
             Kind::Http2(stream) => stream.aborts = true,
             Kind::Originated(stream) => stream.abort_on_drop(),
@@ -188,6 +196,15 @@ impl Carrier for Stream {
     }
 
     fn finish_on_drop(&mut self) {
+        self.finishes = self.aborts;
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.finishes {
+            return;
+        }
         match &mut self.kind {
             Kind::Http2(stream) => stream.aborts = false,
             Kind::Originated(stream) => stream.finish_on_drop(),

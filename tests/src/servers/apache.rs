@@ -30,9 +30,15 @@ const HANDSHAKE: [&str; 4] = [
 /// no challenge for that.
 #[track_caller]
 pub fn start(world: &World, options: &Options<'_>) -> ForwardProxy {
+    start_with(world, options, "")
+}
+
+/// The same, with these lines in its configuration.
+#[track_caller]
+pub fn start_with(world: &World, options: &Options<'_>, more: &str) -> ForwardProxy {
     let dir = directory(world, "apache", options.port);
     let file = dir.join("apache.conf");
-    write(&file, &configuration(world, &dir, options));
+    write(&file, &(configuration(world, &dir, options) + more));
     let command = world.inet().command("apache2");
     let command = command.args(["-DFOREGROUND", "-f"]).arg(&file);
     let log = dir.join("access.log");

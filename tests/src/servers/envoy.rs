@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::forward::{ForwardProxy, Options, addresses, directory, tabbed, write};
 use crate::process::Cmd;
-use crate::{Must as _, Place, World};
+use crate::{Place, World, tools};
 
 pub mod client;
 mod transparent;
@@ -66,11 +66,8 @@ fn command(place: &Place, dir: &Path, listener: &Value, cluster: &Value, threads
 /// The program: what `cargo xtask setup` left beside the build.
 #[track_caller]
 fn binary() -> PathBuf {
-    let own = std::env::current_exe().must("find this program");
-    let mut beside = own.ancestors().map(|dir| dir.join("tools/bin/envoy"));
-    beside
-        .find(|envoy| envoy.is_file())
-        .expect("no Envoy in cargo's target folder: `cargo xtask setup` gets it")
+    let envoy = tools::find("bin/envoy");
+    envoy.expect("no Envoy in cargo's target folder: `cargo xtask setup` gets it")
 }
 
 #[track_caller]

@@ -94,6 +94,7 @@ pub struct ForwardProxy {
     running: Running,
     log: PathBuf,
     read: fn(&str) -> Option<Logged>,
+    is_slow: bool,
 }
 
 /// One request as the proxy logged it, most of them at its end.
@@ -119,11 +120,11 @@ pub struct Logged {
 pub struct Handshake {
     /// `TLSv1.2`, `TLSv1.3`.
     pub version: String,
-    /// The name the client asked for; empty without one.
+    /// The name the client asked for; empty without one. Squid does not tell.
     pub server_name: String,
     /// The subject of the client's certificate; empty without one.
     pub client: String,
-    /// Whether an earlier session went on. Envoy does not tell, and this is false.
+    /// Whether an earlier session went on. Envoy and Squid do not tell, and this is false.
     pub resumed: bool,
 }
 
@@ -141,7 +142,19 @@ impl ForwardProxy {
         for address in addresses(port) {
             running.wait_until_listening(world.inet(), address);
         }
-        Self { running, log, read }
+        Self {
+            running,
+            log,
+            read,
+            is_slow: false,
+        }
+    }
+
+    /// It takes seconds to end when it is asked to, so it is not asked.
+    #[must_use]
+    pub(crate) fn slow(mut self) -> Self {
+        self.is_slow = true;
+        self
     }
 
     /// What it has logged, oldest first. The harness's own probes, which say nothing, are left out.
@@ -166,12 +179,21 @@ impl ForwardProxy {
 
     /// Ends it, and what it has started: from now on its port refuses connections.
     pub fn stop(&mut self) {
+        if self.is_slow {
+            self.running.kill();
+        }
         self.running.stop();
     }
 
     /// The process, to be held still or killed. Apache's does its work in a child.
     pub fn process(&mut self) -> &mut Running {
         &mut self.running
+    }
+}
+
+impl Drop for ForwardProxy {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -1,4 +1,5 @@
-//! Squid, configured as Debian ships it, as the forward proxy.
+//! Squid, configured as Debian ships it, as the forward proxy; and built with OpenSSL, by which it
+//! knows clients as well.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -8,10 +9,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::unistd::User;
 
+use super::forward::{self, Credentials, ForwardProxy, addresses, directory, tabbed};
 use crate::addr::{PROXY_PORT, PROXY_V4, PROXY_V6, proxy_v4};
 use crate::pki::Issued;
 use crate::process::Running;
-use crate::{Must as _, World, poll};
+use crate::{Must as _, World, poll, tools};
 
 /// The configuration of the distribution's package.
 const STOCK: &str = "/etc/squid/squid.conf";
@@ -21,6 +23,9 @@ const LOCAL_RULES: &str = "include /etc/squid/conf.d/*.conf";
 pub const TLS_PORT: u16 = PROXY_PORT + 1;
 /// The user Debian's Squid runs as.
 const USER: &str = "proxy";
+/// What [`tabbed`] reads.
+const FORMAT: &str = "%rm %ru HTTP/%rv\t%>Hs\t%'{Proxy-Authorization}>h\t\
+    %ssl::>negotiated_version\t%ssl::>sni\t%ssl::>cert_subject\t-";
 
 /// Squid on `proxy.example`, port 3128, both families.
 ///
@@ -68,12 +73,9 @@ impl Squid {
     pub fn start_with(world: &World, options: &Options<'_>) -> Self {
         let dir = world.dir().join("squid");
         fs::create_dir(&dir).must("make squid's directory");
-        let user = User::from_name(USER).must("look up squid's user");
-        let user = user.unwrap_or_else(|| panic!("no user {USER}: is squid installed?"));
-        chown(&dir, Some(user.uid.as_raw()), Some(user.gid.as_raw())).must("hand over a directory");
-
+        hand_over(&dir);
         let file = dir.join("squid.conf");
-        fs::write(&file, configuration(world, &dir, options)).must("write squid.conf");
+        fs::write(&file, stock(world, &dir, options)).must("write squid.conf");
         let command = world.inet().command("squid").args(["-N", "-f"]).arg(&file);
         let mut running = command.start();
         running.wait_until_listening(world.inet(), proxy_v4());
@@ -133,47 +135,131 @@ impl Drop for Squid {
     }
 }
 
-/// The stock configuration with the world's addresses, directories and name server.
+/// Starts the build with OpenSSL, with one port, and waits until it answers. Who lacks the token it
+/// demands gets status 403, for Squid has no challenge for that.
 #[track_caller]
-fn configuration(world: &World, dir: &Path, options: &Options<'_>) -> String {
-    let stock = fs::read_to_string(STOCK).must(format_args!("read {STOCK}"));
+pub fn with_openssl(world: &World, options: &forward::Options<'_>) -> ForwardProxy {
+    let dir = directory(world, "squid", options.port);
+    hand_over(&dir);
+    let tls = options.security.identity().map(|identity| {
+        let clients = options.security.client_ca();
+        let clients = clients.map(|ca| format!(" clientca={}", ca.display()));
+        files(identity) + &clients.unwrap_or_default()
+    });
+    let ports: String = addresses(options.port)
+        .iter()
+        .map(|address| match &tls {
+            None => format!("http_port {address}\n"),
+            Some(tls) => format!("https_port {address} {tls}\n"),
+        })
+        .collect();
+    let who = match options.credentials {
+        Credentials::None => String::new(),
+        Credentials::Basic(user, password) => known(world, &dir, user, password),
+        Credentials::Bearer(token) => format!(
+            "acl known req_header Proxy-Authorization ^Bearer\\ {token}$\n\
+             http_access deny !known\n"
+        ),
+    };
+    let file = dir.join("squid.conf");
+    forward::write(&file, &configuration(&dir, &who, &ports, FORMAT));
+    let command = tools::unpacked(world.inet(), "squid-openssl", "usr/sbin/squid");
+    let command = command.args(["-N", "-f"]).arg(&file);
+    let log = dir.join("access.log");
+    ForwardProxy::start(world, command, options.port, log, with_tls).slow()
+}
+
+/// Reads a line of [`FORMAT`], in Squid's words.
+fn with_tls(line: &str) -> Option<forward::Logged> {
+    // A connection that ended before it said anything, such as the harness's own probe.
+    if line.starts_with("- ") {
+        return None;
+    }
+    let mut logged = tabbed(line)?;
+    if let Some(tls) = &mut logged.tls {
+        tls.version = tls.version.replace('/', "v");
+        tls.client = tls.client.trim_start_matches('/').to_owned();
+    }
+    Some(logged)
+}
+
+/// What it tells of a request.
+pub fn told(request: forward::Logged) -> forward::Logged {
+    let tls = request.tls.map(|tls| forward::Handshake {
+        server_name: String::new(),
+        ..tls
+    });
+    forward::Logged { tls, ..request }
+}
+
+/// Makes `dir` a directory of Squid's user.
+#[track_caller]
+fn hand_over(dir: &Path) {
+    let user = User::from_name(USER).must("look up squid's user");
+    let user = user.unwrap_or_else(|| panic!("no user {USER}: is squid installed?"));
+    chown(dir, Some(user.uid.as_raw()), Some(user.gid.as_raw())).must("hand over a directory");
+}
+
+/// The certificate of a port.
+fn files(identity: &Issued) -> String {
+    format!(
+        "tls-cert={} tls-key={}",
+        identity.certificate.display(),
+        identity.key.display()
+    )
+}
+
+/// Rules that let in only `user`, who has to have `password`.
+#[track_caller]
+fn known(world: &World, dir: &Path, user: &str, password: &str) -> String {
+    let passwords = dir.join("passwords");
+    let openssl = world
+        .inet()
+        .command("openssl")
+        .args(["passwd", "-apr1", password]);
+    let hash = openssl.run(Duration::from_secs(5)).expect_success().stdout;
+    fs::write(&passwords, format!("{user}:{hash}")).must("write passwords");
+    format!(
+        "auth_param basic program /usr/lib/squid/basic_ncsa_auth {}\n\
+         auth_param basic children 1\n\
+         acl known proxy_auth REQUIRED\n\
+         http_access deny !known\n",
+        passwords.display()
+    )
+}
+
+/// The stock configuration with what `options` have.
+#[track_caller]
+fn stock(world: &World, dir: &Path, options: &Options<'_>) -> String {
     let mut rules = String::new();
     for port in options.connect_ports {
         rules.push_str(&format!(
             "acl SSL_ports port {port}\nacl Safe_ports port {port}\n"
         ));
     }
-    rules.push_str("acl localnet src 198.51.100.0/24 2001:db8:51::/64 192.0.2.20\n");
     if let Some((user, password)) = options.credentials {
-        let passwords = dir.join("passwords");
-        let openssl = world
-            .inet()
-            .command("openssl")
-            .args(["passwd", "-apr1", password]);
-        let hash = openssl.run(Duration::from_secs(5)).expect_success().stdout;
-        fs::write(&passwords, format!("{user}:{hash}")).must("write passwords");
-        rules.push_str(&format!(
-            "auth_param basic program /usr/lib/squid/basic_ncsa_auth {}\n\
-             auth_param basic children 1\n\
-             acl known proxy_auth REQUIRED\n\
-             http_access deny !known\n",
-            passwords.display()
-        ));
+        rules.push_str(&known(world, dir, user, password));
     }
-    rules.push_str("http_access allow localnet\n");
-
     let mut ports =
         format!("http_port {PROXY_V4}:{PROXY_PORT}\nhttp_port [{PROXY_V6}]:{PROXY_PORT}\n");
     if let Some(identity) = options.tls {
-        let files = format!(
-            "tls-cert={} tls-key={}",
-            identity.certificate.display(),
-            identity.key.display()
-        );
+        let files = files(identity);
         ports.push_str(&format!(
             "https_port {PROXY_V4}:{TLS_PORT} {files}\nhttps_port [{PROXY_V6}]:{TLS_PORT} {files}\n"
         ));
     }
+    configuration(dir, &rules, &ports, "%rm %ru %>Hs %[un")
+}
+
+/// The stock configuration with the world's addresses, directories and name server, and with these
+/// rules before those about who may use it, ports, and format of the log.
+#[track_caller]
+fn configuration(dir: &Path, rules: &str, ports: &str, format: &str) -> String {
+    let stock = fs::read_to_string(STOCK).must(format_args!("read {STOCK}"));
+    let rules = format!(
+        "acl localnet src 198.51.100.0/24 2001:db8:51::/64 192.0.2.20\n\
+         {rules}http_access allow localnet\n"
+    );
     let mut found = (false, false);
     let mut text = String::new();
     for line in stock.lines() {
@@ -184,7 +270,7 @@ fn configuration(world: &World, dir: &Path, options: &Options<'_>) -> String {
             }
             "http_port 3128" => {
                 found.1 = true;
-                text.push_str(&ports);
+                text.push_str(ports);
             }
             line if line.starts_with("coredump_dir") => {}
             line => {
@@ -198,7 +284,7 @@ fn configuration(world: &World, dir: &Path, options: &Options<'_>) -> String {
         "{STOCK} is not the one of Debian's package: {found:?}"
     );
     text.push_str(&format!(
-        "logformat seen %rm %ru %>Hs %[un\n\
+        "logformat seen {format}\n\
          access_log stdio:{dir}/access.log seen\n\
          cache_log {dir}/cache.log\n\
          pid_filename {dir}/pid\n\

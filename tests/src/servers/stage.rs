@@ -4,9 +4,9 @@ use std::cell::Cell;
 
 use super::envoy::client::{Client, Tls, Tunnel, Way};
 use super::forward::{Credentials, Handshake, Logged, Options, Security, addresses};
-use crate::curl::Seen;
+use crate::curl::{Curl, Seen};
 use crate::pki::{Authority, Issued, Request};
-use crate::{Scene, World};
+use crate::{Scene, World, tools};
 
 /// What is asked for: the site of the scene.
 pub const TARGET: &str = "site.example:443";
@@ -61,6 +61,23 @@ impl Stage {
     /// is demanded, and with `credentials`.
     #[track_caller]
     pub fn curl(&self, options: &Options<'_>, credentials: Credentials<'_>) -> Seen {
+        let curl = self.proxied_curl(options, credentials);
+        curl.run(self.world().host().command("curl"))
+    }
+
+    /// As [`curl`](Self::curl), over HTTP/2 where there is TLS: without, curl does not speak it with
+    /// proxies.
+    #[track_caller]
+    pub fn curl_http2(&self, options: &Options<'_>, credentials: Credentials<'_>) -> Seen {
+        let mut curl = self.proxied_curl(options, credentials);
+        if options.security.identity().is_some() {
+            curl = curl.args(["--proxy-http2"]);
+        }
+        curl.run(tools::unpacked(self.world().host(), "curl", "usr/bin/curl"))
+    }
+
+    #[track_caller]
+    fn proxied_curl(&self, options: &Options<'_>, credentials: Credentials<'_>) -> Curl {
         let curl = self.scene.curl("https://site.example/page");
         let scheme = match options.security {
             Security::Plain => "http",
@@ -85,7 +102,7 @@ impl Stage {
                 format!("Proxy-Authorization: {value}"),
             ]);
         }
-        curl.run(self.world().host().command("curl"))
+        curl
     }
 
     /// As [`curl`](Self::curl), which however knows of no proxy: Envoy on its own host asks for the

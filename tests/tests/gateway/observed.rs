@@ -49,7 +49,10 @@ fn its_metrics_are_those_of_its_document() {
     for sample in [
         "underpass_gateway_denied_total{reason=\"credentials\"} 1",
         "{code=\"407\",method=\"connect\",protocol=\"http1\"} 1",
-        "underpass_gateway_proxy_answers_total{code=\"none\",proxy=\"proxy.example:1\"} 1",
+        "underpass_tunnel_requests_total{code=\"none\",policy=\"Tunnel/everything\",\
+         protocol=\"http1-connect\",proxy=\"proxy.example:1\"} 1",
+        "underpass_proxy_connections_failures_total{endpoint=\"proxy.example:1\",\
+         proxy=\"proxy.example:1\",reason=\"tcp_refused\"} 1",
         "underpass_gateway_routes_total{route=\"direct\"} 1",
     ] {
         assert!(scrape.contains(sample), "{scrape}");
@@ -65,7 +68,7 @@ fn its_metrics_are_those_of_its_document() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|span| span.starts_with("underpass_gateway_"))
+        .filter(|span| span.starts_with("underpass_"))
         .collect();
     assert_eq!(documented, families);
 }

@@ -3,13 +3,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, bail};
 
-use super::{Kernel, apt::Room};
-use crate::{report, supervise::Supervisor};
+use super::Kernel;
+use crate::{
+    debian::{Installed, Room},
+    report,
+    supervise::Supervisor,
+};
 
 /// Where the emulator is from, whatever this machine runs: that of bookworm lets one boot in four
 /// of a 6.12 kernel end in a panic.
@@ -77,18 +80,7 @@ impl<'a> Packages<'a> {
         }
         report::progress(format_args!("getting {name} from Debian's archive"));
         let (room, archives) = get(self)?;
-        let unfinished = self.directory.join(format!("{name}.unfinished"));
-        if unfinished.exists() {
-            fs::remove_dir_all(&unfinished)
-                .with_context(|| format!("removing {}", unfinished.display()))?;
-        }
-        for archive in &archives {
-            let mut command = Command::new("dpkg-deb");
-            command.arg("--extract").arg(archive).arg(&unfinished);
-            self.supervisor.check(&command)?;
-        }
-        fs::rename(&unfinished, &root)
-            .with_context(|| format!("renaming {}", unfinished.display()))?;
+        room.unpack(&archives, &root)?;
         room.leave()?;
         Ok(root)
     }
@@ -97,7 +89,8 @@ impl<'a> Packages<'a> {
     fn suite_room(&mut self, name: &str, suite: &str) -> anyhow::Result<Room<'a>> {
         let archive = self.archive()?;
         let directory = self.directory.join(format!("{name}.apt"));
-        let room = Room::of_suite(&directory, self.supervisor, &archive, suite)?;
+        let alone = Installed::Nothing;
+        let room = Room::of_suite(&directory, self.supervisor, &archive, suite, alone)?;
         room.update()
             .with_context(|| format!("reading Debian's {suite}"))?;
         Ok(room)

@@ -1,6 +1,9 @@
 //! What kind of machine this is, and what programs it has.
 
-use std::{env, path::Path};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use super::packages::PACKAGES;
 
@@ -26,7 +29,7 @@ pub(super) fn missing_programs() -> String {
     let missing: Vec<String> = PACKAGES
         .iter()
         .filter_map(|package| Some((package.program?, package.reason)))
-        .filter(|(program, _)| !on_path(program))
+        .filter(|(program, _)| find(Path::new(program)).is_none())
         .map(|(program, reason)| format!("{program} ({reason})"))
         .collect();
     if missing.is_empty() {
@@ -39,12 +42,20 @@ pub(super) fn missing_programs() -> String {
     }
 }
 
-fn on_path(program: &str) -> bool {
+/// The installed program of this name.
+pub(super) fn find(program: &Path) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // Servers live where the PATH of ordinary users does not lead.
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| Path::new(&directory).join(program).is_file())
+        .map(|directory| directory.join(program))
+        .find(|program| program.is_file())
+}
+
+/// The release of Debian, such as `bookworm`.
+pub(super) fn codename() -> Option<String> {
+    let os_release = fs::read_to_string("/etc/os-release").ok()?;
+    field(&os_release, "VERSION_CODENAME").map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -68,7 +79,7 @@ mod tests {
 
     #[test]
     fn programs_are_looked_for_where_servers_live_too() {
-        assert!(on_path("sh"));
-        assert!(!on_path("no-such-program"));
+        assert!(find(Path::new("sh")).is_some());
+        assert_eq!(find(Path::new("no-such-program")), None);
     }
 }

@@ -1,6 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
+use crate::workload::Pod;
 
 /// A directory for the hierarchy and one for `/proc`.
 struct Node {
@@ -10,6 +11,10 @@ struct Node {
 
 impl Node {
     fn new(subtree: &str) -> Self {
+        Self::with(subtree, None)
+    }
+
+    fn with(subtree: &str, pods: Option<Arc<Pods>>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (root, proc) = (
             directory.path().join("cgroup"),
@@ -19,7 +24,7 @@ impl Node {
         fs::create_dir(&proc).unwrap();
         let hierarchy = Hierarchy::at(&root, subtree);
         Self {
-            workloads: Arc::new(Workloads::with(hierarchy, proc, 8)),
+            workloads: Arc::new(Workloads::with(hierarchy, pods, proc, 8)),
             directory,
         }
     }
@@ -191,4 +196,45 @@ async fn a_way_out_of_the_hierarchy_is_not_followed() {
     let id = fs::metadata(&outside).unwrap().ino();
     node.process(7, "/../outside");
     assert_eq!(node.cgroup_of(id, 7).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_what_the_api_server_tells_of_it() {
+    const UID: &str = "0f2c7c1e-3b54-4a38-9d2e-5b1f0a6c7d8e";
+    let pods = Arc::new(Pods::default());
+    let node = Node::with("/", Some(Arc::clone(&pods)));
+    let host = node.cgroup("system.slice/a.service");
+    let container = node.cgroup(&format!("kubepods/pod{UID}/0a1b2c3d4e5f"));
+
+    let workload = node.workloads.of(host, 1).await;
+    assert!(!node.workloads.is_obscure(&workload));
+    let workload = node.workloads.of(container, 1).await;
+    assert!(
+        node.workloads.is_obscure(&workload),
+        "nobody has told of it"
+    );
+
+    let pod = |tier: &str| Pod {
+        namespace: "shop".into(),
+        name: "web-0".into(),
+        labels: [("tier".to_owned(), tier.to_owned())].into(),
+        ..Pod::default()
+    };
+    pods.replace([(UID.into(), pod("front"))]);
+    let front = node.workloads.of(container, 1).await;
+    assert!(!node.workloads.is_obscure(&front));
+    assert_eq!(front.name.as_deref(), Some("web-0"));
+    assert_eq!(front.labels["tier"], "front");
+    assert!(front.cgroup.is_some());
+    let again = node.workloads.of(container, 1).await;
+    assert!(
+        Arc::ptr_eq(&front, &again),
+        "so that views are not made anew"
+    );
+
+    pods.replace([(UID.into(), pod("back"))]);
+    assert_eq!(node.workloads.of(container, 1).await.labels["tier"], "back");
+    // It was deleted by force, and its processes are still there.
+    pods.replace([]);
+    assert_eq!(node.workloads.of(container, 1).await.labels["tier"], "back");
 }

@@ -195,6 +195,8 @@ impl Session<'_> {
         let trying = async {
             loop {
                 let once = self.once(request, (&route, &whose), &tries, &mut facts, record);
+                // On the heap, since each that takes it in hand has room for it twice.
+                let once = Box::pin(once);
                 match tries.once(&whose, &progress, once).await {
                     Ok(after) => {
                         tries.note(record);
@@ -242,7 +244,11 @@ impl Session<'_> {
             let key = Key::of(route, self.requests.origin.dst, circuit, true);
             pooled = self.pool.take(&key);
         }
-        pooled = pooled.or_else(|| self.pool.take(&way.key));
+        // What takes a connection for itself gets a new one: of an older one its peer may just have
+        // had enough, and this cannot be sent twice.
+        if pooled.is_none() && !request.may_switch() {
+            pooled = self.pool.take(&way.key);
+        }
         loop {
             let reused = pooled.is_some();
             let upstream = match pooled.take() {
@@ -255,7 +261,8 @@ impl Session<'_> {
                         forward: forward.is_some(),
                         protocols: ALPN,
                     };
-                    self.reach(route, wanted, circuit, facts, record).await?
+                    // On the heap: most requests have no use for the room.
+                    Box::pin(self.reach(route, wanted, circuit, facts, record)).await?
                 }
             };
             let carried = self.carry(request, forward, (upstream, reused), &way, record);
@@ -390,16 +397,15 @@ impl Session<'_> {
         if let Some(early) = answered.switched {
             let ahead = self.input.take();
             let mut near = Shared(self.socket);
-            relay(
+            let relaying = relay(
                 &mut near,
                 &mut upstream.stream,
                 ahead,
                 early,
                 timeouts,
                 &traffic,
-            )
-            .await
-            .map_err(ExchangeError::Switched)?;
+            );
+            Box::pin(relaying).await.map_err(ExchangeError::Switched)?;
             upstream.stream.finish_on_drop();
             return Ok(Done {
                 upstream_persists: false,

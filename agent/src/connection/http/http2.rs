@@ -164,7 +164,8 @@ impl Session {
         };
         let trying = async {
             loop {
-                let once = self.once(request, client, &way, &mut facts, record);
+                // On the heap, since each that takes it in hand has room for it twice.
+                let once = Box::pin(self.once(request, client, &way, &mut facts, record));
                 let refused = match tries.once(&whose, &progress, once).await {
                     Ok(()) => {
                         tries.note(record);

@@ -259,7 +259,8 @@ impl Targets {
                 () = room.as_mut() => continue,
             };
             let place = place.map_err(|refusal| Refused::limit(&refusal))?;
-            let opened = self.open(requests, way, place, facts, record).await;
+            // On the heap: most requests have no use for the room.
+            let opened = Box::pin(self.open(requests, way, place, facts, record)).await;
             let told = match &opened {
                 Ok((Target::Http2(line), true)) => {
                     line.lease.serve();

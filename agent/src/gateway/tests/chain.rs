@@ -7,7 +7,7 @@ use crate::app::PolicySource;
 use crate::dns::Resolver;
 use crate::policy::{Options, Paths};
 use crate::sockets::PlainSockets;
-use crate::tunnel::{NoObserver, TunnelConfig, Tunneler};
+use crate::tunnel::TunnelConfig;
 
 /// A policy with a Tunnel for everything, through the proxy on loopback with this port.
 fn tunnel(port: u16, spec: &str) -> String {
@@ -33,7 +33,8 @@ fn write(directory: &Path, policy: &str) {
     fs::write(directory.join("policy.yaml"), policy).unwrap();
 }
 
-fn chained(directory: &Path, rest: GatewayConfig) -> GatewayConfig {
+/// A gateway with the policy of this directory.
+async fn chained(directory: &Path, rest: GatewayConfig) -> Running {
     let paths = Paths {
         policy: vec![directory.to_owned()],
         secrets: Vec::new(),
@@ -43,29 +44,22 @@ fn chained(directory: &Path, rest: GatewayConfig) -> GatewayConfig {
     let limits = TunnelConfig {
         deadline: rest.connect_timeout,
     };
-    GatewayConfig {
-        chain: Some(Chain {
-            policy: policy.unwrap(),
-            tunneler: Tunneler::new(
-                Arc::new(PlainSockets),
-                resolver,
-                limits,
-                Arc::new(NoObserver),
-            ),
-        }),
+    start_with(|metrics| GatewayConfig {
+        chain: Some(Chain::new(policy.unwrap(), resolver, limits, metrics)),
         ..rest
-    }
+    })
+    .await
 }
 
 /// A gateway with this policy, to everywhere.
-async fn start_with(policy: &str) -> (Running, tempfile::TempDir) {
+async fn start_by(policy: &str) -> (Running, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), policy);
     let rules = GatewayConfig {
         deny: vec!["203.0.113.64/28".parse().unwrap()],
         ..allow(&["*:*"])
     };
-    let gateway = start(chained(directory.path(), rules)).await;
+    let gateway = chained(directory.path(), rules).await;
     (gateway, directory)
 }
 
@@ -77,13 +71,16 @@ async fn head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
+/// What proxies said.
+const TUNNELS: &str = "underpass_tunnel_requests_total";
+
 const AGREED: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
 
 #[tokio::test]
 async fn a_tunnel_leads_through_the_proxy_of_the_policy() {
     let proxy = Server::new().await;
     let headers = ", headers: {x-asked: '{target.host}'}";
-    let (gateway, _policy) = start_with(&tunnel(proxy.port(), headers)).await;
+    let (gateway, _policy) = start_by(&tunnel(proxy.port(), headers)).await;
     // One that has an address here, and one that only the proxy can resolve.
     for name in ["denied.example", "nowhere.example"] {
         let mut client = Client::new(&gateway).await;
@@ -121,10 +118,26 @@ async fn a_tunnel_leads_through_the_proxy_of_the_policy() {
     let routes = "underpass_gateway_routes_total";
     let labels = [("route", "tunnel")];
     gateway.wait_for_metric(routes, &labels, 2.0).await;
-    let label = format!("127.0.0.1:{}", proxy.port());
-    let labels = [("proxy", &*label), ("code", "200")];
-    let answers = "underpass_gateway_proxy_answers_total";
-    gateway.wait_for_metric(answers, &labels, 2.0).await;
+    // The way to proxies is counted as the agent counts its own.
+    let proxy = format!("127.0.0.1:{}", proxy.port());
+    let place = [("proxy", &*proxy), ("endpoint", &*proxy)];
+    let connected = "underpass_proxy_connections_total";
+    gateway.wait_for_metric(connected, &place, 2.0).await;
+    let active = "underpass_proxy_connections_active";
+    gateway.wait_for_metric(active, &place, 0.0).await;
+    let asked = [
+        ("proxy", &*proxy),
+        ("policy", "Tunnel/all"),
+        ("protocol", "http1-connect"),
+        ("code", "200"),
+    ];
+    gateway.wait_for_metric(TUNNELS, &asked, 2.0).await;
+    let stands = "underpass_tunnels_active";
+    let kind = [asked[0], asked[2]];
+    gateway.wait_for_metric(stands, &kind, 0.0).await;
+    let phases = "underpass_tunnel_establish_duration_seconds_count";
+    let phase = [("proxy", &*proxy), ("phase", "connect")];
+    gateway.wait_for_metric(phases, &phase, 2.0).await;
 }
 
 #[tokio::test]
@@ -136,7 +149,7 @@ async fn clients_of_http2_are_led_there_as_well() {
         post_tunnels: true,
         ..allow(&["*:*"])
     };
-    let gateway = start(chained(directory.path(), config)).await;
+    let gateway = chained(directory.path(), config).await;
     let mut client = http2::Client::new(&gateway).await;
     for (method, uri) in [
         ("CONNECT", "nowhere.example:443"),
@@ -159,7 +172,7 @@ async fn clients_of_http2_are_led_there_as_well() {
 #[tokio::test]
 async fn plain_http_is_forwarded_inside_a_tunnel() {
     let proxy = Server::new().await;
-    let (gateway, _policy) = start_with(&tunnel(proxy.port(), "")).await;
+    let (gateway, _policy) = start_by(&tunnel(proxy.port(), "")).await;
     let mut client = Client::new(&gateway).await;
     let asked = "GET http://nowhere.example/page HTTP/1.1\r\nHost: nowhere.example\r\n\r\n";
     client.0.write_all(asked.as_bytes()).await.unwrap();
@@ -195,7 +208,7 @@ async fn plain_http_is_forwarded_inside_a_tunnel() {
 async fn the_rules_hold_before_the_policy_and_for_all_that_is_known() {
     let proxy = Server::new().await;
     let policy = tunnel(proxy.port(), "") + &deny("empty.example");
-    let (gateway, _policy) = start_with(&policy).await;
+    let (gateway, _policy) = start_by(&policy).await;
     for (target, reason) in [
         ("to-denied.example:443", "a deny rule"),
         ("203.0.113.66:443", "a deny rule"),
@@ -230,8 +243,8 @@ async fn a_name_that_only_an_address_could_allow_has_to_have_one() {
     let proxy = Server::new().await;
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), &tunnel(proxy.port(), ""));
-    let config = chained(directory.path(), allow(&["203.0.113.0/24:443"]));
-    let gateway = start(config).await;
+    let rules = allow(&["203.0.113.0/24:443"]);
+    let gateway = chained(directory.path(), rules).await;
     for (target, status) in [
         ("nowhere.example:443", "403"),
         ("empty.example:443", "403"),
@@ -253,7 +266,7 @@ async fn a_name_that_only_an_address_could_allow_has_to_have_one() {
 #[tokio::test]
 async fn what_the_proxy_says_is_not_taken_for_the_gateways_own_word() {
     let proxy = Server::new().await;
-    let (gateway, _policy) = start_with(&tunnel(proxy.port(), "")).await;
+    let (gateway, _policy) = start_by(&tunnel(proxy.port(), "")).await;
     for (said, status) in [
         ("403 Forbidden", "403"),
         // The client has no credentials for that proxy, and is not to give its own.
@@ -302,7 +315,7 @@ async fn a_proxy_that_says_nothing_leaves_time_for_the_next() {
         connect_timeout: Duration::from_secs(1),
         ..allow(&["*:*"])
     };
-    let gateway = start(chained(directory.path(), config)).await;
+    let gateway = chained(directory.path(), config).await;
     let mut client = Client::new(&gateway).await;
     let asking = client.connect("nowhere.example:443");
     let proxying = async {
@@ -313,17 +326,25 @@ async fn a_proxy_that_says_nothing_leaves_time_for_the_next() {
     };
     let (answer, _upstream) = tokio::join!(asking, proxying);
     assert_eq!(answer.status(), "200", "{}", answer.body);
-    let label = format!("127.0.0.1:{}", silent.port());
-    let labels = [("proxy", &*label), ("code", "none")];
-    let answers = "underpass_gateway_proxy_answers_total";
-    gateway.wait_for_metric(answers, &labels, 1.0).await;
+    let silent = format!("127.0.0.1:{}", silent.port());
+    let unanswered = [("proxy", &*silent), ("code", "none")];
+    gateway.wait_for_metric(TUNNELS, &unanswered, 1.0).await;
+    let why = [("proxy", &*silent), ("reason", "connect_timeout")];
+    let failures = "underpass_proxy_connections_failures_total";
+    gateway.wait_for_metric(failures, &why, 1.0).await;
+    let retries = "underpass_tunnel_retries_total";
+    gateway.wait_for_metric(retries, &why, 1.0).await;
+    let proxy = format!("127.0.0.1:{}", proxy.port());
+    let well = [("proxy", &*proxy), ("protocol", "http1-connect")];
+    let stands = "underpass_tunnels_active";
+    gateway.wait_for_metric(stands, &well, 1.0).await;
 }
 
 #[tokio::test]
 async fn of_a_policy_that_is_partly_wrong_the_rest_is_in_force() {
     let proxy = Server::new().await;
     let all = tunnel(proxy.port(), "");
-    let (gateway, policy) = start_with(&format!("{all}{}", deny("first.example"))).await;
+    let (gateway, policy) = start_by(&format!("{all}{}", deny("first.example"))).await;
     // The ServiceEntry is wrong now, and a Tunnel is new.
     let wrong = deny("first.example").replace("resolution: NONE", "resolution: MAGIC");
     let more = deny("second.example").replace("nobody", "others");
@@ -341,7 +362,7 @@ async fn of_a_policy_that_is_partly_wrong_the_rest_is_in_force() {
 #[tokio::test]
 async fn another_policy_is_taken_and_a_circle_ends() {
     let proxy = Server::new().await;
-    let (gateway, policy) = start_with(&tunnel(proxy.port(), "")).await;
+    let (gateway, policy) = start_by(&tunnel(proxy.port(), "")).await;
     write(policy.path(), "kind: Nonsense\n");
     gateway.wait_for_reload("policy", "failure").await;
     let mut client = Client::new(&gateway).await;

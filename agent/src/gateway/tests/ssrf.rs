@@ -1,6 +1,8 @@
 //! Ways by which clients try to reach what is the operator's own. Each is refused, by CONNECT and
 //! in absolute form, though the rules allow everything that has a name and every public address.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 /// What is asked for, the status, and a word of the reason.
@@ -69,6 +71,21 @@ const CASES: [(&str, &str, &str); 56] = [
     ("203.0.113.66", "403", "deny rule"),
     ("to-denied.example", "403", "deny rule"),
 ];
+
+#[test]
+fn operators_can_read_them_all() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/gateway.md");
+    let document = fs::read_to_string(path).unwrap();
+    let (_, table) = document
+        .split_once("| what leads inside | for example |")
+        .unwrap();
+    let rows = table.lines().skip(2).take_while(|line| !line.is_empty());
+    let examples = rows.filter_map(|row| row.split(" | ").nth(1));
+    let told: BTreeSet<&str> = examples
+        .flat_map(|row| row.split('`').skip(1).step_by(2))
+        .collect();
+    assert_eq!(told, CASES.map(|(host, ..)| host).into());
+}
 
 fn guarded() -> GatewayConfig {
     GatewayConfig {

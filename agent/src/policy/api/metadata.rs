@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -99,7 +100,15 @@ impl fmt::Display for ObjectName {
 /// A name of a namespace: an RFC 1123 label.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[serde(try_from = "String")]
-pub(in crate::policy) struct Namespace(Box<str>);
+pub struct Namespace(Box<str>);
+
+impl FromStr for Namespace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::try_from(text.to_owned())
+    }
+}
 
 impl TryFrom<String> for Namespace {
     type Error = String;

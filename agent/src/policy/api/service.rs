@@ -19,6 +19,9 @@ impl Spec for ServiceSpec {
 pub(in crate::policy) struct ServiceSpec {
     /// Where it really is, for a service outside the cluster.
     pub(in crate::policy) external_name: Option<HostNameField>,
+    /// Its own address, which `None` or nothing stands for the lack of.
+    #[serde(rename = "clusterIP")]
+    pub(in crate::policy) cluster_ip: Option<String>,
     /// Its ports.
     #[serde(default)]
     pub(in crate::policy) ports: Vec<ClusterPort>,
@@ -28,6 +31,8 @@ pub(in crate::policy) struct ServiceSpec {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a mapping with port")]
 pub(in crate::policy) struct ClusterPort {
+    /// What endpoints call it.
+    pub(in crate::policy) name: Option<String>,
     /// The number.
     pub(in crate::policy) port: Port,
     /// What is spoken there.

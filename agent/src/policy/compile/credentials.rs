@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use secrecy::SecretString;
 
+use super::tenancy::Tenancy;
 use crate::policy::api::metadata::Namespace;
 use crate::policy::api::secret::Secret;
 use crate::policy::document::{Document, Documents};
@@ -12,16 +13,22 @@ use crate::policy::proxy::Credentials;
 
 /// The Secrets, by namespace and name.
 #[derive(Debug)]
-pub(super) struct Secrets<'a>(HashMap<(Option<&'a str>, &'a str), &'a Document<Secret>>);
+pub(super) struct Secrets<'a> {
+    by_name: HashMap<(Option<&'a str>, &'a str), &'a Document<Secret>>,
+    tenancy: Tenancy<'a>,
+}
 
 impl<'a> Secrets<'a> {
-    pub(super) fn new(documents: &'a Documents) -> Self {
+    pub(super) fn new(documents: &'a Documents, tenancy: Tenancy<'a>) -> Self {
         let by_name = documents.secrets.iter().map(|document| {
             let metadata = &document.object.metadata;
             let namespace = metadata.namespace.as_ref().map(AsRef::as_ref);
             ((namespace, metadata.name.as_ref()), &**document)
         });
-        Self(by_name.collect())
+        Self {
+            by_name: by_name.collect(),
+            tenancy,
+        }
     }
 
     /// The Secret that a document in `namespace` means by `reference`: `NAME` in its own namespace,
@@ -31,12 +38,20 @@ impl<'a> Secrets<'a> {
         reference: &str,
         namespace: Option<&Namespace>,
     ) -> Result<&'a Document<Secret>, String> {
+        self.tenancy.refuse_secret(reference, namespace)?;
+        // Those of the node.
+        let nobodys = || {
+            let allowed = self.tenancy.tenant(namespace).is_none();
+            allowed
+                .then(|| self.by_name.get(&(None, reference)))
+                .flatten()
+        };
         let found = match reference.split_once('/') {
-            Some((namespace, name)) => self.0.get(&(Some(namespace), name)),
+            Some((namespace, name)) => self.by_name.get(&(Some(namespace), name)),
             None => self
-                .0
+                .by_name
                 .get(&(namespace.map(AsRef::as_ref), reference))
-                .or_else(|| self.0.get(&(None, reference))),
+                .or_else(nobodys),
         };
         found.copied().ok_or_else(|| {
             let place = match namespace {
@@ -45,8 +60,9 @@ impl<'a> Secrets<'a> {
                 }
                 _ => String::new(),
             };
-            let elsewhere = self.0.keys().filter(|(_, name)| *name == reference);
-            let hint = match elsewhere.filter_map(|(namespace, _)| *namespace).min() {
+            let elsewhere = self.by_name.keys().filter(|(_, name)| *name == reference);
+            let elsewhere = elsewhere.filter_map(|(namespace, _)| *namespace).min();
+            let hint = match elsewhere.filter(|_| !self.tenancy.is_many()) {
                 Some(other) => format!("; that in namespace `{other}` is `{other}/{reference}`"),
                 None => String::new(),
             };

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Report;
+use super::tenancy::Tenancy;
 use crate::policy::api::http_route::{
     HttpMatch, HttpRoute as Field, IGNORED_RETRY_WORDS, Retries as RetriesField, StringMatch,
 };
@@ -14,10 +15,14 @@ use crate::policy::document::{Document, Documents};
 use crate::policy::hosts::HostTable;
 use crate::policy::rule::{ByTarget, TargetRules};
 use crate::policy::target::{HttpRoute, HttpRoutes, PathMatch, Retries, RetryOn, RouteMatch};
-use crate::policy::workloads::{Visibility, WorkloadMatch};
+use crate::policy::workloads::WorkloadMatch;
 
 /// The routes by host; of one host the oldest VirtualService first.
-pub(super) fn compile(documents: &Documents, report: &mut Report) -> TargetRules<HttpRoutes> {
+pub(super) fn compile(
+    documents: &Documents,
+    tenancy: Tenancy<'_>,
+    report: &mut Report,
+) -> TargetRules<HttpRoutes> {
     let mut order: Vec<_> = documents.virtual_services.iter().collect();
     order.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
     let mut seen: HashMap<&HostPattern, &Document<VirtualService>> = HashMap::new();
@@ -29,7 +34,7 @@ pub(super) fn compile(documents: &Documents, report: &mut Report) -> TargetRules
         if spec.http.is_empty() || is_elsewhere {
             continue;
         }
-        let shown = Visibility::new(&spec.export_to, document.namespace());
+        let shown = tenancy.visibility(&spec.export_to, document.namespace());
         let workloads = WorkloadMatch::new(None, shown);
         for (index, host) in spec.hosts.iter().enumerate() {
             if workloads.is_everyone() {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::credentials;
+use super::tenancy::Tenancy;
 use super::tls::TlsConfigs;
 use super::traffic::Traffic;
 use super::{Report, TlsSetting};
 use crate::name::{Host, HostName, Target};
 use crate::policy::api::Object;
 use crate::policy::api::destination_rule::TunnelMethod;
+use crate::policy::api::endpoint_slice::EndpointSlice;
 use crate::policy::api::metadata::Namespace;
 use crate::policy::api::service::Service;
 use crate::policy::api::service_entry::{PortProtocol, Resolution, ServiceEntry};
@@ -43,7 +45,10 @@ pub(super) struct Proxies<'a> {
     settings: &'a [TlsSetting],
     settings_by_host: &'a HostTable<usize>,
     traffic: &'a Traffic<'a>,
-    described: HashMap<String, Described<'a>>,
+    /// The best first.
+    described: HashMap<String, Vec<Described<'a>>>,
+    /// Of Services, by namespace and name.
+    slices: HashMap<(Option<&'a Namespace>, &'a str), Vec<&'a EndpointSlice>>,
     made: Vec<Arc<Proxy>>,
     /// Hosts that turned out to be proxies.
     hosts: HashSet<HostName>,
@@ -83,31 +88,41 @@ impl<'a> Proxies<'a> {
         settings_by_host: &'a HostTable<usize>,
         traffic: &'a Traffic<'a>,
     ) -> Self {
-        let mut described = HashMap::new();
+        let mut described: HashMap<String, Vec<Described<'_>>> = HashMap::new();
         for document in &documents.services {
             for name in cluster_names(document) {
-                described
-                    .entry(name)
-                    .or_insert(Described::Service(document));
+                let described = described.entry(name).or_default();
+                if described.is_empty() {
+                    described.push(Described::Service(document));
+                }
             }
         }
         let mut entries: Vec<_> = documents.service_entries.iter().collect();
-        // What is inserted last stays: an entry that says how to tunnel, and the oldest of those.
-        entries.sort_by(|a, b| b.seniority().cmp(&a.seniority()));
+        // An entry that says how to tunnel goes first, and the oldest of those; then Services.
+        entries.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
         entries.sort_by_key(|entry| {
-            entry
+            !entry
                 .object
                 .spec
                 .ports
                 .iter()
                 .any(|p| p.protocol.is_of_proxy())
         });
-        for document in entries {
+        for document in entries.into_iter().rev() {
             for name in document.object.spec.hosts.iter().filter_map(|h| h.name()) {
-                described.insert(name.to_string(), Described::Entry(document));
+                let described = described.entry(name.to_string()).or_default();
+                described.insert(0, Described::Entry(document));
+            }
+        }
+        let mut slices: HashMap<_, Vec<_>> = HashMap::new();
+        for document in &documents.endpoint_slices {
+            if let Some(service) = document.object.service() {
+                let of_service = slices.entry((document.namespace(), service)).or_default();
+                of_service.push(&document.object);
             }
         }
         Self {
+            slices,
             tls,
             settings,
             settings_by_host,
@@ -121,6 +136,11 @@ impl<'a> Proxies<'a> {
     /// The hosts that turned out to be proxies.
     pub(super) fn into_hosts(self) -> HashSet<HostName> {
         self.hosts
+    }
+
+    /// The rules for namespaces.
+    pub(super) fn tenancy(&self) -> Tenancy<'a> {
+        self.tls.tenancy
     }
 
     /// The proxy that `document` wants. What is wrong with it is reported.
@@ -160,7 +180,7 @@ impl<'a> Proxies<'a> {
         self.hosts.extend(names.iter().cloned());
         let tls = match wanted.tls {
             Some(fields) => self.tls.client(document, &at("tls"), fields, &[], report)?,
-            None => self.tls_of(&names, port),
+            None => self.tls_of(&names, port, document.namespace()),
         };
         let tls = match tls {
             Some(tls) => Some(
@@ -179,7 +199,8 @@ impl<'a> Proxies<'a> {
         Ok(Proxy {
             host: wanted.host.clone(),
             port,
-            endpoints: endpoints(wanted.host, described, port)
+            endpoints: self
+                .endpoints(wanted.host, described, port)
                 .map_err(|reason| (wanted.key.to_owned(), reason))?,
             protocol,
             tls,
@@ -194,7 +215,9 @@ impl<'a> Proxies<'a> {
             settings: ProxySettings {
                 dial_from,
                 warm: wanted.warm,
-                ..self.traffic.settings(&names, port)
+                ..self.traffic.settings(&names, port, |other| {
+                    self.tenancy().distance(document.namespace(), other)
+                })
             },
         })
     }
@@ -216,22 +239,93 @@ impl<'a> Proxies<'a> {
     }
 
     /// TLS to a proxy, as the DestinationRule of one of its names has it.
-    fn tls_of(&self, names: &[HostName], port: u16) -> Option<Arc<ClientTls>> {
+    fn tls_of(
+        &self,
+        names: &[HostName],
+        port: u16,
+        namespace: Option<&Namespace>,
+    ) -> Option<Arc<ClientTls>> {
         names.iter().find_map(|name| {
-            let mut indexes = self.settings_by_host.matching(name);
-            indexes
-                .find(|index| self.settings[**index].port.is_none_or(|only| only == port))
-                .map(|index| self.settings[*index].tls.clone())
+            let settings = self.settings_by_host.matching(name);
+            let settings = settings.map(|index| &self.settings[*index]);
+            let on_it = settings.filter(|setting| setting.port.is_none_or(|only| only == port));
+            let near = on_it.filter_map(|setting| {
+                let other = setting.namespace.as_ref();
+                Some((self.tenancy().distance(namespace, other)?, setting))
+            });
+            let nearest = near.min_by_key(|(distance, _)| *distance);
+            nearest.map(|(_, setting)| setting.tls.clone())
         })?
     }
 
     fn describe(&self, host: &Host, namespace: Option<&Namespace>) -> Option<Described<'a>> {
         let name = host.name()?.as_str();
         let own = namespace.map(|namespace| format!("{name}.{namespace}"));
-        self.described
-            .get(name)
-            .or_else(|| self.described.get(&own?))
-            .copied()
+        let of_name = |name: &str| {
+            let described = self.described.get(name)?.iter();
+            // A Service is where its name says.
+            let near = described.filter_map(|described| match described {
+                Described::Service(_) => Some((u8::MAX, described)),
+                Described::Entry(entry) => {
+                    let distance = self.tenancy().distance(namespace, entry.namespace())?;
+                    Some((distance, described))
+                }
+            });
+            near.min_by_key(|(distance, _)| *distance)
+                .map(|(_, it)| *it)
+        };
+        of_name(name).or_else(|| of_name(&own?))
+    }
+
+    /// Where a proxy is.
+    fn endpoints(
+        &self,
+        host: &Host,
+        described: Option<Described<'_>>,
+        port: u16,
+    ) -> Result<Vec<Endpoint>, String> {
+        match described {
+            Some(Described::Service(document)) => {
+                let pods = self.pods(document, port);
+                let spec = &document.object.spec;
+                // A node need not be able to resolve the names of its cluster.
+                let own = spec
+                    .cluster_ip
+                    .as_deref()
+                    .filter(|_| self.tenancy().is_many());
+                match own.and_then(|own| own.parse().ok()) {
+                    _ if !pods.is_empty() => Ok(pods),
+                    Some(addr) => Ok(vec![Endpoint {
+                        host: Host::Addr(addr),
+                        port,
+                        weight: 1,
+                    }]),
+                    None => endpoints(host, described, port),
+                }
+            }
+            _ => endpoints(host, described, port),
+        }
+    }
+
+    /// The pods of a Service that are ready, as far as they are known.
+    fn pods(&self, document: &Document<Service>, port: u16) -> Vec<Endpoint> {
+        let key = (document.namespace(), document.object.metadata.name.as_ref());
+        let ports = &document.object.spec.ports;
+        let Some(declared) = ports.iter().find(|declared| declared.port.get() == port) else {
+            return Vec::new();
+        };
+        let name = declared.name.as_deref();
+        let slices = self.slices.get(&key).into_iter().flatten();
+        let mut ready: Vec<_> = slices.flat_map(|slice| slice.ready(name)).collect();
+        // A pod may stand in two of them while it moves.
+        ready.sort_unstable();
+        ready.dedup();
+        let pods = ready.into_iter().map(|(addr, port)| Endpoint {
+            host: Host::Addr(addr),
+            port,
+            weight: 1,
+        });
+        pods.collect()
     }
 
     /// The same proxy as one made before, if there is one.

@@ -16,10 +16,15 @@ use crate::policy::failure_mode::FailureMode;
 use crate::policy::no_proxy::HostList;
 use crate::policy::proxy::RankedProxy;
 use crate::policy::rule::{Action, Ports, Route, Rule, Scope};
-use crate::policy::workloads::{Visibility, WorkloadMatch};
+use crate::policy::workloads::WorkloadMatch;
+
+/// What to do where the API of a cluster has lost a field.
+const ISTIO_HINT: &str = "; Istio's own kinds cannot have `tunnel.proxy` or the protocols of \
+                          forward proxies: give them in a DestinationRule or ServiceEntry of \
+                          underpass.dev, or in a Tunnel";
 
 /// A DestinationRule of a proxy: it says what the proxy is asked for.
-type ByProxy<'a> = HashMap<String, &'a Document<DestinationRule>>;
+type ByProxy<'a> = HashMap<String, Vec<&'a Document<DestinationRule>>>;
 
 /// The rules of VirtualServices, in no order.
 pub(super) fn compile(
@@ -33,11 +38,15 @@ pub(super) fn compile(
     for document in &documents.virtual_services {
         ranked.extend(redirects(document, &by_proxy, proxies, &mut used, report));
     }
-    for (host, document) in &by_proxy {
-        if !used.contains(host) {
+    for (host, documents) in &by_proxy {
+        for document in documents.iter().filter(|_| !used.contains(host)).take(1) {
+            let hint = match proxies.tenancy().is_many() && document.is_of_istio() {
+                true => ISTIO_HINT,
+                false => "",
+            };
             let reason = format!(
                 "it has no effect: it has no `proxy`, and no VirtualService sends connections to \
-                 `{host}`"
+                 `{host}`{hint}"
             );
             let problem = document.problem("spec.trafficPolicy.tunnel", reason);
             report.warnings.push(problem);
@@ -59,7 +68,8 @@ fn by_proxy(documents: &Documents) -> ByProxy<'_> {
             .as_ref()
             .is_some_and(|tunnel| tunnel.proxy.is_none() && policy.proxy.is_none());
         if of_proxy {
-            by_proxy.entry(spec.host.to_string()).or_insert(&**document);
+            let of_host: &mut Vec<_> = by_proxy.entry(spec.host.to_string()).or_default();
+            of_host.push(&**document);
         }
     }
     by_proxy
@@ -121,8 +131,10 @@ fn redirects<'a>(
         ) else {
             continue;
         };
-        let workloads =
-            WorkloadMatch::new(None, Visibility::new(&spec.export_to, document.namespace()));
+        let visibility = proxies
+            .tenancy()
+            .visibility(&spec.export_to, document.namespace());
+        let workloads = WorkloadMatch::new(None, visibility);
         for matched in matches {
             for host in matched.hosts {
                 let scope = Scope::Host {
@@ -132,7 +144,13 @@ fn redirects<'a>(
                         .map_or(Ports::All, |port| Ports::Some(vec![port])),
                 };
                 ranked.push(Ranked {
-                    rank: Rank::new(document, &scope, Origin::VirtualService, &workloads),
+                    rank: Rank::new(
+                        document,
+                        &scope,
+                        Origin::VirtualService,
+                        &workloads,
+                        proxies.tenancy(),
+                    ),
                     rule: Rule {
                         policy: document.id().into(),
                         place: document.place(&key).to_string(),
@@ -167,7 +185,13 @@ fn route(
             report.warnings.push(problem);
             continue;
         };
-        let Some(rule) = by_proxy.get(name.as_str()) else {
+        let tenancy = proxies.tenancy();
+        let rules = by_proxy.get(name.as_str()).into_iter().flatten();
+        let near = rules.filter_map(|rule| {
+            let distance = tenancy.distance(document.namespace(), rule.namespace())?;
+            Some((distance, rule))
+        });
+        let Some((_, rule)) = near.min_by_key(|(distance, _)| *distance) else {
             let reason = format!(
                 "it is ignored: `{name}` is no forward proxy, because no DestinationRule has a \
                  `tunnel` for it"

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Report;
 use super::proxies::{Proxies, Wanted};
+use super::tenancy::Tenancy;
 use super::tls::workloads;
 use crate::policy::api::Object;
 use crate::policy::api::destination_rule::{DestinationRule, TunnelFields, TunnelProxy};
@@ -14,9 +15,10 @@ use crate::policy::api::value::{HostPattern, Port, TargetHost};
 use crate::policy::document::{Document, Documents};
 use crate::policy::failure_mode::FailureMode;
 use crate::policy::no_proxy::HostList;
+use crate::policy::problem::quotable;
 use crate::policy::proxy::RankedProxy;
 use crate::policy::rule::{Action, Ports, Route, Rule, Scope, TargetRule};
-use crate::policy::workloads::{Visibility, WorkloadMatch};
+use crate::policy::workloads::WorkloadMatch;
 
 /// A rule and its place in the order of precedence.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub(super) struct Ranked {
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Rank {
     class: Class,
+    /// In a cluster the rules of a namespace go before those for all.
+    of_root: bool,
     /// A rule for some workloads goes before one for all.
     for_everyone: bool,
     /// What has no age, as in most files, comes after what has.
@@ -61,6 +65,7 @@ impl Rank {
         scope: &Scope,
         origin: Origin,
         workloads: &WorkloadMatch,
+        tenancy: Tenancy<'_>,
     ) -> Self {
         let metadata = document.object.metadata();
         Self {
@@ -75,6 +80,7 @@ impl Rank {
                     HostPattern::Any => Class::Wildcard(Reverse(0), origin),
                 },
             },
+            of_root: tenancy.is_for_all(document.namespace()),
             for_everyone: workloads.is_everyone(),
             ageless: metadata.creation_timestamp.is_none(),
             created: metadata.creation_timestamp.clone(),
@@ -123,9 +129,18 @@ fn tunnel(
             }
         }
     };
-    let workloads = WorkloadMatch::new(spec.workload_selector.as_ref(), Visibility::All);
+    let tenancy = proxies.tenancy();
+    only_of_its_own(document, tenancy, report)?;
+    let visibility = tenancy.visibility(&[], document.namespace());
+    let workloads = WorkloadMatch::new(spec.workload_selector.as_ref(), visibility);
     Some(Ranked {
-        rank: Rank::new(document, &scope, Origin::DestinationRule, &workloads),
+        rank: Rank::new(
+            document,
+            &scope,
+            Origin::DestinationRule,
+            &workloads,
+            tenancy,
+        ),
         rule: Rule {
             policy: document.id().into(),
             place: document.place("metadata.name").to_string(),
@@ -134,6 +149,41 @@ fn tunnel(
             action,
         },
     })
+}
+
+/// In a cluster a Tunnel selects among the pods of its own namespace, unless that is the root.
+fn only_of_its_own(
+    document: &Document<Tunnel>,
+    tenancy: Tenancy<'_>,
+    report: &mut Report,
+) -> Option<()> {
+    let own = tenancy.tenant(document.namespace());
+    let selector = document.object.spec.workload_selector.as_ref();
+    let (Some(own), Some(selector)) = (own, selector) else {
+        return Some(());
+    };
+    let mut namespaces = selector.namespaces.iter().enumerate();
+    let foreign = namespaces.find(|(_, name)| name.as_str() != own.as_ref());
+    let (key, what) = match foreign {
+        Some((index, name)) => (
+            format!("spec.workloadSelector.namespaces[{index}]"),
+            format!("`{}`", quotable(name)),
+        ),
+        None if !selector.units.is_empty() => {
+            ("spec.workloadSelector.units".to_owned(), "units".to_owned())
+        }
+        None if !selector.cgroups.is_empty() => (
+            "spec.workloadSelector.cgroups".to_owned(),
+            "cgroups".to_owned(),
+        ),
+        None => return Some(()),
+    };
+    let reason = format!(
+        "a Tunnel is for the pods of its own namespace, here `{own}`; {what}: only from the root \
+         namespace"
+    );
+    report.problems.push(document.problem(&key, reason));
+    None
 }
 
 /// Fields that say how to tunnel have no meaning where nothing is tunnelled.
@@ -247,10 +297,17 @@ fn destination_rule(
         pattern: spec.host.clone(),
         ports: Ports::All,
     };
-    let workloads = workloads(document);
+    let tenancy = proxies.tenancy();
+    let workloads = workloads(document, tenancy);
     let proxy = proxies.get(document, &wanted(key, tunnel, proxy), report)?;
     Some(Ranked {
-        rank: Rank::new(document, &scope, Origin::DestinationRule, &workloads),
+        rank: Rank::new(
+            document,
+            &scope,
+            Origin::DestinationRule,
+            &workloads,
+            tenancy,
+        ),
         rule: Rule {
             policy: document.id().into(),
             place: document.place("spec.trafficPolicy.tunnel").to_string(),

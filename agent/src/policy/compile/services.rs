@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::rules::Ranked;
+use super::tenancy::Tenancy;
 use super::{Report, shown};
 use crate::policy::api::service_entry::{Location, ServiceEntry};
 use crate::policy::api::value::{HostPattern, Port as FieldPort};
@@ -23,8 +24,9 @@ pub(super) struct Services {
 }
 
 impl Services {
-    pub(super) fn new(documents: &Documents) -> Self {
-        let mut entries: Vec<_> = documents.service_entries.iter().collect();
+    pub(super) fn new(documents: &Documents, tenancy: Tenancy<'_>) -> Self {
+        let entries = documents.service_entries.iter();
+        let mut entries: Vec<_> = entries.filter(|entry| counts(entry, tenancy)).collect();
         entries.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
         let mut services = Self::default();
         for (index, document) in entries.into_iter().enumerate() {
@@ -137,9 +139,22 @@ impl Services {
     }
 }
 
+/// What is internal is so for all workloads, and so only the root namespace has a say about it.
+fn counts(document: &Document<ServiceEntry>, tenancy: Tenancy<'_>) -> bool {
+    let external = document.object.spec.location == Location::External;
+    external || tenancy.tenant(document.namespace()).is_none()
+}
+
 /// A service without a host is none.
-pub(super) fn check(documents: &Documents, report: &mut Report) {
+pub(super) fn check(documents: &Documents, tenancy: Tenancy<'_>, report: &mut Report) {
     for document in &documents.service_entries {
+        if !counts(document, tenancy) {
+            let reason = "it has no effect: what is internal is said in the root namespace only, \
+                          since it is so for all workloads";
+            report
+                .warnings
+                .push(document.problem("spec.location", reason));
+        }
         if document.object.spec.hosts.is_empty() {
             let reason = "it is empty: give at least one host, also where `addresses` tell it";
             let problem = document.problem("spec.hosts", reason);

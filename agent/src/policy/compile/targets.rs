@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Report;
+use super::tenancy::Tenancy;
 use super::tls::workloads;
 use super::traffic::{Facet, Traffic};
 use crate::name::HostName;
@@ -19,6 +20,7 @@ use crate::policy::target::{HttpSettings, Outliers, TargetSettings};
 pub(super) fn compile(
     traffic: &Traffic<'_>,
     proxies: &HashSet<HostName>,
+    tenancy: Tenancy<'_>,
     report: &mut Report,
 ) -> TargetRules<TargetSettings> {
     let mut seen: HashMap<(&HostPattern, Option<u16>), &Facet<'_>> = HashMap::new();
@@ -31,7 +33,7 @@ pub(super) fn compile(
         }
         check(facet, report);
         let port = facet.port.map(|(_, port)| port);
-        let workloads = workloads(facet.document);
+        let workloads = workloads(facet.document, tenancy);
         if workloads.is_everyone() {
             match seen.get(&(host, port)) {
                 Some(first) => {

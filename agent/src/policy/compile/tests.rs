@@ -2,6 +2,7 @@
 
 mod plan;
 mod proxies;
+mod tenancy;
 mod tls;
 
 use std::path::Path;
@@ -305,6 +306,7 @@ fn options_make_ranges_internal() {
     let proxy = Proxy::from_url("http://proxy.example", SystemRoots::none).unwrap();
     let options = Options {
         internal_cidrs: vec!["203.0.113.9/24".parse().unwrap()],
+        ..Options::default()
     };
     let policy = Policy::for_proxy(proxy, "2001:db8::/32".parse().unwrap(), &options);
     let plan = policy.capture_plan();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use secrecy::SecretString;
 
 use super::credentials::Secrets;
+use super::tenancy::Tenancy;
 use super::{Materials, Report, TlsSetting};
 use crate::name::HostName;
 use crate::policy::api::Object;
@@ -17,13 +18,14 @@ use crate::policy::api::value::HostPattern;
 use crate::policy::document::{Document, Documents};
 use crate::policy::hosts::HostTable;
 use crate::policy::problem::quotable;
-use crate::policy::workloads::{Visibility, WorkloadMatch};
+use crate::policy::workloads::WorkloadMatch;
 use crate::tls::{self, ClientTls, Identity, Material, Roots, TlsConfigError, TlsSettings};
 
 /// Makes clients, one for all documents that want the same.
 #[derive(Debug)]
 pub(super) struct TlsConfigs<'a> {
     pub(super) secrets: Secrets<'a>,
+    pub(super) tenancy: Tenancy<'a>,
     documents: &'a Documents,
     materials: &'a Materials,
     made: HashMap<TlsSettings, Arc<ClientTls>>,
@@ -38,9 +40,14 @@ struct Facet<'a> {
 }
 
 impl<'a> TlsConfigs<'a> {
-    pub(super) fn new(documents: &'a Documents, materials: &'a Materials) -> Self {
+    pub(super) fn new(
+        documents: &'a Documents,
+        materials: &'a Materials,
+        tenancy: Tenancy<'a>,
+    ) -> Self {
         Self {
-            secrets: Secrets::new(documents),
+            secrets: Secrets::new(documents, tenancy),
+            tenancy,
             documents,
             materials,
             made: HashMap::new(),
@@ -61,7 +68,7 @@ impl<'a> TlsConfigs<'a> {
                 port,
             } = facet;
             let spec = &document.object.spec;
-            let workloads = workloads(document);
+            let workloads = workloads(document, self.tenancy);
             if workloads.is_everyone() {
                 if let Some(first) = seen.get(&(&spec.host, port)) {
                     report.warnings.push(document.problem(
@@ -82,6 +89,7 @@ impl<'a> TlsConfigs<'a> {
             let names = names.map_or(&[][..], |names| names);
             match self.client(document, &key, fields, names, report) {
                 Ok(tls) => settings.push(TlsSetting {
+                    namespace: document.namespace().cloned(),
                     host: spec.host.clone(),
                     port,
                     policy: document.id().into(),
@@ -110,6 +118,15 @@ impl<'a> TlsConfigs<'a> {
             ("clientCertificate", &fields.client_certificate),
             ("privateKey", &fields.private_key),
         ];
+        for (field, file) in files
+            .iter()
+            .chain([&("caCertificates", &fields.ca_certificates)])
+        {
+            if file.is_some() {
+                let refused = self.tenancy.refuse_file(document.namespace());
+                refused.map_err(|reason| (at(field), reason))?;
+            }
+        }
         let given = files.iter().find(|(_, file)| file.is_some());
         if fields.mode != TlsMode::Mutual
             && let Some((field, _)) = given
@@ -304,9 +321,12 @@ pub(super) fn by_host(settings: &[TlsSetting]) -> HostTable<usize> {
 }
 
 /// For whom a DestinationRule is.
-pub(super) fn workloads(document: &Document<DestinationRule>) -> WorkloadMatch {
+pub(super) fn workloads(
+    document: &Document<DestinationRule>,
+    tenancy: Tenancy<'_>,
+) -> WorkloadMatch {
     let spec = &document.object.spec;
-    let visibility = Visibility::new(&spec.export_to, document.namespace());
+    let visibility = tenancy.visibility(&spec.export_to, document.namespace());
     match &spec.workload_selector {
         None => WorkloadMatch::new(None, visibility),
         Some(selector) => WorkloadMatch::labelled(&selector.match_labels, visibility),

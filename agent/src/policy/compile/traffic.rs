@@ -8,6 +8,7 @@ use super::Report;
 use crate::name::HostName;
 use crate::policy::api::Object as _;
 use crate::policy::api::destination_rule::{DestinationRule, TrafficPolicy};
+use crate::policy::api::metadata::Namespace;
 use crate::policy::api::quantity::Limit;
 use crate::policy::api::traffic::{
     ConnectionPool, HttpPool, LoadBalancer, OutlierDetection, SimpleBalance,
@@ -116,14 +117,24 @@ impl<'a> Traffic<'a> {
     }
 
     /// What is said of this port of the proxy of these names, the nearest first.
-    pub(super) fn settings(&self, names: &[HostName], port: u16) -> ProxySettings {
+    /// Only rules at some distance count, of those the nearest.
+    pub(super) fn settings(
+        &self,
+        names: &[HostName],
+        port: u16,
+        distance: impl Fn(Option<&Namespace>) -> Option<u8>,
+    ) -> ProxySettings {
         let mut settings = ProxySettings::default();
         let found = names.iter().find_map(|name| {
-            let mut said = self
+            let said = self
                 .by_host
                 .matching(name)
                 .map(|index| &self.facets[*index]);
-            said.find(|facet| facet.is_on(port))
+            let on_it = said.filter(|facet| facet.is_on(port));
+            let near =
+                on_it.filter_map(|facet| Some((distance(facet.document.namespace())?, facet)));
+            near.min_by_key(|(distance, _)| *distance)
+                .map(|(_, facet)| facet)
         });
         let Some(facet) = found else {
             return settings;

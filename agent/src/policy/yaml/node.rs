@@ -113,6 +113,41 @@ impl Node {
     }
 }
 
+impl From<serde_json::Value> for Node {
+    /// A document that was not written into a file: every line of it is 0.
+    fn from(json: serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let value = match json {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(value),
+            Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(number), _) => Value::Int(number),
+                // Larger than any number of policy.
+                (None, Some(_)) => Value::Int(i64::MAX),
+                (None, None) => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(text) => Value::Text(text),
+            Json::Array(items) => Value::List(items.into_iter().map(Self::from).collect()),
+            Json::Object(fields) => Value::Map(
+                fields
+                    .into_iter()
+                    .map(|(key, value)| Entry {
+                        key,
+                        line: 0,
+                        repeats: None,
+                        node: value.into(),
+                    })
+                    .collect(),
+            ),
+        };
+        Self {
+            line: 0,
+            taken_out: false,
+            value,
+        }
+    }
+}
+
 impl Value {
     /// What it is, for messages.
     pub(in crate::policy) fn what(&self) -> &'static str {

@@ -232,7 +232,7 @@ where
         }
     }
     state.sent.store(true, Relaxed);
-    if request.upgrade().is_some() || request.is_connect() {
+    if request.may_switch() {
         // What follows is not ours to read, unless the answer is no.
         return pending().await;
     }

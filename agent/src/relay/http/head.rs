@@ -298,6 +298,11 @@ impl Request {
         self.form == Form::Authority
     }
 
+    /// Whether its connection may become a stream of bytes, and serve no other.
+    pub fn may_switch(&self) -> bool {
+        self.is_connect() || self.upgrade().is_some()
+    }
+
     pub(in crate::relay) fn is_head(&self) -> bool {
         *self.method == *b"HEAD"
     }

@@ -316,6 +316,34 @@ async fn an_upgrade_makes_it_a_stream_of_bytes() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_the_client_asks_for_is_a_stream_of_bytes() {
+    let head = "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n";
+    let mut scene = Scene::new(&format!("{head}hello")).await;
+    scene.target_gets(head).await;
+    // It may say how long that is, and it means nothing (RFC 9110 section 9.3.6).
+    scene
+        .target_says("HTTP/1.1 200 Go\r\nContent-Length: 2\r\n\r\nfirst")
+        .await;
+    scene.client_gets("HTTP/1.1 200 Go\r\n\r\n").await;
+    let (outcome, progress) = scene.outcome().await;
+    assert_eq!(outcome.unwrap().switched.unwrap(), "first");
+    assert_eq!(progress.status(), Some(200));
+    assert_eq!(progress.traffic.sent(), head.len() as u64);
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_refused_is_a_request_as_any_other() {
+    let head = "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n";
+    let mut scene = Scene::new(&format!("{head}GET / HTTP/1.1\r\n")).await;
+    // What stands behind it is for the proxy only once there is a tunnel.
+    scene.target_gets(head).await;
+    let answer = "HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno";
+    scene.target_says(answer).await;
+    scene.client_gets(answer).await;
+    assert_eq!(scene.persists().await, (true, true));
+}
+
+#[tokio::test]
 async fn no_upgrade_leads_to_requests_that_nobody_reads() {
     let mut scene = Scene::new(
         "GET / HTTP/1.1\r\nHost: x.test\r\nConnection: Upgrade, HTTP2-Settings\r\n\

@@ -1,11 +1,11 @@
 //! Lines as JSON.
 //!
 //! Our own rather than the one of tracing-subscriber, which puts a field `target` and its own
-//! `target` into one object under the same key.
+//! `target` into one object under the same key. Each request has a line, so nothing is put together
+//! first: fields are written as they come.
 
-use std::fmt::{self, Debug};
+use std::fmt::{self, Debug, Write};
 
-use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -15,6 +15,9 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 
 /// One flat object per line.
 pub(super) struct Json;
+
+/// What no field of an event can pass for.
+const OWN: [&str; 4] = ["time", "level", "logger", "spans"];
 
 impl<S, N> FormatEvent<S, N> for Json
 where
@@ -27,29 +30,25 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut time = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut time))?;
-        let mut fields = Fields(Map::new());
-        event.record(&mut fields);
-        let Fields(mut fields) = fields;
-
         let metadata = event.metadata();
-        // An event that was a record of the `log` crate has its origin in these fields.
-        let origin = fields.remove("log.target");
-        for name in ["log.module_path", "log.file", "log.line"] {
-            fields.remove(name);
-        }
-        let logger = origin.unwrap_or_else(|| metadata.target().into());
+        writer.write_str("{\"time\":\"")?;
+        SystemTime.format_time(&mut writer)?;
+        write!(writer, "\",\"level\":\"{}\"", metadata.level())?;
+        let mut fields = Fields {
+            writer: &mut writer,
+            origin: None,
+            result: Ok(()),
+        };
+        event.record(&mut fields);
+        let Fields { origin, result, .. } = fields;
+        result?;
+        let logger = origin.as_deref().unwrap_or(metadata.target());
+        text(&mut writer, "logger", format_args!("{logger}"))?;
         let spans = spans(ctx);
-
-        // Last, so that no field of an event can pass for one of these.
-        fields.insert("time".to_owned(), time.into());
-        fields.insert("level".to_owned(), metadata.level().as_str().into());
-        fields.insert("logger".to_owned(), logger);
         if !spans.is_empty() {
-            fields.insert("spans".to_owned(), spans.into());
+            text(&mut writer, "spans", format_args!("{spans}"))?;
         }
-        writeln!(writer, "{}", Value::Object(fields))
+        writer.write_str("}\n")
     }
 }
 
@@ -76,36 +75,106 @@ where
     out
 }
 
-struct Fields(Map<String, Value>);
+struct Fields<'a, 'w> {
+    writer: &'a mut Writer<'w>,
+    /// Of an event that was a record of the `log` crate: where that comes from.
+    origin: Option<String>,
+    result: fmt::Result,
+}
 
-impl Fields {
-    fn put(&mut self, field: &Field, value: impl Into<Value>) {
-        self.0.insert(field.name().to_owned(), value.into());
+impl Fields<'_, '_> {
+    fn put(
+        &mut self,
+        field: &Field,
+        write: impl FnOnce(&mut Writer<'_>, &'static str) -> fmt::Result,
+    ) {
+        let name = field.name();
+        if self.result.is_ok() && !OWN.contains(&name) && !name.starts_with("log.") {
+            self.result = write(self.writer, name);
+        }
+    }
+
+    fn put_plain(&mut self, field: &Field, value: impl fmt::Display) {
+        self.put(field, |writer, name| {
+            key(writer, name)?;
+            write!(writer, "{value}")
+        });
     }
 }
 
-impl Visit for Fields {
+impl Visit for Fields<'_, '_> {
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, value);
+        self.put_plain(field, value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field, value);
+        if value.is_finite() {
+            self.put_plain(field, value);
+        } else {
+            self.put_plain(field, "null");
+        }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, value);
+        self.put_plain(field, value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, value);
+        self.put_plain(field, value);
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value);
+        if field.name() == "log.target" {
+            self.origin = Some(value.to_owned());
+        }
+        self.put(field, |writer, name| {
+            text(writer, name, format_args!("{value}"))
+        });
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.put(field, format!("{value:?}"));
+        self.put(field, |writer, name| {
+            text(writer, name, format_args!("{value:?}"))
+        });
+    }
+}
+
+/// The name of a member that is not the first, which is ours and needs no escape.
+fn key(writer: &mut Writer<'_>, name: &str) -> fmt::Result {
+    writer.write_str(",\"")?;
+    writer.write_str(name)?;
+    writer.write_str("\":")
+}
+
+/// A member whose value is a string.
+fn text(writer: &mut Writer<'_>, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
+    key(writer, name)?;
+    writer.write_char('"')?;
+    Escaped(&mut *writer).write_fmt(value)?;
+    writer.write_char('"')
+}
+
+/// The inside of a string (RFC 8259 section 7).
+struct Escaped<'a, 'w>(&'a mut Writer<'w>);
+
+impl Write for Escaped<'_, '_> {
+    fn write_str(&mut self, mut text: &str) -> fmt::Result {
+        let is_special = |byte: u8| byte < 0x20 || matches!(byte, b'"' | b'\\');
+        while let Some(at) = text.bytes().position(is_special) {
+            // What is special is one byte long.
+            let (plain, rest) = text.split_at(at);
+            let (special, rest) = rest.split_at(1);
+            self.0.write_str(plain)?;
+            match special {
+                "\"" => self.0.write_str("\\\"")?,
+                "\\" => self.0.write_str("\\\\")?,
+                "\n" => self.0.write_str("\\n")?,
+                "\r" => self.0.write_str("\\r")?,
+                "\t" => self.0.write_str("\\t")?,
+                other => write!(self.0, "\\u{:04x}", other.as_bytes()[0])?,
+            }
+            text = rest;
+        }
+        self.0.write_str(text)
     }
 }

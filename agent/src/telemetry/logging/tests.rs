@@ -52,6 +52,10 @@ fn json_is_one_flat_object_per_line() {
             bytes_sent = 12_u64,
             open = true,
             error = "two\nlines",
+            odd = "a \"quote\" \\ \t\r\u{1} \u{e9}",
+            shown = ?"b\u{e9}",
+            share = 0.5,
+            no_number = f64::NAN,
             missing = None::<u64>,
             level = "forged",
             "connection complete"
@@ -74,6 +78,10 @@ fn json_is_one_flat_object_per_line() {
         "bytes_sent": 12,
         "open": true,
         "error": "two\nlines",
+        "odd": "a \"quote\" \\ \t\r\u{1} \u{e9}",
+        "shown": "\"b\u{e9}\"",
+        "share": 0.5,
+        "no_number": null,
         "spans": "conn{id=7}",
     });
     assert_eq!(object, expected);

@@ -84,9 +84,9 @@ impl PolicyMetrics {
         self.read_now(result == Reload::Success);
     }
 
-    /// Says that the first policy was read and is in force.
-    pub fn started(&self) {
-        self.read_now(true);
+    /// Says that the first policy was read and is in force, all of it or but for what was rejected.
+    pub fn started(&self, all: bool) {
+        self.read_now(all);
         self.in_force(1);
     }
 

@@ -39,7 +39,11 @@ pub struct ProxyMetrics {
 }
 
 impl ProxyMetrics {
-    pub(super) fn new(registry: &Registry) -> Result<Self, Error> {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When the registry already has a metric of one of the names.
+    pub fn new(registry: &Registry) -> Result<Self, Error> {
         Ok(Self {
             requests: counters(
                 registry,

@@ -52,6 +52,11 @@ pub(crate) fn print(paths: &[&Path], modes: &[&Mode], measured: &[Measured]) {
                 time(median(values(path.name, mode, measured, |one| one.p99))),
             );
         }
+        let of_path = |path| median(values(path, mode, measured, of));
+        if let (Some(read), Some(unread)) = (of_path("underpass-http"), of_path("underpass")) {
+            let ratio = read / unread;
+            println!("requests that are read / bytes that are not: {ratio:.2}");
+        }
     }
 }
 

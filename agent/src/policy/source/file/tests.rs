@@ -170,10 +170,14 @@ fn a_bad_document_keeps_its_last_good_version_and_what_it_refers_to() {
     assert_eq!(proxies(&fourth), all[1..]);
     assert_eq!(fourth.sources.documents.service_entries.len(), 0);
 
-    // Nothing is left but what was kept.
+    // What goes, goes, whatever else is bad.
     fs::remove_file(path.join("c.yaml")).unwrap();
     let fifth = again(&fourth);
-    let problems = fifth.policy.unwrap_err();
+    assert_eq!(rejected(&fifth), ["Tunnel/b"]);
+    assert_eq!(proxies(&fifth), all[1..2]);
+
+    // Nothing is there but what was kept.
+    let problems = again(&fifth).policy.unwrap_err();
     assert_eq!(problems.problems().len(), 1, "{problems}");
 }
 

@@ -1,5 +1,5 @@
-//! apt in a room of its own: package lists and archives of its own, nothing installed, no lock of
-//! the machine's apt held, no root needed.
+//! Packages of Debian's that are not installed but unpacked somewhere: no root is needed, and
+//! whatever is installed does not mind.
 
 use std::{
     fs,
@@ -16,34 +16,47 @@ use crate::{
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A directory with apt's lists and archives. What an interrupted run has left in it is used.
+/// apt in a room of its own: a directory with package lists and archives, while no lock of the
+/// machine's apt is held. What an interrupted run has left in it is used.
 #[derive(Debug)]
-pub(super) struct Room<'a> {
+pub(crate) struct Room<'a> {
     directory: PathBuf,
     supervisor: &'a Supervisor,
 }
 
+/// What the packages of a [`Room`] have to get along with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Installed {
+    /// Themselves: all that they need comes with them.
+    Nothing,
+    /// What this machine has.
+    Here,
+}
+
 impl<'a> Room<'a> {
     /// With the machine's own sources.
-    pub(super) fn of_machine(directory: &Path, supervisor: &'a Supervisor) -> anyhow::Result<Self> {
+    pub(crate) fn of_machine(directory: &Path, supervisor: &'a Supervisor) -> anyhow::Result<Self> {
         Self::furnish(directory, supervisor, Vec::new())
     }
 
-    /// With one release of Debian's archive, and nothing installed.
-    pub(super) fn of_suite(
+    /// With one suite of Debian's archive, for a machine of its own or for this one.
+    pub(crate) fn of_suite(
         directory: &Path,
         supervisor: &'a Supervisor,
         archive: &str,
         suite: &str,
+        installed: Installed,
     ) -> anyhow::Result<Self> {
         let (sources, status) = (directory.join("sources.list"), directory.join("status"));
-        let options = vec![
+        let mut options = vec![
             format!("Dir::Etc::sourcelist \"{}\";", sources.display()),
             "Dir::Etc::sourceparts \"/dev/null\";".to_owned(),
             "Dir::Etc::preferences \"/dev/null\";".to_owned(),
             "Dir::Etc::preferencesparts \"/dev/null\";".to_owned(),
-            format!("Dir::State::status \"{}\";", status.display()),
         ];
+        if installed == Installed::Nothing {
+            options.push(format!("Dir::State::status \"{}\";", status.display()));
+        }
         let room = Self::furnish(directory, supervisor, options)?;
         let signed = if Path::new(KEYRING).exists() {
             format!("[signed-by={KEYRING}] ")
@@ -88,12 +101,12 @@ impl<'a> Room<'a> {
     }
 
     /// Fetches the lists of packages.
-    pub(super) fn update(&self) -> anyhow::Result<()> {
+    pub(crate) fn update(&self) -> anyhow::Result<()> {
         self.supervisor.check(self.command("apt-get").arg("update"))
     }
 
     /// As [`update`](Self::update), content with those of the sources that can be reached.
-    pub(super) fn update_reachable(&self) -> anyhow::Result<()> {
+    pub(crate) fn update_reachable(&self) -> anyhow::Result<()> {
         match self.update() {
             Err(error) if !error.is::<Stopped>() => {
                 report::progress(format_args!("warning: {error:#}"));
@@ -104,7 +117,7 @@ impl<'a> Room<'a> {
     }
 
     /// Where Debian's archive is, as the machine's sources have it.
-    pub(super) fn archive(&self) -> anyhow::Result<String> {
+    pub(crate) fn archive(&self) -> anyhow::Result<String> {
         let targets = self.query(
             "apt-get",
             &[
@@ -121,7 +134,7 @@ impl<'a> Room<'a> {
     }
 
     /// The first package that `package` depends on.
-    pub(super) fn dependency(&self, package: &str) -> anyhow::Result<String> {
+    pub(crate) fn dependency(&self, package: &str) -> anyhow::Result<String> {
         let depends = self.query("apt-cache", &["depends", package])?;
         first_dependency(&depends)
             .map(str::to_owned)
@@ -129,7 +142,7 @@ impl<'a> Room<'a> {
     }
 
     /// Downloads a package, without what it needs.
-    pub(super) fn download(&self, package: &str) -> anyhow::Result<Vec<PathBuf>> {
+    pub(crate) fn download(&self, package: &str) -> anyhow::Result<Vec<PathBuf>> {
         let mut command = self.command("apt-get");
         command
             .args(["download", package])
@@ -139,7 +152,7 @@ impl<'a> Room<'a> {
     }
 
     /// Downloads packages and what of their needs is not installed.
-    pub(super) fn download_with_needs(&self, packages: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+    pub(crate) fn download_with_needs(&self, packages: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
         let mut command = self.command("apt-get");
         command
             .args([
@@ -153,8 +166,23 @@ impl<'a> Room<'a> {
         self.archived("")
     }
 
+    /// Unpacks packages to `root`, which is there only if it is complete.
+    pub(crate) fn unpack(&self, archives: &[PathBuf], root: &Path) -> anyhow::Result<()> {
+        let unfinished = root.with_added_extension("unfinished");
+        if unfinished.exists() {
+            fs::remove_dir_all(&unfinished)
+                .with_context(|| format!("removing {}", unfinished.display()))?;
+        }
+        for archive in archives {
+            let mut command = Command::new("dpkg-deb");
+            command.arg("--extract").arg(archive).arg(&unfinished);
+            self.supervisor.check(&command)?;
+        }
+        fs::rename(&unfinished, root).with_context(|| format!("renaming {}", unfinished.display()))
+    }
+
     /// Gives the space back.
-    pub(super) fn leave(self) -> anyhow::Result<()> {
+    pub(crate) fn leave(self) -> anyhow::Result<()> {
         fs::remove_dir_all(&self.directory)
             .with_context(|| format!("removing {}", self.directory.display()))
     }

@@ -1,0 +1,418 @@
+//! What the cluster is told: conditions of Tunnels, and events.
+//!
+//! Each agent writes one Lease of its own, which says what its node has programmed, and only when that
+//! changes or it has to be renewed. One of the agents, the leader, reads these Leases and writes the
+//! status of Tunnels. So no two write the same object, and what one writes makes no other write.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use prometheus::Registry;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{interval, sleep};
+
+use super::ClusterConfig;
+use super::client::cause;
+use super::feed::{Feed, Name, Verdict};
+use super::leader::{self, Candidate};
+use super::nodes::{self, Nodes, Programmed};
+use super::{kinds, status};
+use crate::policy::ClusterKind;
+
+/// Who writes, in managed fields and events.
+const MANAGER: &str = "underpass";
+
+/// Nothing must be told for so long before it is passed on.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Between two looks of the leader at the Leases of the nodes.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Between two events about the same thing.
+const EVENT_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Events at a time, and how long it takes until there may be one more.
+const MAX_EVENTS: u32 = 20;
+
+/// Between two looks at the counters of refusals.
+const COUNTERS: Duration = Duration::from_secs(5);
+
+/// Tells the cluster what becomes of its policy here, for ever.
+pub async fn report(api: super::Api, config: ClusterConfig, registry: Registry, feed: Arc<Feed>) {
+    let client = api.plain();
+    let namespace = config.root_namespace.as_ref();
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let reporter = Reporter {
+        controller: MANAGER.to_owned(),
+        instance: Some(config.node.clone()),
+    };
+    let events = Events {
+        recorder: Recorder::new(client.clone(), reporter),
+        last: HashMap::new(),
+        left: MAX_EVENTS,
+        refilled: Instant::now(),
+    };
+    let refusals = Refusals {
+        registry,
+        seen: BTreeMap::new(),
+    };
+    tokio::join!(
+        renew(&leases, &config.node, feed.verdicts()),
+        lead(client, &leases, &config.node, &feed),
+        tell_of_refusals(events, refusals, &feed),
+    );
+}
+
+/// Keeps the Lease of this node.
+async fn renew(leases: &Api<Lease>, node: &str, mut verdicts: watch::Receiver<Verdict>) {
+    let mut programmed = Programmed::new();
+    let mut told = Told::default();
+    loop {
+        let mut renewal = nodes::RENEWAL.mul_f64(0.8 + 0.4 * fastrand::f64());
+        let now = Timestamp::now();
+        let lease = nodes::lease(node, &programmed, &format!("{now:.6}"));
+        let params = PatchParams::apply(&format!("{MANAGER}-{node}")).force();
+        let applied = leases
+            .patch(&nodes::name(node), &params, &Patch::Apply(&lease))
+            .await;
+        if let Err(error) = told.result("the Lease of this node", applied) {
+            tracing::debug!(error, "cannot renew the Lease of this node");
+            renewal = leader::RENEWAL;
+        }
+        loop {
+            tokio::select! {
+                () = sleep(renewal) => break,
+                changed = verdicts.changed() => if changed.is_err() { return },
+            }
+            sleep(QUIET).await;
+            let now = nodes::programmed(&verdicts.borrow_and_update(), &programmed);
+            if now != programmed {
+                programmed = now;
+                break;
+            }
+        }
+    }
+}
+
+/// Takes part in who leads, and while it is us, writes the status of Tunnels.
+async fn lead(client: kube::Client, leases: &Api<Lease>, node: &str, feed: &Feed) {
+    let mut candidate = Candidate::new(leases.clone(), node.to_owned());
+    let mut told = Told::default();
+    loop {
+        match told.result("who writes status", candidate.lead().await) {
+            Ok(true) => {
+                tracing::info!("this agent writes the status of Tunnels");
+                let writer = Writer {
+                    client: client.clone(),
+                    leases,
+                    feed,
+                    nodes: Nodes::default(),
+                    rejected: HashSet::new(),
+                    told: Told::default(),
+                };
+                writer.write_while(&mut candidate).await;
+                tracing::info!("another agent writes the status of Tunnels");
+            }
+            Ok(false) => {}
+            Err(error) => tracing::debug!(error, "cannot tell who writes status"),
+        }
+        sleep(leader::RENEWAL).await;
+    }
+}
+
+struct Writer<'a> {
+    client: kube::Client,
+    leases: &'a Api<Lease>,
+    feed: &'a Feed,
+    nodes: Nodes,
+    /// The problems that events have told of.
+    rejected: HashSet<(String, Name, String)>,
+    told: Told,
+}
+
+impl Writer<'_> {
+    /// Until somebody else leads.
+    async fn write_while(mut self, candidate: &mut Candidate) {
+        let mut verdicts = self.feed.verdicts();
+        let mut events = Events {
+            recorder: Recorder::new(
+                self.client.clone(),
+                Reporter {
+                    controller: MANAGER.to_owned(),
+                    instance: None,
+                },
+            ),
+            last: HashMap::new(),
+            left: MAX_EVENTS,
+            refilled: Instant::now(),
+        };
+        let mut looks = interval(LOOK);
+        let mut renewed = Instant::now();
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                changed = verdicts.changed() => {
+                    if changed.is_err() { return }
+                    // The Lease of this node comes after it.
+                    sleep(QUIET * 3).await;
+                }
+            }
+            if renewed.elapsed() > leader::RENEWAL {
+                match candidate.lead().await {
+                    Ok(true) => renewed = Instant::now(),
+                    Ok(false) => return,
+                    // Others wait longer than this before they take over.
+                    Err(_) if renewed.elapsed() < leader::RENEWAL * 2 => {}
+                    Err(_) => return,
+                }
+            }
+            let verdict = verdicts.borrow_and_update().clone();
+            let params = ListParams::default().labels(nodes::LABEL);
+            match self
+                .told
+                .result("the Leases of nodes", self.leases.list(&params).await)
+            {
+                Ok(list) => {
+                    for gone in self.nodes.see(list.items, Instant::now()) {
+                        // Whoever comes back makes it anew.
+                        let _ = self.leases.delete(&gone, &DeleteParams::default()).await;
+                    }
+                    self.write(&verdict).await;
+                }
+                Err(error) => tracing::debug!(error, "cannot read what nodes have programmed"),
+            }
+            self.tell_of_rejected(&verdict, &mut events).await;
+        }
+    }
+
+    async fn write(&mut self, verdict: &Verdict) {
+        let resource = kinds::resource(ClusterKind::Tunnel, None);
+        let current = self.feed.tunnels();
+        for (name, judged) in &verdict.tunnels {
+            // What is there now has the status; what was judged has the version.
+            let Some(facts) = current.get(name) else {
+                continue;
+            };
+            if (&facts.uid, facts.generation) != (&judged.uid, judged.generation) {
+                continue;
+            }
+            let count = self.nodes.count(name, facts.generation, Instant::now());
+            let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            let status = status::status(name, facts, verdict, count, &now);
+            if status::is_told(facts, &status) {
+                continue;
+            }
+            let tunnels: Api<DynamicObject> =
+                Api::namespaced_with(self.client.clone(), &name.0, &resource);
+            let patch = json!({
+                "apiVersion": resource.api_version,
+                "kind": resource.kind,
+                "metadata": {"name": name.1, "namespace": name.0},
+                "status": status,
+            });
+            let params = PatchParams::apply(MANAGER).force();
+            let applied = tunnels
+                .patch_status(&name.1, &params, &Patch::Apply(&patch))
+                .await;
+            if let Err(error) = self.told.result("the status of Tunnels", applied) {
+                tracing::debug!(error, "cannot write the status of a Tunnel");
+            }
+        }
+    }
+
+    /// Events of what was rejected, each once.
+    async fn tell_of_rejected(&mut self, verdict: &Verdict, events: &mut Events) {
+        let mut now = HashSet::new();
+        for ((kind, name), problems) in &verdict.problems {
+            let text = problems.join("; ");
+            let problem = (kind.clone(), name.clone(), text.clone());
+            let known = self.rejected.contains(&problem);
+            if known
+                || events
+                    .warn(kind, name, None, "Rejected", "Read", &text)
+                    .await
+            {
+                now.insert(problem);
+            }
+        }
+        self.rejected = now;
+    }
+}
+
+/// Events of what proxies refused.
+async fn tell_of_refusals(mut events: Events, mut refusals: Refusals, feed: &Feed) {
+    let mut looks = interval(COUNTERS);
+    loop {
+        looks.tick().await;
+        for (policy, proxy) in refusals.new() {
+            let mut parts = policy.splitn(3, '/');
+            let (Some(kind), Some(namespace), Some(name)) =
+                (parts.next(), parts.next(), parts.next())
+            else {
+                continue;
+            };
+            let name = (namespace.to_owned(), name.to_owned());
+            let tunnels = feed.tunnels();
+            let tunnel = tunnels.get(&name).filter(|_| kind == "Tunnel");
+            let uid = tunnel.map(|facts| facts.uid.clone());
+            let note = format!(
+                "proxy {proxy} answers 407: it wants other credentials than those of the Secret, or \
+                 any at all"
+            );
+            events
+                .warn(
+                    kind,
+                    &name,
+                    uid,
+                    "ProxyAuthenticationRequired",
+                    "Tunnel",
+                    &note,
+                )
+                .await;
+        }
+    }
+}
+
+/// The counters of tunnels that were refused for want of credentials.
+struct Refusals {
+    registry: Registry,
+    seen: BTreeMap<(String, String), f64>,
+}
+
+impl Refusals {
+    /// The policies and proxies of which there are more than at the last look.
+    fn new(&mut self) -> Vec<(String, String)> {
+        let families = self.registry.gather();
+        let family = families
+            .iter()
+            .find(|it| it.name() == "underpass_tunnel_requests_total");
+        let mut news = Vec::new();
+        for metric in family.into_iter().flat_map(|family| family.get_metric()) {
+            let label = |name: &str| {
+                let label = metric.get_label().iter().find(|label| label.name() == name);
+                label
+                    .map(|label| label.value().to_owned())
+                    .unwrap_or_default()
+            };
+            if label("code") != "407" {
+                continue;
+            }
+            let key = (label("policy"), label("proxy"));
+            let count = metric.get_counter().get_value();
+            let before = self.seen.insert(key.clone(), count);
+            if count > before.unwrap_or_default() {
+                news.push(key);
+            }
+        }
+        news
+    }
+}
+
+/// Events, bounded in number, and the same not often.
+struct Events {
+    recorder: Recorder,
+    last: HashMap<(String, Name, String), Instant>,
+    left: u32,
+    refilled: Instant,
+}
+
+impl Events {
+    /// Returns whether it is told.
+    async fn warn(
+        &mut self,
+        kind: &str,
+        name: &Name,
+        uid: Option<String>,
+        reason: &str,
+        action: &str,
+        note: &str,
+    ) -> bool {
+        let key = (kind.to_owned(), name.clone(), format!("{reason} {note}"));
+        self.last.retain(|_, at| at.elapsed() < EVENT_INTERVAL);
+        if self.last.contains_key(&key) {
+            return true;
+        }
+        let earned =
+            self.refilled.elapsed().as_secs() / (EVENT_INTERVAL.as_secs() / u64::from(MAX_EVENTS));
+        if earned > 0 {
+            self.left = (self.left + u32::try_from(earned).unwrap_or(MAX_EVENTS)).min(MAX_EVENTS);
+            self.refilled = Instant::now();
+        }
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        let regarding = ObjectReference {
+            api_version: Some(api_version(kind).to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace: Some(name.0.clone()),
+            name: Some(name.1.clone()),
+            uid,
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.to_owned(),
+            note: Some(status::shortened(note)),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        match self.recorder.publish(&event, &regarding).await {
+            Ok(()) => {
+                self.last.insert(key, Instant::now());
+                true
+            }
+            Err(error) => {
+                tracing::debug!(error = cause(&error), "cannot publish an event");
+                false
+            }
+        }
+    }
+}
+
+fn api_version(kind: &str) -> &'static str {
+    match kind {
+        "Secret" | "Service" => "v1",
+        "VirtualService" => "networking.istio.io/v1",
+        _ => "underpass.dev/v1alpha1",
+    }
+}
+
+/// Has the log say once that something is not allowed.
+#[derive(Default)]
+struct Told(HashSet<&'static str>);
+
+impl Told {
+    fn result<T>(
+        &mut self,
+        what: &'static str,
+        result: Result<T, kube::Error>,
+    ) -> Result<T, String> {
+        match result {
+            Ok(value) => {
+                self.0.remove(what);
+                Ok(value)
+            }
+            Err(error) => {
+                if matches!(&error, kube::Error::Api(status) if status.code == 403)
+                    && self.0.insert(what)
+                {
+                    tracing::error!(
+                        "the API server does not let us have {what}: {}; see the role of the \
+                         agent's service account",
+                        cause(&error)
+                    );
+                }
+                Err(cause(&error))
+            }
+        }
+    }
+}
