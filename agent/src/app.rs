@@ -278,7 +278,9 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             Err(_) => "listener".to_owned(),
         };
         let closing = tasks.closing.clone();
-        tasks.vital.spawn(name, acceptor.run(listener, closing));
+        tasks
+            .vital
+            .spawn(name, acceptor.run(listener, None, closing));
     }
     let enrolment = match config.reach {
         Reach::OwnNamespace => None,

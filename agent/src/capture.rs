@@ -40,7 +40,7 @@ pub use newcomers::Newcomers;
 pub use preflight::preflight;
 pub use query::Hooks;
 pub use rules::Rules;
-pub use sockets::MarkedSockets;
+pub use sockets::{MarkedSockets, SocketsWithin};
 pub use workload::Workloads;
 
 /// A network namespace in which connections are captured.

@@ -24,7 +24,7 @@ use crate::limits::{Admission, Refusal};
 use crate::name::OriginalDst;
 use crate::policy::{self, Facts, HeaderContext, Policy, Verdict, View};
 use crate::relay::Timeouts;
-use crate::sockets::{SocketFactory, finish_on_close};
+use crate::sockets::{SocketFactory, Vantage, finish_on_close};
 use crate::telemetry::{
     self, ConnectionRecord, Deduction, Destination, Inspection, Label, Metrics, ResponseFlag,
     TunnelLog as _,
@@ -81,8 +81,14 @@ impl Failure {
 }
 
 impl Way {
-    /// Carries a connection to its end. When `cut` is cancelled, it ends at once.
-    pub(crate) async fn serve(self: &Arc<Self>, accepted: Accepted, cut: &CancellationToken) {
+    /// Carries a connection to its end, of a workload that is there, or where the agent is. When
+    /// `cut` is cancelled, it ends at once.
+    pub(crate) async fn serve(
+        self: &Arc<Self>,
+        accepted: Accepted,
+        from: Option<Arc<Vantage>>,
+        cut: &CancellationToken,
+    ) {
         let mut record = self.begin(&accepted);
         // It came to be reset when it is closed, whatever happens, a crash of the agent included:
         // only a relay that saw the end of both directions may let the workload believe that it
@@ -92,9 +98,10 @@ impl Way {
             dst: accepted.original_dst,
             cgroup_id: accepted.cgroup_id,
             pid: accepted.pid,
+            from,
         };
         let result = tokio::select! {
-            result = self.carry(&mut workload, origin, &mut record) => result,
+            result = self.carry(&mut workload, &origin, &mut record) => result,
             () = cut.cancelled() => Err(Failure::new(
                 ResponseFlag::LocalReset,
                 "the agent stops, and the connection outlived the drain",
@@ -136,7 +143,7 @@ impl Way {
     async fn carry(
         self: &Arc<Self>,
         workload: &mut TcpStream,
-        origin: Origin,
+        origin: &Origin,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         let dst = origin.dst;
@@ -158,6 +165,7 @@ impl Way {
         let mut arrived = Arrived {
             dst,
             who,
+            from: origin.from.clone(),
             bytes: Bytes::new(),
             speaks_tls: false,
         };
@@ -226,7 +234,7 @@ impl Way {
     }
 
     /// Who connects, and what policy looks like from there.
-    async fn look_from(&self, policy: &InForce, origin: Origin) -> (Arc<Workload>, Arc<View>) {
+    async fn look_from(&self, policy: &InForce, origin: &Origin) -> (Arc<Workload>, Arc<View>) {
         let who = self.workloads.of(origin.cgroup_id, origin.pid).await;
         let view = policy.view_from(origin.cgroup_id, &who);
         (who, view)
@@ -258,17 +266,20 @@ impl Way {
 }
 
 /// What the kernel side tells of a connection.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Origin {
     dst: OriginalDst,
     cgroup_id: u64,
     pid: u32,
+    /// The workload's network namespace; `None`: the agent's.
+    from: Option<Arc<Vantage>>,
 }
 
 /// What has arrived of a connection, and from whom.
 struct Arrived {
     dst: OriginalDst,
     who: Arc<Workload>,
+    from: Option<Arc<Vantage>>,
     /// Read already.
     bytes: Bytes,
     speaks_tls: bool,

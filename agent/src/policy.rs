@@ -50,8 +50,8 @@ pub use no_proxy::{HostEntry, HostList, InvalidHostEntry};
 pub use ports::PortSet;
 pub use problem::{ObjectRef, Problem};
 pub use proxy::{
-    Balance, Check, Credentials, Ejection, Endpoint, InvalidCredentials, PlainHttp, Proxy,
-    ProxySettings, RankedProxy, TunnelProtocol,
+    Balance, Check, Credentials, DialFrom, Ejection, Endpoint, InvalidCredentials, PlainHttp,
+    Proxy, ProxySettings, RankedProxy, TunnelProtocol,
 };
 pub use proxy_url::ProxyUrlError;
 pub use schema::{CustomResource, custom_resources};

@@ -8,6 +8,8 @@ use std::fmt::Debug;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -18,27 +20,70 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 pub trait SocketFactory: Debug + Send + Sync {
     /// Does to a socket, not yet connected, what makes it the agent's own.
     fn mark(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// A socket of the agent's own, not yet bound or connected.
+    fn open(&self, domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        let socket = Socket::new(domain, kind, Some(protocol))?;
+        self.mark(socket.as_fd())?;
+        Ok(socket)
+    }
 }
 
 impl dyn SocketFactory {
     /// Connects to `addr`; the caller sets the deadline. Nagle's algorithm is off.
     pub async fn connect(&self, addr: SocketAddr) -> io::Result<TcpStream> {
-        let socket = match addr {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
+        let socket = self.open(Domain::for_address(addr), Type::STREAM, Protocol::TCP)?;
+        socket.set_nonblocking(true)?;
+        let socket = TcpSocket::from_std_stream(socket.into());
         socket.set_nodelay(true)?;
-        self.mark(socket.as_fd())?;
         socket.connect(addr).await
     }
 
     /// Binds a UDP socket to `local`.
     pub fn bind_udp(&self, local: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
+        let socket = self.open(Domain::for_address(local), Type::DGRAM, Protocol::UDP)?;
         socket.set_nonblocking(true)?;
-        self.mark(socket.as_fd())?;
         socket.bind(&local.into())?;
         UdpSocket::from_std(socket.into())
+    }
+}
+
+/// A network namespace, other than the agent's own, from which connections can be made.
+#[derive(Debug)]
+pub struct Vantage {
+    id: u64,
+    sockets: Arc<dyn SocketFactory>,
+    is_left: AtomicBool,
+}
+
+impl Vantage {
+    /// The namespace in which `sockets` makes sockets. `id` is never used for another one.
+    pub fn new(id: u64, sockets: Arc<dyn SocketFactory>) -> Self {
+        Self {
+            id,
+            sockets,
+            is_left: AtomicBool::new(false),
+        }
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Makes sockets in it.
+    pub fn sockets(&self) -> &Arc<dyn SocketFactory> {
+        &self.sockets
+    }
+
+    /// Nobody lives there any more: nothing is to be kept that keeps it.
+    pub fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody lives there, as far as is known.
+    pub fn is_lived_in(&self) -> bool {
+        !self.is_left.load(Ordering::Acquire)
     }
 }
 

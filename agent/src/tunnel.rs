@@ -21,6 +21,7 @@ mod timings;
 mod upstream;
 mod walk;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +33,8 @@ use tokio::time::Instant;
 
 use crate::dns::Resolver;
 use crate::name::Target;
-use crate::policy::Proxy;
-use crate::sockets::SocketFactory;
+use crate::policy::{DialFrom, Proxy};
+use crate::sockets::{SocketFactory, Vantage};
 use crate::trace::Span;
 use upstream::Upstream;
 use walk::{Try, Walk};
@@ -63,7 +64,11 @@ impl Default for TunnelConfig {
 
 /// Opens tunnels. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Tunneler(Arc<Inner>);
+pub struct Tunneler {
+    inner: Arc<Inner>,
+    /// Where workloads are for whom it opens them; `None`: where the agent is.
+    from: Option<Arc<Vantage>>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -71,8 +76,17 @@ struct Inner {
     resolver: Resolver,
     config: TunnelConfig,
     observer: Arc<dyn Observer>,
-    /// Of the proxies that policy has. There are few.
-    upstreams: Mutex<Vec<Arc<Upstream>>>,
+    upstreams: Mutex<Upstreams>,
+}
+
+/// What is known of the proxies that policy has. There are few.
+#[derive(Debug, Default)]
+struct Upstreams {
+    /// Seen from the agent's own network namespace: all.
+    own: Vec<Arc<Upstream>>,
+    /// Seen from another one: those that were wanted there. What a connection leads to, which
+    /// endpoints can be reached and where names are ends at its borders, so it shares nothing.
+    elsewhere: HashMap<u64, Vec<Arc<Upstream>>>,
 }
 
 impl Tunneler {
@@ -84,13 +98,35 @@ impl Tunneler {
         config: TunnelConfig,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Inner {
             sockets,
             resolver,
             config,
             observer,
             upstreams: Mutex::default(),
-        }))
+        };
+        Self {
+            inner: Arc::new(inner),
+            from: None,
+        }
+    }
+
+    /// The same for workloads that are there: a proxy for which policy says so is connected to from
+    /// their network namespace.
+    #[must_use]
+    pub fn from(&self, vantage: Option<&Arc<Vantage>>) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            from: vantage.cloned(),
+        }
+    }
+
+    /// Nobody lives there any more. What was known is forgotten, and connections that are shared or
+    /// kept end with the last tunnel on them.
+    pub fn leave(&self, vantage: &Vantage) {
+        let mut upstreams = self.inner.upstreams.lock();
+        vantage.leave();
+        upstreams.elsewhere.remove(&vantage.id());
     }
 
     /// Serves `proxies` from now on. What is known of one that is among them, or that differs from
@@ -98,51 +134,85 @@ impl Tunneler {
     /// forgotten, once its last connection has ended. Called within a runtime, which checks those
     /// that policy wants checked.
     pub fn serve<'a>(&self, proxies: impl IntoIterator<Item = &'a Arc<Proxy>>) {
-        let mut upstreams = self.0.upstreams.lock();
+        let mut upstreams = self.inner.upstreams.lock();
+        let Upstreams { own, elsewhere } = &mut *upstreams;
         let mut kept: Vec<Arc<Upstream>> = Vec::new();
         for proxy in proxies {
             if kept.iter().any(|upstream| upstream.serves(proxy)) {
                 continue;
             }
-            let known = upstreams.iter().find(|upstream| upstream.serves(proxy));
+            let known = own.iter().find(|upstream| upstream.serves(proxy));
+            let observer = &self.inner.observer;
+            let sockets = &self.inner.sockets;
             let upstream =
-                known.map_or_else(|| self.upstream_for(proxy, &self.0.observer), Arc::clone);
+                known.map_or_else(|| self.upstream_for(proxy, sockets, observer), Arc::clone);
             upstream.renew(proxy);
             kept.push(upstream);
         }
-        *upstreams = kept;
+        *own = kept;
+        elsewhere.retain(|_, wanted| {
+            wanted.retain(|upstream| own.iter().any(|kept| kept.serves(upstream.proxy())));
+            !wanted.is_empty()
+        });
     }
 
-    fn upstream_for(&self, proxy: &Arc<Proxy>, observer: &Arc<dyn Observer>) -> Arc<Upstream> {
-        let Inner {
-            sockets, resolver, ..
-        } = &*self.0;
+    fn upstream_for(
+        &self,
+        proxy: &Arc<Proxy>,
+        sockets: &Arc<dyn SocketFactory>,
+        observer: &Arc<dyn Observer>,
+    ) -> Arc<Upstream> {
+        let resolver = &self.inner.resolver;
         Arc::new(Upstream::new(proxy, sockets, resolver, observer))
+    }
+
+    /// From where connections to `proxy` are made, if not from where the agent is.
+    fn vantage_for(&self, proxy: &Proxy) -> Option<&Arc<Vantage>> {
+        let from = self.from.as_ref();
+        from.filter(|_| proxy.settings.dial_from == DialFrom::Workload)
     }
 
     /// What is known of `proxy`. Of one that has just left policy nothing is, nor is it kept.
     fn upstream(&self, proxy: &Arc<Proxy>) -> Arc<Upstream> {
-        let known = {
-            let upstreams = self.0.upstreams.lock();
-            upstreams.iter().find(|known| known.serves(proxy)).cloned()
-        };
-        known.unwrap_or_else(|| {
-            let nobody: Arc<dyn Observer> = Arc::new(NoObserver);
-            self.upstream_for(proxy, &nobody)
-        })
+        let vantage = self.vantage_for(proxy);
+        let sockets = vantage.map_or(&self.inner.sockets, |vantage| vantage.sockets());
+        let mut upstreams = self.inner.upstreams.lock();
+        let Upstreams { own, elsewhere } = &mut *upstreams;
+        let in_policy = own.iter().find(|known| known.serves(proxy)).cloned();
+        match (in_policy, vantage) {
+            (Some(known), None) => known,
+            (Some(_), Some(vantage)) if vantage.is_lived_in() => {
+                let wanted = elsewhere.entry(vantage.id()).or_default();
+                if let Some(known) = wanted.iter().find(|known| known.serves(proxy)) {
+                    return Arc::clone(known);
+                }
+                let made = self.upstream_for(proxy, sockets, &self.inner.observer);
+                wanted.push(Arc::clone(&made));
+                made
+            }
+            _ => {
+                let nobody: Arc<dyn Observer> = Arc::new(NoObserver);
+                self.upstream_for(proxy, sockets, &nobody)
+            }
+        }
     }
 
     /// Whether it is worth trying `proxy` now, as far as is known: some endpoint of it has not kept
     /// failing, or is due to be tried again.
     pub fn is_available(&self, proxy: &Arc<Proxy>) -> bool {
-        let upstreams = self.0.upstreams.lock();
-        let mut known = upstreams.iter().filter(|known| known.serves(proxy));
-        known.next().is_none_or(|upstream| upstream.is_available())
+        let upstreams = self.inner.upstreams.lock();
+        let known = match self.vantage_for(proxy) {
+            None => Some(&upstreams.own),
+            Some(vantage) => upstreams.elsewhere.get(&vantage.id()),
+        };
+        let mut known = known.into_iter().flatten();
+        let known = known.find(|known| known.serves(proxy));
+        known.is_none_or(|upstream| upstream.is_available())
     }
 
     /// When a tunnel that is wanted now has to be there.
     pub fn deadline(&self) -> Instant {
-        Instant::now() + self.0.config.deadline
+        Instant::now() + self.inner.config.deadline
     }
 
     /// Opens a tunnel through `request.proxy`, at whichever of its endpoints can.
@@ -209,7 +279,7 @@ impl Tunneler {
                         trial: Trial {
                             turn,
                             address: attempt.address,
-                            observer: Arc::clone(&self.0.observer),
+                            observer: Arc::clone(&self.inner.observer),
                         },
                     });
                 }
@@ -221,7 +291,7 @@ impl Tunneler {
 
     fn walk<'a>(&'a self, request: &'a Request<'a>, time: Time) -> Walk<'a> {
         let upstream = self.upstream(request.proxy);
-        Walk::new(request, time, upstream, &self.0.observer)
+        Walk::new(request, time, upstream, &self.inner.observer)
     }
 }
 

@@ -13,6 +13,7 @@ use super::Tasks;
 use super::shed::Shedder;
 use crate::capture::{Canary, Incoming, Listener};
 use crate::connection::Way;
+use crate::sockets::Vantage;
 
 /// How long a retired listener still takes what was redirected to it before: those connections
 /// are on loopback, so they are there in far less.
@@ -46,26 +47,37 @@ impl Acceptor {
         &self.tasks.closing
     }
 
-    /// Starts to accept, until `closing`.
-    pub(super) fn start(&self, listener: Listener, closing: CancellationToken) -> JoinHandle<()> {
-        tokio::spawn(self.run(listener, closing))
+    /// Starts to accept in another network namespace, until `closing`.
+    pub(super) fn start(
+        &self,
+        listener: Listener,
+        there: Arc<Vantage>,
+        closing: CancellationToken,
+    ) -> JoinHandle<()> {
+        tokio::spawn(self.run(listener, Some(there), closing))
     }
 
     /// Accepts until `closing`, and then what was on its way here.
     pub(super) fn run(
         &self,
         listener: Listener,
+        there: Option<Arc<Vantage>>,
         closing: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
         let this = self.clone();
-        let accepting = async move { this.accept(&listener, &closing).await };
+        let accepting = async move { this.accept(&listener, there.as_ref(), &closing).await };
         self.tasks.acceptors.track_future(accepting)
     }
 
-    async fn accept(&self, listener: &Listener, closing: &CancellationToken) {
+    async fn accept(
+        &self,
+        listener: &Listener,
+        there: Option<&Arc<Vantage>>,
+        closing: &CancellationToken,
+    ) {
         loop {
             tokio::select! {
-                incoming = listener.accept() => self.receive(incoming, listener).await,
+                incoming = listener.accept() => self.receive(incoming, listener, there).await,
                 () = closing.cancelled() => break,
             }
         }
@@ -77,14 +89,19 @@ impl Acceptor {
         loop {
             tokio::select! {
                 biased;
-                incoming = listener.accept() => self.receive(incoming, listener).await,
+                incoming = listener.accept() => self.receive(incoming, listener, there).await,
                 () = &mut last_call => break,
             }
         }
     }
 
     /// Sends what was accepted on its way.
-    async fn receive(&self, incoming: io::Result<Incoming>, listener: &Listener) {
+    async fn receive(
+        &self,
+        incoming: io::Result<Incoming>,
+        listener: &Listener,
+        there: Option<&Arc<Vantage>>,
+    ) {
         let Self {
             way,
             tasks,
@@ -98,8 +115,9 @@ impl Acceptor {
                 Ok(admitted) => {
                     let way = Arc::clone(way);
                     let cut = tasks.cut.clone();
+                    let there = there.cloned();
                     tasks.connections.spawn(async move {
-                        way.serve(accepted, &cut).await;
+                        way.serve(accepted, there, &cut).await;
                         drop(admitted);
                     });
                 }

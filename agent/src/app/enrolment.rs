@@ -17,8 +17,9 @@ use tokio::time::sleep;
 
 use super::accept::Acceptor;
 use crate::capture::{
-    Capture, CaptureError, Discovery, Netns, NetnsId, Newcomers, Resident, Sight,
+    Capture, CaptureError, Discovery, Netns, NetnsId, Newcomers, Resident, Sight, SocketsWithin,
 };
+use crate::sockets::Vantage;
 use crate::telemetry::metrics::NotEnrolled;
 use roll::{Entry, Roll};
 
@@ -38,8 +39,8 @@ const PAUSE: u32 = 4;
 const MOST: usize = 2048;
 const MOST_PER_CGROUP: usize = 64;
 
-/// What every namespace costs: its listeners.
-const DESCRIPTORS: usize = 2;
+/// What every namespace costs: its listeners, and itself.
+const DESCRIPTORS: usize = 3;
 
 /// Enrols namespaces and lets them go.
 pub(super) struct Enrolment {
@@ -185,9 +186,12 @@ impl Enrolment {
     }
 
     fn dismiss(&self, id: NetnsId, entry: &Entry) {
-        if let Err(error) = self.capture.lock().dismiss(entry.cookie) {
+        if let Err(error) = self.capture.lock().dismiss(entry.vantage.id()) {
             tracing::error!(%error, netns = id.inode(), "a network namespace stays enrolled");
         }
+        let way = self.acceptor.way();
+        way.tunneler.leave(&entry.vantage);
+        way.shared_targets.leave(&entry.vantage);
         entry.closing.cancel();
     }
 
@@ -206,24 +210,28 @@ impl Enrolment {
             if netns.id() != id {
                 return Ok(None);
             }
-            self.capture.lock().enrol_in(&netns).map(Some)
+            let mut capture = self.capture.lock();
+            let enrolled = capture.enrol_in(&netns)?;
+            let sockets = Arc::new(SocketsWithin::new(netns, capture.sockets()));
+            Ok(Some((Vantage::new(enrolled.cookie, sockets), enrolled)))
         });
         match enrolled {
-            Ok(enrolled) => Ok(enrolled.map(|enrolled| {
+            Ok(enrolled) => Ok(enrolled.map(|(vantage, enrolled)| {
                 tracing::debug!(
                     netns = id.inode(),
                     thread = resident.thread,
                     "enrolled a network namespace"
                 );
                 let closing = self.acceptor.closing().child_token();
-                let acceptors = enrolled
-                    .listeners
-                    .into_iter()
-                    .map(|listener| self.acceptor.start(listener, closing.clone()))
-                    .collect();
+                let vantage = Arc::new(vantage);
+                let accept = |listener| {
+                    let there = Arc::clone(&vantage);
+                    self.acceptor.start(listener, there, closing.clone())
+                };
+                let acceptors = enrolled.listeners.into_iter().map(accept).collect();
                 Entry {
                     resident: resident.clone(),
-                    cookie: enrolled.cookie,
+                    vantage,
                     ports: enrolled.ports,
                     closing,
                     acceptors,

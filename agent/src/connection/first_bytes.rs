@@ -25,7 +25,7 @@ impl Way {
         &self,
         workload: &mut TcpStream,
         look: Look,
-        origin: Origin,
+        origin: &Origin,
         record: &mut ConnectionRecord,
     ) -> Result<Inspected, Failure> {
         let start = Instant::now();

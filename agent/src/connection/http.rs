@@ -90,7 +90,7 @@ impl Way {
         self: &Arc<Self>,
         workload: &TcpStream,
         arrived: Arrived,
-        origin: Origin,
+        origin: &Origin,
         (policy, view): (Arc<InForce>, Arc<View>),
         version: Version,
         record: &mut ConnectionRecord,
@@ -98,7 +98,7 @@ impl Way {
         record.by_request();
         let requests = Requests {
             way: Arc::clone(self),
-            origin,
+            origin: origin.clone(),
             captured: origin.seen_from(record),
             live: record.live(),
             trail: Mutex::new(std::mem::take(record.trail())),
@@ -192,7 +192,7 @@ impl Requests {
         if Arc::ptr_eq(&policy, &last.policy) {
             return last;
         }
-        let (who, view) = self.way.look_from(&policy, self.origin).await;
+        let (who, view) = self.way.look_from(&policy, &self.origin).await;
         let source = self.way.metrics.sources.of(&who);
         let outlook = Outlook {
             policy,
@@ -209,6 +209,7 @@ impl Requests {
         Arrived {
             dst: self.origin.dst,
             who: Arc::clone(&self.outlook.lock().who),
+            from: self.origin.from.clone(),
             bytes: Bytes::new(),
             speaks_tls: false,
         }
@@ -217,7 +218,7 @@ impl Requests {
 
 impl Origin {
     /// What is told of each request on the connection with this record.
-    pub(super) fn seen_from(self, record: &ConnectionRecord) -> Captured {
+    pub(super) fn seen_from(&self, record: &ConnectionRecord) -> Captured {
         Captured {
             src: record.src(),
             original_dst: self.dst,

@@ -20,7 +20,9 @@ use crate::telemetry::{
 };
 use crate::tls::TlsError;
 use crate::trace::{Kind, Span};
-use crate::tunnel::{self, Line, Observer as _, Tunnel, TunnelError, originate, shuffled};
+use crate::tunnel::{
+    self, Line, Observer as _, Tunnel, TunnelError, Tunneler, originate, shuffled,
+};
 
 /// Stands for no bound at all.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -147,10 +149,11 @@ impl Way {
         until: Option<Instant>,
         record: &mut impl TunnelLog,
     ) -> Result<Tunnel, TunnelError> {
-        let mut turns = self.turns(decision, until);
+        let tunneler = self.tunneler.from(arrived.from.as_ref());
+        let mut turns = self.turns(&tunneler, decision, until);
         loop {
             let turn = turns.next(decision, record);
-            match self.open_at(&turn, arrived, decision, record).await {
+            match open_at(&tunneler, &turn, arrived, decision, record).await {
                 Ok(tunnel) => return Ok(tunnel),
                 Err(error) => turns.failed(turn, error, record)?,
             }
@@ -166,13 +169,13 @@ impl Way {
         until: Option<Instant>,
         record: &mut impl TunnelLog,
     ) -> Result<Opened, TunnelError> {
-        let mut turns = self.turns(decision, until);
+        let tunneler = self.tunneler.from(arrived.from.as_ref());
+        let mut turns = self.turns(&tunneler, decision, until);
         loop {
             let turn = turns.next(decision, record);
             let proxy = turn.proxy;
             let opened = match proxy.plain_http {
-                PlainHttp::Connect => self
-                    .open_at(&turn, arrived, decision, record)
+                PlainHttp::Connect => open_at(&tunneler, &turn, arrived, decision, record)
                     .await
                     .map(Opened::Tunnel),
                 PlainHttp::AbsoluteForm => {
@@ -182,7 +185,7 @@ impl Way {
                         headers: &[],
                         span: &turn.span,
                     };
-                    let line = self.tunneler.connect(&request, turn.time).await;
+                    let line = tunneler.connect(&request, turn.time).await;
                     line.map(|line| {
                         record.endpoint(endpoint(proxy, line.endpoint.as_ref()));
                         Opened::Line(Arc::clone(proxy), line)
@@ -196,32 +199,16 @@ impl Way {
         }
     }
 
-    async fn open_at(
-        &self,
-        turn: &Turn<'_>,
-        arrived: &Arrived,
-        decision: &TunnelDecision,
-        record: &mut impl TunnelLog,
-    ) -> Result<Tunnel, TunnelError> {
-        let proxy = turn.proxy;
-        let headers = proxy.headers_for(&arrived.context(decision));
-        let request = tunnel::Request {
-            proxy,
-            target: &decision.target,
-            headers: &headers,
-            span: &turn.span,
-        };
-        let tunnel = self.tunneler.open(&request, turn.time).await?;
-        record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
-        record.answered(tunnel.spoken.into(), TunnelCode::Status(tunnel.code));
-        Ok(tunnel)
-    }
-
-    fn turns<'a>(&'a self, decision: &'a TunnelDecision, until: Option<Instant>) -> Turns<'a> {
-        let deadline = self.tunneler.deadline();
+    fn turns<'a>(
+        &'a self,
+        tunneler: &Tunneler,
+        decision: &'a TunnelDecision,
+        until: Option<Instant>,
+    ) -> Turns<'a> {
+        let deadline = tunneler.deadline();
         Turns {
             way: self,
-            order: in_order(&decision.proxies, |proxy| self.tunneler.is_available(proxy)),
+            order: in_order(&decision.proxies, |proxy| tunneler.is_available(proxy)),
             tried: 0,
             deadline: until.map_or(deadline, |until| until.min(deadline)),
         }
@@ -296,6 +283,27 @@ impl Way {
             }
         }
     }
+}
+
+async fn open_at(
+    tunneler: &Tunneler,
+    turn: &Turn<'_>,
+    arrived: &Arrived,
+    decision: &TunnelDecision,
+    record: &mut impl TunnelLog,
+) -> Result<Tunnel, TunnelError> {
+    let proxy = turn.proxy;
+    let headers = proxy.headers_for(&arrived.context(decision));
+    let request = tunnel::Request {
+        proxy,
+        target: &decision.target,
+        headers: &headers,
+        span: &turn.span,
+    };
+    let tunnel = tunneler.open(&request, turn.time).await?;
+    record.endpoint(endpoint(proxy, tunnel.endpoint.as_ref()));
+    record.answered(tunnel.spoken.into(), TunnelCode::Status(tunnel.code));
+    Ok(tunnel)
 }
 
 /// A limit of the target was reached.

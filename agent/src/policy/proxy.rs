@@ -15,7 +15,7 @@ use super::header::{HeaderContext, HeaderTemplate};
 use crate::name::Host;
 use crate::tls::ClientTls;
 
-pub use settings::{Balance, Check, Ejection, ProxySettings};
+pub use settings::{Balance, Check, DialFrom, Ejection, ProxySettings};
 
 /// A forward proxy and how to speak to it.
 #[derive(Clone, Debug)]

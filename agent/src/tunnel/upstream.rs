@@ -25,11 +25,11 @@ use self::line::Line;
 use self::multiplexed::Dialer;
 use super::connect::{self, Opened};
 use super::http2::{Method, NoConnection, Pool, PoolConfig, PoolError, TunnelRequest};
-use super::observer::Observer;
+use super::observer::{Observer, Place};
 use super::timings::{Took, timed};
 use super::{Attempt, Cause, Request, Spoken, Stream};
 use crate::dns::Resolver;
-use crate::policy::{Proxy, TunnelProtocol};
+use crate::policy::{DialFrom, Proxy, TunnelProtocol};
 use crate::sockets::SocketFactory;
 
 pub(super) use endpoint::{Active, Connection, Endpoint};
@@ -121,6 +121,11 @@ impl Upstream {
         }
     }
 
+    /// As it was when it came into policy.
+    pub(super) fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
     /// Whether connections for `proxy` are the same as those of this.
     pub(super) fn serves(&self, proxy: &Proxy) -> bool {
         let own = &*self.proxy;
@@ -154,6 +159,13 @@ impl Upstream {
         };
         let permit = Arc::clone(openings).try_acquire_owned();
         permit.map(Some).map_err(|_| Cause::TooManyPending)
+    }
+
+    /// Of one that is connected to from many namespaces, each knows something else.
+    fn tell_health(&self, place: &Place, healthy: bool) {
+        if self.proxy.settings.dial_from == DialFrom::Node {
+            self.observer.healthy(place, healthy);
+        }
     }
 
     /// A turn of an endpoint that was not chosen for any request.
@@ -387,7 +399,7 @@ impl Turn {
         if balance.worked(self.choice.index, Instant::now()) == Some(Change::Back) {
             let place = &self.endpoint().place;
             tracing::info!(proxy = %place.proxy, endpoint = %place.endpoint, "endpoint is well again");
-            self.upstream.observer.healthy(place, true);
+            self.upstream.tell_health(place, true);
         }
     }
 
@@ -417,7 +429,7 @@ impl Turn {
                 seconds = time.as_secs_f32(),
                 "endpoint keeps failing: it is used only where no other is well"
             );
-            self.upstream.observer.healthy(place, false);
+            self.upstream.tell_health(place, false);
         }
     }
 

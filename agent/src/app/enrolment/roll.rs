@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use underpass_abi::Listeners;
 
 use crate::capture::{NetnsId, Resident, Sight};
+use crate::sockets::Vantage;
 use crate::telemetry::metrics::NotEnrolled;
 
 /// All of them but the agent's own.
@@ -27,8 +29,8 @@ pub(super) struct Roll {
 pub(super) struct Entry {
     /// Somebody who lives there, as of the last look that found anybody.
     pub(super) resident: Resident,
-    /// The kernel's name for the namespace.
-    pub(super) cookie: u64,
+    /// By the kernel's name for the namespace, its cookie.
+    pub(super) vantage: Arc<Vantage>,
     /// Where its listeners are.
     pub(super) ports: Listeners,
     /// Ends the acceptors.
@@ -143,7 +145,7 @@ impl Roll {
         let workloads = self.enrolled.iter().map(|(id, entry)| {
             let mut told = whose(&entry.resident);
             told["inode"] = id.inode().into();
-            told["cookie"] = entry.cookie.into();
+            told["cookie"] = entry.vantage.id().into();
             told["ports"] = json!([entry.ports.port_v4, entry.ports.port_v6]);
             told
         });

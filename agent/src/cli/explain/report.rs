@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::destination::{Assumed, Destination};
 use super::target::Shown;
 use crate::policy::{
-    Decision, Explanation, Fallback, NameSource, PlainHttp, RankedProxy, TargetSource,
+    Decision, DialFrom, Explanation, Fallback, NameSource, PlainHttp, RankedProxy, TargetSource,
     TunnelDecision,
 };
 use crate::tls::{ClientTls, Roots, TlsSettings};
@@ -99,6 +99,9 @@ impl Report<'_> {
             }
             if proxy.plain_http == PlainHttp::AbsoluteForm {
                 f.write_str(", plain HTTP in absolute form")?;
+            }
+            if proxy.settings.dial_from == DialFrom::Workload {
+                f.write_str(", dialled from the workload's network namespace")?;
             }
             if tunnel.proxies.len() > 1 {
                 write!(
@@ -215,6 +218,7 @@ fn proxy_json(ranked: &RankedProxy) -> Value {
         "protocol": proxy.protocol.as_str(),
         "endpoints": proxy.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "credentials": proxy.credentials.is_some(),
+        "dialFrom": proxy.settings.dial_from,
         "tls": proxy.tls.as_deref().map(mode),
         "priority": ranked.priority,
         "weight": ranked.weight,

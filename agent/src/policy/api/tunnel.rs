@@ -109,6 +109,9 @@ pub(in crate::policy) struct ProxyRef {
     /// Fields that the request for a tunnel carries besides.
     #[serde(default)]
     pub(in crate::policy) headers: BTreeMap<String, String>,
+    /// In which network namespace connections to it are made; unset: in the agent's own, `node`.
+    #[serde(default)]
+    pub(in crate::policy) dial_from: DialFromField,
     /// How its endpoints are checked while nobody uses them; unset: they are not.
     pub(in crate::policy) health_check: Option<HealthCheck>,
     /// How requests of plain HTTP/1.1 go to it; unset: CONNECT.
@@ -168,6 +171,18 @@ words! {
         Http2Connect = "HTTP2-CONNECT",
         /// POST over HTTP/2.
         Http2Post = "HTTP2-POST",
+    }
+}
+
+words! {
+    /// In which network namespace connections to a proxy are made.
+    #[derive(Default)]
+    pub(in crate::policy) enum DialFromField {
+        /// In the agent's own.
+        #[default]
+        Node = "node",
+        /// In that of the workload.
+        Workload = "workload",
     }
 }
 

@@ -17,14 +17,16 @@ use crate::policy::api::metadata::Namespace;
 use crate::policy::api::service::Service;
 use crate::policy::api::service_entry::{PortProtocol, Resolution, ServiceEntry};
 use crate::policy::api::tls::TlsFields;
-use crate::policy::api::tunnel::{CredentialRef, HealthCheck, PlainHttpField, ProxyProtocol};
+use crate::policy::api::tunnel::{
+    CredentialRef, DialFromField, HealthCheck, PlainHttpField, ProxyProtocol,
+};
 use crate::policy::api::value::Port;
 use crate::policy::document::{Document, Documents};
 use crate::policy::header::HeaderTemplate;
 use crate::policy::hosts::HostTable;
 use crate::policy::problem::{quotable, some};
 use crate::policy::proxy::{
-    Check, Credentials, Endpoint, PlainHttp, Proxy, ProxySettings, TunnelProtocol,
+    Check, Credentials, DialFrom, Endpoint, PlainHttp, Proxy, ProxySettings, TunnelProtocol,
 };
 use crate::policy::workloads::Visibility;
 use crate::tls::ClientTls;
@@ -65,6 +67,7 @@ pub(super) struct Wanted<'a> {
     pub(super) credential: Option<(String, &'a CredentialRef)>,
     pub(super) tls: Option<&'a TlsFields>,
     pub(super) headers: Option<&'a BTreeMap<String, String>>,
+    pub(super) dial_from: DialFromField,
     pub(super) plain_http: PlainHttpField,
     pub(super) check: Option<&'a HealthCheck>,
     pub(super) warm: bool,
@@ -172,6 +175,7 @@ impl<'a> Proxies<'a> {
         let port = port(wanted, described).map_err(|reason| (at("port"), reason))?;
         let protocol = protocol(wanted, described, port)?;
         let plain_http = plain_http(wanted, protocol)?;
+        let dial_from = dial_from(wanted)?;
         let names = names(wanted.host, described);
         self.hosts.extend(names.iter().cloned());
         let tls = match wanted.tls {
@@ -209,6 +213,7 @@ impl<'a> Proxies<'a> {
                 .transpose()
                 .map_err(|reason| (at("healthCheck.interval"), reason))?,
             settings: ProxySettings {
+                dial_from,
                 warm: wanted.warm,
                 ..self.traffic.settings(&names, port, |other| {
                     self.tenancy().distance(document.namespace(), other)
@@ -473,6 +478,19 @@ fn plain_http(
                 "ABSOLUTE_FORM needs a proxy with the protocol HTTP-CONNECT, and this one has {}",
                 protocol.as_str()
             ),
+        )),
+    }
+}
+
+fn dial_from(wanted: &Wanted<'_>) -> Result<DialFrom, (String, String)> {
+    match (wanted.dial_from, wanted.check) {
+        (DialFromField::Node, _) => Ok(DialFrom::Node),
+        (DialFromField::Workload, None) => Ok(DialFrom::Workload),
+        (DialFromField::Workload, Some(_)) => Err((
+            format!("{}.healthCheck", wanted.key),
+            "with `dialFrom: workload` there is nowhere to check from: what the node can reach \
+             says nothing about a workload"
+                .to_owned(),
         )),
     }
 }

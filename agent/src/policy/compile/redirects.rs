@@ -8,7 +8,7 @@ use super::proxies::{Proxies, Wanted};
 use super::rules::{Origin, Rank, Ranked, target_rule};
 use crate::name::Host;
 use crate::policy::api::destination_rule::DestinationRule;
-use crate::policy::api::tunnel::PlainHttpField;
+use crate::policy::api::tunnel::{DialFromField, PlainHttpField};
 use crate::policy::api::value::{HostPattern, Port};
 use crate::policy::api::virtual_service::{RouteDestination, VirtualService};
 use crate::policy::document::{Document, Documents};
@@ -210,6 +210,7 @@ fn route(
             credential: None,
             tls: None,
             headers: None,
+            dial_from: DialFromField::default(),
             plain_http: PlainHttpField::default(),
             check: None,
             warm: false,

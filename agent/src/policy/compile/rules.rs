@@ -10,7 +10,7 @@ use super::tls::workloads;
 use crate::policy::api::Object;
 use crate::policy::api::destination_rule::{DestinationRule, TunnelFields, TunnelProxy};
 use crate::policy::api::metadata::{ObjectName, Timestamp};
-use crate::policy::api::tunnel::{Action as ActionField, ProxyRef, Tunnel};
+use crate::policy::api::tunnel::{Action as ActionField, DialFromField, ProxyRef, Tunnel};
 use crate::policy::api::value::{HostPattern, Port, TargetHost};
 use crate::policy::document::{Document, Documents};
 use crate::policy::failure_mode::FailureMode;
@@ -255,6 +255,7 @@ fn route(
                 .map(|by| (format!("{key}.authentication.credentialName"), by)),
             tls: proxy.tls.as_ref(),
             headers: Some(&proxy.headers),
+            dial_from: proxy.dial_from,
             plain_http: proxy.plain_http,
             check: proxy.health_check.as_ref(),
             warm: proxy.warm_connections,
@@ -342,6 +343,7 @@ fn wanted<'a>(key: &'a str, tunnel: &'a TunnelFields, proxy: &'a TunnelProxy) ->
             .map(|by| (format!("{key}.authorization.credentialName"), by)),
         tls: None,
         headers: None,
+        dial_from: DialFromField::default(),
         plain_http: proxy.plain_http,
         check: None,
         warm: false,

@@ -275,7 +275,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::policy::{Materials, Options, Policy};
+    use crate::policy::{DialFrom, Materials, Options, Policy};
 
     const TUNNEL: &str = "\
 apiVersion: underpass.dev/v1alpha1
@@ -317,6 +317,7 @@ spec:
         let other = rule("any", "*.example", "{ loadBalancer: { simple: RANDOM } }");
         let (settings, warnings) = compile(&[other.clone(), everything]);
         let expected = ProxySettings {
+            dial_from: DialFrom::Node,
             balance: Balance::RoundRobin,
             connect_timeout: Some(Duration::from_secs(2)),
             ejection: Ejection {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::name::Target;
 
 /// What a DestinationRule for the host of a proxy, and the Tunnel itself, say of the connections to
@@ -10,6 +12,8 @@ use crate::name::Target;
 pub struct ProxySettings {
     /// Which endpoint a tunnel goes to.
     pub balance: Balance,
+    /// Where they are made.
+    pub dial_from: DialFrom,
     /// For the TCP handshake; unset: as long as the tunnel may take.
     pub connect_timeout: Option<Duration>,
     /// When an endpoint is passed over.
@@ -20,6 +24,18 @@ pub struct ProxySettings {
     pub max_pending: Option<u32>,
     /// Whether connections are made ahead of demand, for HTTP/1.1.
     pub warm: bool,
+}
+
+/// In which network namespace a connection to a proxy is made, and so from which address and under
+/// whose network policy.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DialFrom {
+    /// In that of the agent.
+    #[default]
+    Node,
+    /// In that of the workload it is for.
+    Workload,
 }
 
 /// How it is found out, before anybody needs it, whether an endpoint opens tunnels.

@@ -97,7 +97,7 @@ impl Session<'_> {
         let requests = &self.requests;
         let shared = self
             .shared
-            .get_or_insert_with(|| requests.way.shared_targets.of(requests.origin.cgroup_id));
+            .get_or_insert_with(|| requests.way.shared_targets.of(&requests.origin));
         Arc::clone(shared)
     }
 }
