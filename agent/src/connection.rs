@@ -175,7 +175,8 @@ impl Way {
             claimed_is_verified: false,
         };
         if let Some(look) = policy.look_at(dst, &view) {
-            let inspected = self.inspect(workload, look, origin, record).await?;
+            let inspecting = self.inspect(workload, look, origin, record);
+            let inspected = Box::pin(inspecting).await?;
             facts.claimed = inspected.claimed_host().map(first_bytes::claim);
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
             let version = match &inspected.seen {
@@ -249,7 +250,7 @@ impl Way {
     /// The verdict of policy; the claimed name is verified if that would change it.
     async fn judge(&self, policy: &Policy, facts: &mut Facts, view: &View) -> Verdict {
         let verdict = policy.decide(facts, view);
-        if verdict.note.is_some() && self.verify(facts).await {
+        if verdict.note.is_some() && Box::pin(self.verify(facts)).await {
             return policy.decide(facts, view);
         }
         verdict
@@ -295,3 +296,6 @@ impl Arrived {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

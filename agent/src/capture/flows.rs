@@ -2,24 +2,33 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{HashMap, MapData, MapError};
 use parking_lot::Mutex;
 use underpass_abi::{Flow, FlowKey, map};
 
 use super::CaptureError;
+use super::bpf::take_entry;
 use super::object::Object;
 
 /// The map that the programs fill.
 #[derive(Debug)]
 pub struct Flows {
+    /// The same map, where the kernel can look an entry up and delete it in one step.
+    in_one_step: Option<OwnedFd>,
     map: Mutex<HashMap<MapData, FlowKey, Flow>>,
     capacity: u32,
 }
 
 impl Flows {
     pub(super) fn new(object: &mut Object, capacity: u32) -> Result<Self, CaptureError> {
+        let descriptor = object.hash_map(map::FLOWS)?;
+        // No connection comes from port 0: the map has no such entry.
+        let nobody = FlowKey::new(0, SocketAddr::from(([0; 16], 0)).into());
+        let is_able = take_entry::<_, Flow>(descriptor.as_fd(), &nobody).is_ok();
         Ok(Self {
+            in_one_step: is_able.then_some(descriptor),
             map: Mutex::new(object.map(map::FLOWS)?),
             capacity,
         })
@@ -36,8 +45,12 @@ impl Flows {
         client: SocketAddr,
     ) -> Result<Option<Flow>, CaptureError> {
         let key = FlowKey::new(netns_cookie, client.into());
-        // Two steps, since kernels before 5.14 cannot look up and delete a hash entry in one. No
-        // other accept can have the same key while this connection lives.
+        if let Some(map) = &self.in_one_step {
+            return take_entry(map.as_fd(), &key)
+                .map_err(|error| failed("take from", error.into()));
+        }
+        // Two steps, on kernels before 5.14. No other accept can have the same key while this
+        // connection lives.
         let mut map = self.map.lock();
         match map.get(&key, 0) {
             Ok(flow) => {

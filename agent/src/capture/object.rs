@@ -1,6 +1,7 @@
 //! The compiled eBPF object: loading and attaching.
 
 use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use aya::maps::{Map, MapError};
@@ -96,6 +97,20 @@ impl Object {
                 action: "use it with the type the agent expects",
                 source,
             })
+    }
+
+    /// A descriptor of a hash map, for what aya does not do with it. To be had before the map is
+    /// taken out.
+    pub(super) fn hash_map(&self, name: &'static str) -> Result<OwnedFd, CaptureError> {
+        let Some(Map::HashMap(map)) = self.ebpf.map(name) else {
+            return Err(CaptureError::Missing(name));
+        };
+        let descriptor = map.fd().as_fd().try_clone_to_owned();
+        descriptor.map_err(|error| CaptureError::Map {
+            name,
+            action: "duplicate the descriptor of",
+            source: error.into(),
+        })
     }
 
     pub(super) fn attach(&mut self, cgroup: &Path) -> Result<Attachment, CaptureError> {

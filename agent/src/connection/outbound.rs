@@ -87,7 +87,9 @@ impl Way {
             .begin_tunnel()
             .map_err(|refusal| self.over(refusal))?;
         let until = until(&circuit);
-        let opened = self.open(&arrived, decision, until, record).await;
+        // On the heap, as everything that is over when bytes flow: a connection has the room of its
+        // largest step for as long as it lives.
+        let opened = Box::pin(self.open(&arrived, decision, until, record)).await;
         let tunnel = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -106,9 +108,8 @@ impl Way {
                     "the proxy cannot be reached: failureMode: open",
                 ));
                 record.decided(telemetry::Decision::Direct, by, rule);
-                return self
-                    .direct(workload, arrived.dst, arrived.bytes, target, record)
-                    .await;
+                let direct = self.direct(workload, arrived.dst, arrived.bytes, target, record);
+                return Box::pin(direct).await;
             }
         };
         let Tunnel {
@@ -121,6 +122,7 @@ impl Way {
             let deadline = until.map_or(deadline, |until| until.min(deadline));
             let early = std::mem::take(&mut early);
             let originating = originate(stream, early, &tls.client, &tls.name, deadline);
+            let originating = Box::pin(originating);
             let span = record.span();
             let originated = span.attempt("originate", originating, TlsError::reason);
             stream = match originated.await {
@@ -218,7 +220,7 @@ impl Way {
     pub(super) async fn may_pass(&self, decision: &TunnelDecision, facts: &mut Facts) -> bool {
         match decision.fallback {
             Fallback::Direct => true,
-            Fallback::DirectIfVerified => self.verify(facts).await,
+            Fallback::DirectIfVerified => Box::pin(self.verify(facts)).await,
             Fallback::Refuse => false,
         }
     }
