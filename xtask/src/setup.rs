@@ -13,6 +13,7 @@ use crate::{
 
 mod apt;
 mod envoy;
+mod http3;
 mod linker;
 mod packages;
 mod services;
@@ -65,7 +66,8 @@ fn steps(session: &Session<'_>) -> anyhow::Result<()> {
         session.step("programs", || Ok(system::missing_programs()))?;
     }
     session.step("bpf-linker", || linker::install(session, debian))?;
-    session.step("envoy", || envoy::install(session))
+    session.step("envoy", || envoy::install(session))?;
+    session.step("client of HTTP/3", || http3::install(session))
 }
 
 /// One run of the set-up, which carries its commands out or prints them.

@@ -9,7 +9,7 @@ use super::tls::workloads;
 use crate::policy::api::Object;
 use crate::policy::api::destination_rule::{DestinationRule, TunnelFields, TunnelProxy};
 use crate::policy::api::metadata::{ObjectName, Timestamp};
-use crate::policy::api::tunnel::{Action as ActionField, ProxyRef, Tunnel};
+use crate::policy::api::tunnel::{Action as ActionField, ProxyRef, Tunnel, Udp};
 use crate::policy::api::value::{HostPattern, Port, TargetHost};
 use crate::policy::document::{Document, Documents};
 use crate::policy::failure_mode::FailureMode;
@@ -124,12 +124,24 @@ fn tunnel(
         }
     };
     let workloads = WorkloadMatch::new(spec.workload_selector.as_ref(), Visibility::All);
+    if spec.udp == Some(Udp::Deny) && !workloads.is_everyone() {
+        let reason = "the kernel side, which decides about UDP, does not know workloads: `Deny` is for \
+                      Tunnels without workloadSelector";
+        report.problems.push(document.problem("spec.udp", reason));
+        return None;
+    }
     Some(Ranked {
         rank: Rank::new(document, &scope, Origin::DestinationRule, &workloads),
         rule: Rule {
             policy: document.id().into(),
             place: document.place("metadata.name").to_string(),
             scope,
+            udp: spec.udp.unwrap_or(match spec.action {
+                ActionField::Direct => Udp::Allow,
+                // Only of what is for everyone can the kernel side tell whose datagrams it is about.
+                ActionField::Deny if workloads.is_everyone() => Udp::Deny,
+                ActionField::Deny | ActionField::Tunnel => Udp::DenyQuic,
+            }),
             workloads,
             action,
         },
@@ -266,6 +278,7 @@ fn destination_rule(
                 no_proxy: HostList::default(),
                 failure_mode: FailureMode::Closed,
             })),
+            udp: Udp::DenyQuic,
         },
     })
 }
