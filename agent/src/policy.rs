@@ -40,8 +40,8 @@ pub use decision::{
     Verdict,
 };
 pub use document::Documents;
-pub use explain::{Considered, Explanation};
-pub use external::Side;
+pub use explain::{Considered, Explanation, UdpFate};
+pub use external::{Captured, Side};
 pub use failure_mode::FailureMode;
 pub use header::{HeaderContext, HeaderTemplate};
 pub use lookup::{Claim, Facts, Look, NameSource};

@@ -2,7 +2,6 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
     bpf_get_socket_cookie,
@@ -10,13 +9,11 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::{debug, warn};
-use underpass_abi::{
-    Address, Counter, Endpoint, Flow, Listeners, Redirect, RuleKey, Side, Verdict, port_slot,
-};
+use underpass_abi::{Address, Counter, Endpoint, Flow, Listeners, Redirect, Side, Verdict};
 
 use crate::listener;
 use crate::maps::{
-    CONFIG, NAMESPACES, NEWCOMERS, PORTS, PREFIXES, PROXIES, REDIRECTS, ROLES, count,
+    CONFIG, NAMESPACES, NEWCOMERS, PROXIES, REDIRECTS, ROLES, count, is_captured, sides,
 };
 use crate::socket::{forget, storage, storage_or};
 use crate::task::is_kernel_thread;
@@ -203,16 +200,15 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
             _ => Class::Skip(Counter::SkippedInternal),
         };
     }
-    let side = side(dst);
-    if side == Side::Internal as u32 {
+    let side = sides(dst).tcp;
+    if side == Side::Internal as u8 {
         return Class::Skip(Counter::SkippedInternal);
     }
     // SAFETY: only asks whether it is there.
     if unsafe { PROXIES.get(dst) }.is_some() {
         return Class::Skip(Counter::SkippedProxy);
     }
-    let (word, bit) = port_slot(dst.port);
-    if PORTS.get(word).is_none_or(|bits| bits & bit == 0) {
+    if !is_captured(dst.port) {
         return Class::Skip(Counter::SkippedPort);
     }
     // SAFETY: as above.
@@ -224,7 +220,7 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
         let as_ruled = CONFIG
             .get(0)
             .is_some_and(|config| config.not_enrolled == Verdict::AsRuled as u32);
-        return if as_ruled && side == Side::Open as u32 {
+        return if as_ruled && side == Side::Open as u8 {
             Class::Skip(Counter::SkippedNotEnrolled)
         } else {
             Class::Refuse(Counter::RefusedNotEnrolled)
@@ -239,24 +235,11 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
         return Class::Refuse(Counter::RefusedFamily);
     }
     if !listener::is_ours(ctx, port, ipv6) {
-        return if side == Side::Open as u32 {
+        return if side == Side::Open as u8 {
             Class::Skip(Counter::SkippedAgentGone)
         } else {
             Class::Refuse(Counter::RefusedListener)
         };
     }
     Class::Capture(cookie, port)
-}
-
-/// The side that rules put a destination on; a rule for its port goes before one for any.
-#[inline(always)]
-fn side(dst: &Endpoint) -> u32 {
-    let on_port = Key::new(RuleKey::BITS, RuleKey::new(dst.port, dst.address));
-    if let Some(side) = PREFIXES.get(&on_port) {
-        return *side;
-    }
-    let on_any = Key::new(RuleKey::BITS, RuleKey::new(0, dst.address));
-    PREFIXES
-        .get(&on_any)
-        .map_or(Side::External as u32, |side| *side)
 }

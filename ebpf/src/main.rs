@@ -3,8 +3,8 @@
 //! `connect` sends a workload's external TCP connection to the agent's listener in the same
 //! network namespace and keeps the original destination with the socket; `flow` writes it where
 //! the agent finds it, before the SYN leaves; `peername` lets the workload see the peer it asked
-//! for; `netns` tells the agent which namespace it is in, on kernels with no other way. Every
-//! program stays small: the verifiers of all kernels from 5.10 on must take it.
+//! for; `udp` refuses datagrams that would walk past what TCP is under; `netns` tells the agent which
+//! namespace it is in, on kernels with no other way. Every program stays small: the verifiers of all kernels from 5.10 on must take it.
 
 #![no_std]
 #![no_main]
@@ -17,6 +17,7 @@ mod netns;
 mod peername;
 mod socket;
 mod task;
+mod udp;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,9 +1,11 @@
 //! All maps of the programs; `underpass-abi` says what they hold.
 
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use underpass_abi::{
-    Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Redirect, RuleKey,
+    Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Redirect, RuleKey, Side,
+    Sides, port_slot,
 };
 
 #[btf_map]
@@ -27,9 +29,8 @@ pub static NEWCOMERS: RingBuf<u32, 4096> = RingBuf::new();
 #[btf_map]
 pub static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 
-/// The values are `Side`s.
 #[btf_map]
-pub static PREFIXES: LpmTrie<RuleKey, u32, 16_384> = LpmTrie::new();
+pub static PREFIXES: LpmTrie<RuleKey, Sides, 16_384> = LpmTrie::new();
 
 /// A set: the values mean nothing.
 #[btf_map]
@@ -41,6 +42,32 @@ pub static REDIRECTS: SkStorage<Redirect> = SkStorage::new();
 /// The values are `SocketRole`s.
 #[btf_map]
 pub static ROLES: SkStorage<u32> = SkStorage::new();
+
+/// The moment, in nanoseconds since boot, from which the next refused datagram is logged.
+#[btf_map]
+pub static NEXT_LOG: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// The sides that rules put a destination on; a rule for its port goes before one for any. What is
+/// in no prefix is captured if it is TCP, and left alone if not.
+#[inline(always)]
+pub fn sides(dst: &Endpoint) -> Sides {
+    let on_port = Key::new(RuleKey::BITS, RuleKey::new(dst.port, dst.address));
+    if let Some(sides) = PREFIXES.get(&on_port) {
+        return *sides;
+    }
+    let on_any = Key::new(RuleKey::BITS, RuleKey::new(0, dst.address));
+    PREFIXES.get(&on_any).map_or(
+        Sides::new(Side::External, Side::Internal, Side::Internal),
+        |sides| *sides,
+    )
+}
+
+/// Whether policy is about this port.
+#[inline(always)]
+pub fn is_captured(port: u16) -> bool {
+    let (word, bit) = port_slot(port);
+    PORTS.get(word).is_some_and(|bits| bits & bit != 0)
+}
 
 /// Counts one outcome.
 #[inline(always)]

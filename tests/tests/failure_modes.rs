@@ -51,7 +51,7 @@ fn closed_refuses_what_a_killed_agent_captured_until_detach() {
     let _proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
     let mut agent = Agent::start(&scene.world, &tunnel_policy(&[]));
     assert_eq!(look(&scene, "203.0.113.10"), "data");
-    assert_eq!(pins(&scene).len(), 7, "{:?}", pins(&scene));
+    assert_eq!(pins(&scene).len(), 8, "{:?}", pins(&scene));
 
     agent.process().kill();
     for address in ["203.0.113.10", "2001:db8:113::10"] {
@@ -96,7 +96,7 @@ fn the_next_agent_takes_over() {
 
     let mut agent = Agent::start(&scene.world, &first);
     let after = pins(&scene);
-    assert_eq!(after.len(), 7, "{after:?}");
+    assert_eq!(after.len(), 8, "{after:?}");
     let both: Vec<_> = before.intersection(&after).collect();
     assert_eq!(both, ["/sys/fs/bpf/underpass"], "the old pins are gone");
     let curl = scene.curl("https://site.example/").args(["-4"]);
@@ -171,7 +171,7 @@ fn a_policy_that_turns_open_lets_go_and_back() {
     let _proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
     let mut agent = Agent::start(&scene.world, &tunnel_policy(&[]));
     let file = scene.world.dir().join("policy.yaml");
-    for (mode, count) in [("open", 0), ("closed", 7), ("open", 0)] {
+    for (mode, count) in [("open", 0), ("closed", 8), ("open", 0)] {
         fs::write(&file, tunnel_policy(&[&format!("failureMode: {mode}")])).must("write");
         agent.process().signal(Signal::SIGHUP);
         wait_for(mode, SECONDS, || pins(&scene).len() == count);

@@ -13,6 +13,7 @@ use crate::{
 
 mod apt;
 mod envoy;
+mod http3;
 mod kubernetes;
 mod linker;
 mod packages;
@@ -73,6 +74,7 @@ fn steps(session: &Session<'_>) -> anyhow::Result<()> {
     session.step("bpf-linker", || linker::install(session, debian))?;
     session.step("envoy", || envoy::install(session))?;
     session.step("kubernetes-validate", || validate::install(session))?;
+    session.step("client of HTTP/3", || http3::install(session))?;
     if debian {
         session.step("unpacked packages", || unpacked::install(session))?;
         session.step("API server of Kubernetes", || kubernetes::install(session))?;

@@ -129,7 +129,7 @@ fn check_decisions(policy: &Policy) {
             .filter(|(net, _)| net.contains(&dst.ip()))
             .max_by_key(|(net, _)| net.prefix_len())
             .map(|(_, side)| *side);
-        let captured = side.expect("every address has a side") != Side::Internal
+        let captured = side.expect("every address has a side").tcp != Side::Internal
             && plan.ports.contains(dst.port())
             && !plan
                 .exceptions

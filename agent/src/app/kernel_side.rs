@@ -30,14 +30,21 @@ impl CaptureSource for KernelSide {
     fn skipped(&self) -> Vec<(&'static str, u64)> {
         self.by(|outcome| match outcome {
             Outcome::Skipped(reason) => Some(reason),
-            Outcome::Redirected(_) | Outcome::Refused(_) => None,
+            _ => None,
         })
     }
 
     fn refused(&self) -> Vec<(&'static str, u64)> {
         self.by(|outcome| match outcome {
             Outcome::Refused(reason) => Some(reason),
-            Outcome::Redirected(_) | Outcome::Skipped(_) => None,
+            _ => None,
+        })
+    }
+
+    fn udp_refused(&self) -> Vec<(&'static str, u64)> {
+        self.by(|outcome| match outcome {
+            Outcome::UdpRefused(reason) => Some(reason),
+            _ => None,
         })
     }
 

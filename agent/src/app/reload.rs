@@ -19,7 +19,7 @@ use super::watch::{Fingerprint, Watch};
 use crate::capture::{Attachment, Capture, CaptureError};
 use crate::connection::{InForce, Way};
 use crate::kubernetes::Feed;
-use crate::policy::{FailureMode, LoadError, Policy, Problem, Side};
+use crate::policy::{Captured, FailureMode, LoadError, Policy, Problem, Side};
 use crate::telemetry::{Label, Metrics, Reload};
 
 /// Why policy is read again.
@@ -353,18 +353,21 @@ pub(super) fn must_outlive(policy: &Policy) -> bool {
 /// such a destination has both of its addresses' and both of its ports' sides on the captured one.
 pub(super) fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), CaptureError> {
     let plan = policy.capture_plan();
-    let prefixes = plan.prefixes.iter().map(|(prefix, side)| {
-        let side = match side {
-            Side::External => underpass_abi::Side::External,
-            Side::Internal => underpass_abi::Side::Internal,
-            Side::Open => underpass_abi::Side::Open,
-        };
-        (*prefix, None, side)
+    let side = |side: Side| match side {
+        Side::External => underpass_abi::Side::External,
+        Side::Internal => underpass_abi::Side::Internal,
+        Side::Open => underpass_abi::Side::Open,
+    };
+    let prefixes = plan.prefixes.iter().map(|(prefix, captured)| {
+        let Captured { tcp, quic, udp } = *captured;
+        let sides = underpass_abi::Sides::new(side(tcp), side(quic), side(udp));
+        (*prefix, None, sides)
     });
+    let internal = underpass_abi::Sides::all(underpass_abi::Side::Internal);
     let exceptions = plan
         .exceptions
         .iter()
-        .map(|(prefix, port)| (*prefix, Some(*port), underpass_abi::Side::Internal));
+        .map(|(prefix, port)| (*prefix, Some(*port), internal));
     capture.rules().set_prefixes(prefixes.chain(exceptions))?;
     capture.rules().set_ports(|port| plan.ports.contains(port))
 }

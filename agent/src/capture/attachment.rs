@@ -13,8 +13,17 @@ pub struct Attachment {
     /// Dropped from the first to the last: `connect` before sockops, so that nothing is redirected
     /// without an entry.
     links: Vec<(&'static str, Link)>,
+    /// Never pinned.
+    _only_here: Vec<FdLink>,
     pins: Option<Pins>,
     cgroup: PathBuf,
+}
+
+/// What came of attaching a program.
+pub(super) type Attached = (&'static str, Result<FdLink, LinkError>);
+
+fn link((program, link): Attached) -> Result<FdLink, CaptureError> {
+    link.map_err(|source| CaptureError::Link { program, source })
 }
 
 #[derive(Debug)]
@@ -26,18 +35,21 @@ enum Link {
 }
 
 impl Attachment {
-    /// Of links in the order in which they were attached.
+    /// Of links in the order in which they were attached, and those that are gone with the agent in
+    /// any case.
     pub(super) fn new(
-        links: Vec<(&'static str, Result<FdLink, LinkError>)>,
+        links: Vec<Attached>,
+        only_here: Vec<Attached>,
         cgroup: &Path,
     ) -> Result<Self, CaptureError> {
         let mut held = Vec::with_capacity(links.len());
-        for (program, link) in links.into_iter().rev() {
-            let link = link.map_err(|source| CaptureError::Link { program, source })?;
-            held.push((program, Link::Held(link)));
+        for attached in links.into_iter().rev() {
+            let program = attached.0;
+            held.push((program, Link::Held(link(attached)?)));
         }
         Ok(Self {
             links: held,
+            _only_here: only_here.into_iter().map(link).collect::<Result<_, _>>()?,
             pins: None,
             cgroup: cgroup.to_owned(),
         })

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use aya::maps::{Map, MapError};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps};
+use aya::programs::{
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, SockOps,
+};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use procfs::sys::kernel::Version;
@@ -20,6 +22,9 @@ static BYTES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/underpas
 
 const SOCK_ADDR_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
 const SOCK_OPS_PROGRAM: &str = "record_flow";
+/// What the second refuses passes when the agent is gone, so it is never pinned.
+const EGRESS_PROGRAMS: [&str; 2] = ["refuse_udp", REFUSE_WHILE_HERE];
+const REFUSE_WHILE_HERE: &str = "refuse_udp_open";
 
 /// The loaded object.
 #[derive(Debug)]
@@ -76,6 +81,14 @@ impl Object {
                 program: SOCK_OPS_PROGRAM,
                 source,
             })?;
+        for name in EGRESS_PROGRAMS {
+            egress(&mut ebpf, name)?
+                .load()
+                .map_err(|source| CaptureError::Program {
+                    program: name,
+                    source,
+                })?;
+        }
         Ok(Self { ebpf })
     }
 
@@ -134,6 +147,24 @@ impl Object {
             .and_then(|id| program.take_link(id))
             .map_err(refused(SOCK_OPS_PROGRAM))?;
         let mut links = vec![(SOCK_OPS_PROGRAM, FdLink::try_from(link))];
+        let mut only_here = Vec::new();
+        for name in EGRESS_PROGRAMS {
+            let program = egress(&mut self.ebpf, name)?;
+            let link = program
+                .attach(
+                    &directory,
+                    CgroupSkbAttachType::Egress,
+                    CgroupAttachMode::Single,
+                )
+                .and_then(|id| program.take_link(id))
+                .map_err(refused(name))?;
+            let link = (name, FdLink::try_from(link));
+            if name == REFUSE_WHILE_HERE {
+                only_here.push(link);
+            } else {
+                links.push(link);
+            }
+        }
         for name in SOCK_ADDR_PROGRAMS.into_iter().rev() {
             let program = sock_addr(&mut self.ebpf, name)?;
             let link = program
@@ -142,7 +173,7 @@ impl Object {
                 .map_err(refused(name))?;
             links.push((name, FdLink::try_from(link)));
         }
-        Attachment::new(links, cgroup)
+        Attachment::new(links, only_here, cgroup)
     }
 }
 
@@ -150,6 +181,10 @@ fn sock_addr<'a>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<&'a mut CgroupSockAddr, CaptureError> {
+    program(ebpf, name)
+}
+
+fn egress<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSkb, CaptureError> {
     program(ebpf, name)
 }
 

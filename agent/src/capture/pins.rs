@@ -102,8 +102,8 @@ pub fn leftovers() -> Vec<PinDirectory> {
 
 /// Takes the links pinned in `directory` off their hooks and removes the pins.
 ///
-/// If their agent is running, only its `connect` programs go at once: nothing new is redirected to
-/// it. The others stay for as long as it has them open, for the connections that it has, and for
+/// If their agent is running, only its programs that decide go at once: nothing new is redirected to
+/// it, and nothing refused by its policy. The others stay for as long as it has them open, for the connections that it has, and for
 /// the one that has passed `connect` at this moment and not yet got its entry.
 ///
 /// # Errors
@@ -111,10 +111,11 @@ pub fn leftovers() -> Vec<PinDirectory> {
 pub fn release(directory: &Path) -> Result<(), CaptureError> {
     let entries = fs::read_dir(directory).map_err(|error| failed(directory, error))?;
     for pin in entries.flatten().map(|entry| entry.path()) {
-        let redirects = pin
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with("connect"));
-        if redirects {
+        let decides = pin.file_name().is_some_and(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("connect") || name.starts_with("refuse")
+        });
+        if decides {
             let link = open_pin(&pin).map_err(|error| failed(&pin, error))?;
             match detach_link(link.as_fd()) {
                 // ENOLINK: its cgroup died before.

@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use ipnet::IpNet;
 use underpass_abi::{
-    Address, Config, Endpoint, Listeners, PORT_WORDS, RuleKey, Side, Verdict, map, port_slot,
+    Address, Config, Endpoint, Listeners, PORT_WORDS, RuleKey, Side, Sides, Verdict, map, port_slot,
 };
 
 use super::CaptureError;
@@ -22,7 +22,7 @@ use steps::{Place, Step, steps};
 pub struct Rules {
     namespaces: HashMap<MapData, u64, Listeners>,
     ports: Array<MapData, u64>,
-    prefixes: LpmTrie<MapData, RuleKey, u32>,
+    prefixes: LpmTrie<MapData, RuleKey, Sides>,
     proxies: HashMap<MapData, Endpoint, u32>,
     /// What the maps hold. Nobody else writes them.
     written: Written,
@@ -33,7 +33,7 @@ pub struct Rules {
 
 struct Written {
     ports: Vec<u64>,
-    prefixes: std::collections::HashMap<Place, Side>,
+    prefixes: std::collections::HashMap<Place, Sides>,
     proxies: HashSet<Endpoint>,
 }
 
@@ -87,24 +87,25 @@ impl Rules {
             .map_err(failed(map::NAMESPACES, "delete from"))
     }
 
-    /// Sets which destinations are on which side, by prefix and, if not all are meant, port. A rule
-    /// for the port goes before one for all; then the longest prefix decides, and an address in
-    /// none is external. Canaries are external whatever is set. At every moment of the change each
-    /// destination is on its old side or on its new one.
+    /// Sets which destinations are on which sides, by prefix and, if not all are meant, port. A rule
+    /// for the port goes before one for all; then the longest prefix decides, and to an address
+    /// in none connections are captured. Canaries are external whatever is set. At every moment of the change each
+    /// destination is on its old sides or on its new ones.
     ///
     /// # Errors
     /// The map has no room for the old and the new rules together, in which case nothing has
     /// changed, or it cannot be changed.
     pub fn set_prefixes(
         &mut self,
-        prefixes: impl IntoIterator<Item = (IpNet, Option<u16>, Side)>,
+        prefixes: impl IntoIterator<Item = (IpNet, Option<u16>, Sides)>,
     ) -> Result<(), CaptureError> {
+        let captured = Sides::new(Side::External, Side::Internal, Side::Internal);
         let canaries = [canary::DESTINATION_V4, canary::DESTINATION_V6]
-            .map(|address| (IpNet::from(address), None, Side::External));
+            .map(|address| (IpNet::from(address), None, captured));
         let wanted = prefixes
             .into_iter()
             .chain(canaries)
-            .map(|(prefix, port, side)| (place(prefix, port), side))
+            .map(|(prefix, port, sides)| (place(prefix, port), sides))
             .collect();
         let steps = steps(&self.written.prefixes, &wanted);
         let is_new = |place: &&Place| !self.written.prefixes.contains_key(place);
@@ -117,11 +118,11 @@ impl Rules {
         }
         for step in steps {
             match step {
-                Step::Set(place, side) => {
+                Step::Set(place, sides) => {
                     self.prefixes
-                        .insert(&Key::new(place.bits, place.key), side as u32, 0)
+                        .insert(&Key::new(place.bits, place.key), sides, 0)
                         .map_err(failed(map::PREFIXES, "insert into"))?;
-                    self.written.prefixes.insert(place, side);
+                    self.written.prefixes.insert(place, sides);
                 }
                 Step::Remove(place) => {
                     ignore_missing(self.prefixes.remove(&Key::new(place.bits, place.key)))
@@ -133,7 +134,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Sets which TCP ports are captured. That of the canaries always is. A port that stays captured
+    /// Sets which ports policy is about: TCP to them is captured. That of the canaries always is. A port that stays captured
     /// is at every moment.
     ///
     /// # Errors

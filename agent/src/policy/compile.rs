@@ -20,9 +20,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::api::metadata::Namespace;
+use super::api::tunnel::Udp;
 use super::api::value::HostPattern;
 use super::document::Documents;
-use super::external::{Side, Sides};
+use super::external::{Captured, Sides};
 use super::failure_mode::FailureMode;
 use super::hosts::HostTable;
 use super::named_files::NamedFiles;
@@ -76,7 +77,7 @@ impl Materials {
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub(super) sides: Sides,
-    pub(super) captured: Sides,
+    pub(super) captured: Sides<Captured>,
     pub(super) ports: PortSet,
     pub(super) exceptions: Vec<(IpNet, u16)>,
     pub(super) services: Vec<Service>,
@@ -132,11 +133,11 @@ impl TlsSetting {
 /// longest prefix, and to a port of the set.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CapturePlan {
-    /// On which side which ranges are; together they cover every IPv4 and IPv6 address.
-    pub prefixes: Vec<(IpNet, Side)>,
+    /// On which sides which ranges are; together they cover every IPv4 and IPv6 address.
+    pub prefixes: Vec<(IpNet, Captured)>,
     /// Ranges that are internal on one port only, which goes before `prefixes`.
     pub exceptions: Vec<(IpNet, u16)>,
-    /// The TCP ports that policy is about; none if there is nothing to do.
+    /// The ports that policy is about, of TCP and of UDP; none if there is nothing to do.
     pub ports: PortSet,
 }
 
@@ -215,6 +216,7 @@ impl Policy {
                 no_proxy,
                 failure_mode: FailureMode::Closed,
             })),
+            udp: Udp::DenyQuic,
         };
         let services = Services::default();
         Self::assemble(vec![rule], services, Vec::new(), &HashSet::new(), options)

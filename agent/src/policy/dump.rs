@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use super::compile::Policy;
-use super::external::Side;
+use super::external::Captured;
 use super::failure_mode::FailureMode;
 use super::no_proxy::HostEntry;
 use super::ports::PortSet;
@@ -20,7 +20,7 @@ impl Serialize for Policy {
             prefixes: plan
                 .prefixes
                 .into_iter()
-                .map(|(prefix, side)| PrefixDump { prefix, side })
+                .map(|(prefix, sides)| PrefixDump { prefix, sides })
                 .collect(),
             services: self.services.len(),
             rules: self.rules.iter().map(RuleDump::new).collect(),
@@ -45,7 +45,8 @@ struct PolicyDump<'a> {
 #[derive(Serialize)]
 struct PrefixDump {
     prefix: IpNet,
-    side: Side,
+    #[serde(flatten)]
+    sides: Captured,
 }
 
 #[derive(Serialize)]
@@ -56,6 +57,7 @@ struct RuleDump<'a> {
     /// `null`: every external service.
     about: Option<String>,
     action: &'static str,
+    udp: String,
     #[serde(flatten)]
     route: Option<RouteDump<'a>>,
 }
@@ -108,6 +110,7 @@ impl<'a> RuleDump<'a> {
                 }
             },
             action,
+            udp: rule.udp.to_string(),
             route,
         }
     }
@@ -183,6 +186,7 @@ mod tests {
                 "place": "a.yaml:3",
                 "about": null,
                 "action": "Tunnel",
+                "udp": "DenyQUIC",
                 "proxies": [{
                     "proxy": "[2001:db8::1]:3128",
                     "endpoints": ["[2001:db8::1]:3128"],
@@ -201,7 +205,9 @@ mod tests {
             }])
         );
         assert_eq!(dump["capturedPorts"], "1-24,26-65535");
-        let loopback = json!({"prefix": "127.0.0.0/8", "side": "internal"});
+        let loopback = json!({
+            "prefix": "127.0.0.0/8", "tcp": "internal", "quic": "internal", "udp": "internal",
+        });
         assert!(dump["prefixes"].as_array().unwrap().contains(&loopback));
         let warnings = dump["warnings"].as_array().unwrap();
         assert_eq!(warnings.len(), 1, "{warnings:?}");

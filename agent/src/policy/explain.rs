@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::compile::Policy;
 use super::decision::Verdict;
-use super::external::Side;
+use super::external::{Captured, Side};
 use super::lookup::{Facts, Picked, spoken_name};
 use super::ports::PortSet;
 use super::rule::{Ports, Rule, Scope, Service};
@@ -18,17 +18,34 @@ use super::workloads::includes;
 use crate::name::{HostName, OriginalDst};
 use crate::workload::Workload;
 
+const PORT_DNS: u16 = 53;
+const PORT_QUIC: u16 = 443;
+
 /// A decision and how it came to be.
 #[derive(Clone, Debug)]
 pub struct Explanation {
     /// Whether it comes to the agent at all; what does not, goes its own way.
     pub captured: bool,
+    /// What becomes of UDP to the same address and port.
+    pub udp: UdpFate,
     /// The ServiceEntry that the connection is to, if any.
     pub service: Option<Arc<str>>,
     /// Every rule, in the order of precedence.
     pub considered: Vec<Considered>,
     /// The decision.
     pub verdict: Verdict,
+}
+
+/// What becomes of UDP, for which there is no tunnel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UdpFate {
+    /// It passes.
+    Passes,
+    /// It is refused.
+    Refused,
+    /// It is refused while an agent is there.
+    RefusedWhileHere,
 }
 
 /// What came of one rule.
@@ -86,6 +103,7 @@ impl Policy {
         );
         Explanation {
             captured: self.captures(dst),
+            udp: self.udp(dst),
             service: chosen.service.map(|service| Arc::clone(&service.id)),
             considered: if internal {
                 Vec::new()
@@ -98,12 +116,32 @@ impl Policy {
 
     /// Whether the kernel side sends connections to `dst` to the agent.
     fn captures(&self, dst: OriginalDst) -> bool {
+        self.side(dst, |sides| sides.tcp) != Side::Internal
+    }
+
+    /// What the kernel side does with UDP to `dst`.
+    fn udp(&self, dst: OriginalDst) -> UdpFate {
+        let side = match dst.port() {
+            PORT_DNS => Side::Internal,
+            PORT_QUIC => self.side(dst, |sides| sides.quic),
+            _ => self.side(dst, |sides| sides.udp),
+        };
+        match side {
+            Side::Internal => UdpFate::Passes,
+            Side::External => UdpFate::Refused,
+            Side::Open => UdpFate::RefusedWhileHere,
+        }
+    }
+
+    /// The side of `dst` for the kernel side.
+    fn side(&self, dst: OriginalDst, pick: impl Fn(Captured) -> Side) -> Side {
         let ip = dst.ip().to_canonical();
-        let side = self.captured.of(ip).map(|(_, side)| side);
         let is_exempt = |(net, port): &(IpNet, u16)| *port == dst.port() && net.contains(&ip);
-        self.ports.contains(dst.port())
-            && side != Some(Side::Internal)
-            && !self.exceptions.iter().any(is_exempt)
+        if !self.ports.contains(dst.port()) || self.exceptions.iter().any(is_exempt) {
+            return Side::Internal;
+        }
+        let sides = self.captured.of(ip);
+        sides.map_or(Side::External, |(_, sides)| pick(sides))
     }
 
     /// The rule and service by name, and those by address alone, found by looking at each.

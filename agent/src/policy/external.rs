@@ -21,39 +21,60 @@ pub enum Side {
     Open,
 }
 
-/// The side of every address; the longest prefix decides.
-#[derive(Clone, Debug)]
-pub(super) struct Sides(PrefixTable<Side>);
+/// On which sides an address lies for the kernel side.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Captured {
+    /// With TCP.
+    pub tcp: Side,
+    /// With UDP on port 443. What is captured of UDP is refused.
+    pub quic: Side,
+    /// With UDP on other ports, likewise.
+    pub udp: Side,
+}
 
-impl Sides {
+impl From<Side> for Captured {
+    fn from(side: Side) -> Self {
+        Self {
+            tcp: side,
+            quic: side,
+            udp: side,
+        }
+    }
+}
+
+/// The side of every address, or its sides; the longest prefix decides.
+#[derive(Clone, Debug)]
+pub(super) struct Sides<S = Side>(PrefixTable<S>);
+
+impl<S: Copy + Default + From<Side>> Sides<S> {
     /// The ranges that are internal by their nature, and everything else on the side `elsewhere`.
-    pub(super) fn new(elsewhere: Side) -> Self {
+    pub(super) fn new(elsewhere: S) -> Self {
         let mut sides = Self(PrefixTable::default());
         for net in EVERYTHING {
             sides.set(net, elsewhere);
         }
         for net in INTERNAL_V4.map(IpNet::V4) {
-            sides.set(net, Side::Internal);
+            sides.set(net, Side::Internal.into());
         }
         for net in INTERNAL_V6.map(IpNet::V6) {
-            sides.set(net, Side::Internal);
+            sides.set(net, Side::Internal.into());
         }
         sides
     }
 
     /// Says on which side a range lies.
-    pub(super) fn set(&mut self, net: IpNet, side: Side) {
+    pub(super) fn set(&mut self, net: IpNet, side: S) {
         *self.0.entry(net) = side;
     }
 
     /// The side of an address, and the range that says so.
-    pub(super) fn of(&self, addr: IpAddr) -> Option<(IpNet, Side)> {
+    pub(super) fn of(&self, addr: IpAddr) -> Option<(IpNet, S)> {
         let (net, side) = self.0.covering(addr).next()?;
         Some((net, *side))
     }
 
     /// All ranges; together they cover every address.
-    pub(super) fn prefixes(&self) -> impl Iterator<Item = (IpNet, Side)> {
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = (IpNet, S)> {
         self.0.iter().map(|(net, side)| (net, *side))
     }
 }

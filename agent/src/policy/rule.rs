@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::api::service_entry::PortProtocol;
+use super::api::tunnel::Udp;
 use super::api::value::HostPattern;
 use super::bits::Bits;
 use super::failure_mode::FailureMode;
@@ -68,6 +69,7 @@ pub(super) struct Rule {
     pub(super) scope: Scope,
     pub(super) workloads: WorkloadMatch,
     pub(super) action: Action,
+    pub(super) udp: Udp,
 }
 
 /// The connections that a rule is about.

@@ -2,7 +2,8 @@
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident => $kind:ident $label:literal,)*) => {
-        /// Index into the counter map: one outcome of a TCP `connect`, each counted once.
+        /// Index into the counter map: one outcome of a TCP `connect`, or of a
+        /// datagram that is refused, each counted once.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, Eq, PartialEq)]
         pub enum Counter {
@@ -35,6 +36,8 @@ pub enum Outcome {
     Refused(&'static str),
     /// Left alone.
     Skipped(&'static str),
+    /// A datagram that was refused: sending it failed with EPERM.
+    UdpRefused(&'static str),
 }
 
 counters! {
@@ -66,6 +69,10 @@ counters! {
     RefusedNotEnrolled => Refused "not_enrolled",
     /// The original destination could not be stored with the socket.
     RefusedStorage => Refused "socket_storage",
+    /// To UDP port 443, where HTTP/3 would walk past what TCP is under.
+    UdpRefusedQuic => UdpRefused "quic",
+    /// To another UDP port, where policy lets no UDP pass.
+    UdpRefusedOther => UdpRefused "other",
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub use address::{Address, Endpoint};
 pub use counter::{Counter, Outcome};
 pub use flow::{Flow, FlowKey, Redirect};
 pub use namespace::Listeners;
-pub use rule::{Config, PORT_WORDS, RuleKey, Side, SocketRole, Verdict, port_slot};
+pub use rule::{Config, PORT_WORDS, RuleKey, Side, Sides, SocketRole, Verdict, port_slot};
 
 /// Global of the programs: byte offset of `flags` in the running kernel's `task_struct`.
 pub const TASK_FLAGS_OFFSET: &str = "TASK_FLAGS_OFFSET";
@@ -33,9 +33,9 @@ pub mod map {
     /// Ring buffer of thread ids (`u32`, of the initial pid namespace) that called `connect` in a
     /// network namespace that is not in [`NAMESPACES`].
     pub const NEWCOMERS: &str = "NEWCOMERS";
-    /// Array of [`PORT_WORDS`](crate::PORT_WORDS) `u64`: one bit per captured TCP port.
+    /// Array of [`PORT_WORDS`](crate::PORT_WORDS) `u64`: one bit per port that policy is about.
     pub const PORTS: &str = "PORTS";
-    /// Longest-prefix trie from [`RuleKey`](crate::RuleKey) to [`Side`](crate::Side).
+    /// Longest-prefix trie from [`RuleKey`](crate::RuleKey) to [`Sides`](crate::Sides).
     pub const PREFIXES: &str = "PREFIXES";
     /// Hash set of the proxies' [`Endpoint`](crate::Endpoint)s.
     pub const PROXIES: &str = "PROXIES";

@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 
-/// Which side of the border a destination is on; value of the prefix trie.
+/// Which side of the border a destination is on.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
@@ -12,6 +12,37 @@ pub enum Side {
     Internal = 1,
     /// Captured; goes its own way where no agent is.
     Open = 2,
+}
+
+/// On which sides of the border a destination is; value of the prefix trie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sides {
+    /// The [`Side`] of TCP connections to it.
+    pub tcp: u8,
+    /// That of datagrams to its UDP port 443, which are refused where a connection is captured.
+    pub quic: u8,
+    /// That of other datagrams, likewise.
+    pub udp: u8,
+    /// Always zero.
+    pub _pad: u8,
+}
+
+impl Sides {
+    /// The same for everything.
+    pub const fn all(side: Side) -> Self {
+        Self::new(side, side, side)
+    }
+
+    /// Each its own.
+    pub const fn new(tcp: Side, quic: Side, udp: Side) -> Self {
+        Self {
+            tcp: tcp as u8,
+            quic: quic as u8,
+            udp: udp as u8,
+            _pad: 0,
+        }
+    }
 }
 
 /// Key of the prefix trie: destinations on one port, or on any. A rule for the port goes before
@@ -88,6 +119,7 @@ pub const fn port_slot(port: u16) -> (u32, u64) {
 }
 
 const _: () = assert!(size_of::<Config>() == 8);
+const _: () = assert!(size_of::<Sides>() == 4 && align_of::<Sides>() == 1);
 const _: () = assert!(size_of::<RuleKey>() == 20 && align_of::<RuleKey>() == 1);
 const _: () = assert!(core::mem::offset_of!(RuleKey, address) == 4);
 
@@ -99,6 +131,8 @@ mod user {
     unsafe impl aya::Pod for super::Config {}
     // SAFETY: repr(C), bytes only.
     unsafe impl aya::Pod for super::RuleKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Sides {}
 }
 
 #[cfg(test)]

@@ -119,7 +119,10 @@ pub(super) const PACKAGES: &[Package] = &[
         &["python3-websockets"],
         "WebSocket client and server of tests",
     ),
-    Package::new(&["python3-venv"], "brings pip, which gets Envoy"),
+    Package::new(
+        &["python3-venv"],
+        "brings pip, which gets Envoy and curl with HTTP/3",
+    ),
     Package::new(&["redsocks"], "peer of the agent in the benchmark")
         .program("redsocks")
         .service("redsocks.service"),

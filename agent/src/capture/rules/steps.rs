@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use underpass_abi::{RuleKey, Side};
+use underpass_abi::{RuleKey, Sides};
 
 /// A rule's place in the trie.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -25,7 +25,7 @@ impl Place {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Step {
     /// Inserts it, or replaces its value at once.
-    Set(Place, Side),
+    Set(Place, Sides),
     Remove(Place),
 }
 
@@ -38,11 +38,11 @@ pub(super) enum Step {
 ///   is there, since nothing that outranks both is ever added.
 /// - Then goes what is stale, the lowest rank first. In the other order the end of an old narrow
 ///   rule would for a moment hand its addresses to an old wider one.
-pub(super) fn steps(old: &HashMap<Place, Side>, new: &HashMap<Place, Side>) -> Vec<Step> {
+pub(super) fn steps(old: &HashMap<Place, Sides>, new: &HashMap<Place, Sides>) -> Vec<Step> {
     let mut set: Vec<_> = new
         .iter()
-        .filter(|(place, side)| old.get(place) != Some(side))
-        .map(|(place, side)| (*place, *side))
+        .filter(|(place, sides)| old.get(place) != Some(sides))
+        .map(|(place, sides)| (*place, *sides))
         .collect();
     set.sort_by_key(|(place, _)| Reverse(place.rank()));
     let mut stale: Vec<_> = old
@@ -51,22 +51,24 @@ pub(super) fn steps(old: &HashMap<Place, Side>, new: &HashMap<Place, Side>) -> V
         .copied()
         .collect();
     stale.sort_by_key(|place| place.rank());
-    let set = set.into_iter().map(|(place, side)| Step::Set(place, side));
+    let set = set
+        .into_iter()
+        .map(|(place, sides)| Step::Set(place, sides));
     set.chain(stale.into_iter().map(Step::Remove)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use underpass_abi::Address;
+    use underpass_abi::{Address, Side};
 
     use super::*;
 
-    type Table = HashMap<Place, Side>;
+    type Table = HashMap<Place, Sides>;
 
     /// As the programs look a destination up: first on its port, then on any, each time the longest
     /// prefix.
-    fn side(table: &Table, port: u16, last: u8) -> Side {
+    fn side(table: &Table, port: u16, last: u8) -> Sides {
         let address = Address::v4([203, 0, 113, last]);
         let longest = |port| {
             let wanted = RuleKey::new(port, address);
@@ -76,7 +78,7 @@ mod tests {
                 .max_by_key(|(place, _)| place.bits)
         };
         let rule = longest(port).or_else(|| longest(0));
-        rule.map_or(Side::External, |(_, side)| *side)
+        rule.map_or(Sides::all(Side::External), |(_, sides)| *sides)
     }
 
     /// The port, and the bits of the address that count.
@@ -99,7 +101,8 @@ mod tests {
         const SIDES: &[Side] = &[Side::External, Side::Internal, Side::Open];
         let port = prop_oneof![Just(0_u16), Just(443)];
         let rule = (port, 0..16_u8, 0..=4_u32, proptest::sample::select(SIDES));
-        let rule = rule.prop_map(|(port, last, length, side)| (place(port, last, length), side));
+        let rule = rule
+            .prop_map(|(port, last, length, side)| (place(port, last, length), Sides::all(side)));
         proptest::collection::vec(rule, 0..12).prop_map(|rules| rules.into_iter().collect())
     }
 
@@ -109,7 +112,7 @@ mod tests {
             let mut now = old.clone();
             for step in steps(&old, &new) {
                 match step {
-                    Step::Set(place, side) => now.insert(place, side),
+                    Step::Set(place, sides) => now.insert(place, sides),
                     Step::Remove(place) => now.remove(&place),
                 };
                 for last in 0..16 {

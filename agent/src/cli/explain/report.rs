@@ -8,7 +8,7 @@ use super::destination::{Assumed, Destination};
 use super::target::Shown;
 use crate::policy::{
     Decision, DialFrom, Explanation, Fallback, NameSource, PlainHttp, RankedProxy, TargetSource,
-    TunnelDecision,
+    TunnelDecision, UdpFate,
 };
 use crate::tls::{ClientTls, Roots, TlsSettings};
 
@@ -34,6 +34,7 @@ impl Report<'_> {
             })),
             "assumed": self.assumed.notes,
             "captured": self.explanation.captured,
+            "udp": self.explanation.udp,
             "service": self.explanation.service.as_deref(),
             "note": verdict.note.as_ref().map(ToString::to_string),
             "target_policy": verdict.target.as_deref().map(|target| Shown(target).to_json()),
@@ -178,6 +179,13 @@ impl fmt::Display for Report<'_> {
                 "  captured:       no, no rule can be about this address and port: it never comes \
                  to the agent"
             )?;
+        }
+        match self.explanation.udp {
+            UdpFate::Passes => {}
+            UdpFate::Refused => writeln!(f, "  UDP:            it is refused")?,
+            UdpFate::RefusedWhileHere => {
+                writeln!(f, "  UDP:            it is refused while an agent is there")?;
+            }
         }
         match &verdict.decision {
             Decision::Deny { policy, reason } => {

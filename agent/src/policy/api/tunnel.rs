@@ -58,6 +58,21 @@ pub(in crate::policy) struct TunnelSpec {
     pub(in crate::policy) no_proxy: Option<Vec<HostEntry>>,
     /// What becomes of connections when there is no tunnel to be had.
     pub(in crate::policy) failure_mode: Option<FailureMode>,
+    /// What becomes of UDP to them; unset: Allow for `action: Direct`, Deny for an `action: Deny` that
+    /// is for all workloads, else DenyQUIC.
+    pub(in crate::policy) udp: Option<Udp>,
+}
+
+words! {
+    /// What becomes of UDP, which goes through no tunnel. DNS, port 53, passes in any case.
+    pub(in crate::policy) enum Udp {
+        /// It passes.
+        Allow = "Allow",
+        /// It is refused.
+        Deny = "Deny",
+        /// It passes but for port 443, so that HTTP/3 falls back to TCP.
+        DenyQuic = "DenyQUIC",
+    }
 }
 
 words! {

@@ -2,14 +2,16 @@
 //!
 //! The kernel side knows addresses and ports, but neither names nor workloads. So it captures
 //! whatever some rule may be about, and where only names or workloads tell closed from open, it is
-//! closed.
+//! closed. UDP it refuses by itself: QUIC wherever a rule may be about it, since there is a way to do
+//! without, other UDP only where addresses tell that a rule says so.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
 use super::Options;
-use crate::policy::external::{Side, Sides, is_never_external};
+use crate::policy::api::tunnel::Udp;
+use crate::policy::external::{Captured, Side, Sides, is_never_external};
 use crate::policy::ports::PortSet;
 use crate::policy::prefix::PrefixTable;
 use crate::policy::rule::{Action, Ports, Route, Rule, Scope, Service};
@@ -20,7 +22,7 @@ pub(super) struct Plan {
     /// On which side everything is.
     pub(super) sides: Sides,
     /// The same for the kernel side, which captures no more than rules are about.
-    pub(super) captured: Sides,
+    pub(super) captured: Sides<Captured>,
     pub(super) ports: PortSet,
     pub(super) exceptions: Vec<(IpNet, u16)>,
 }
@@ -31,23 +33,29 @@ pub(super) fn make(
     by_address: &PrefixTable<Vec<usize>>,
     options: &Options,
 ) -> Plan {
-    let everywhere = Everywhere::new(rules, services);
+    let demands = [Traffic::Tcp, Traffic::Quic, Traffic::Udp]
+        .map(|traffic| Demands::new(traffic, rules, services, by_address));
+    let captured_by = |demand: &dyn Fn(&Demands) -> Demand| {
+        let [tcp, quic, udp] = &demands;
+        Captured {
+            tcp: demand(tcp).side(),
+            quic: demand(quic).side(),
+            udp: demand(udp).side(),
+        }
+    };
     let mut sides = Sides::new(Side::External);
-    let mut captured = Sides::new(everywhere.demand().side());
+    let mut captured = Sides::new(captured_by(&|demands| demands.everywhere.demand()));
     for net in &options.internal_cidrs {
         sides.set(*net, Side::Internal);
-        captured.set(*net, Side::Internal);
+        captured.set(*net, Side::Internal.into());
     }
-    let mut here: PrefixTable<Here> = PrefixTable::default();
     for (net, at) in by_address.iter() {
-        let at = at.iter().map(|index| &services[*index]);
-        *here.entry(net) = Here::new(at, rules);
-    }
-    for (net, Here { external, .. }) in here.iter() {
-        let (side, capture) = if *external && !is_never_external(net) {
-            (Side::External, everywhere.at(net, &here).side())
+        // The oldest of the services says it.
+        let external = at.first().is_none_or(|index| services[*index].external);
+        let (side, capture) = if external && !is_never_external(net) {
+            (Side::External, captured_by(&|demands| demands.at(net)))
         } else {
-            (Side::Internal, Side::Internal)
+            (Side::Internal, Side::Internal.into())
         };
         sides.set(net, side);
         captured.set(net, capture);
@@ -58,7 +66,7 @@ pub(super) fn make(
         && let Some(route) = route_for_all(rule)
     {
         for net in route.no_proxy.nets() {
-            captured.set(net, Side::Internal);
+            captured.set(net, Side::Internal.into());
         }
         exceptions = route.no_proxy.nets_on_ports().collect();
     }
@@ -70,10 +78,70 @@ pub(super) fn make(
     }
 }
 
+/// What the kernel side decides about, each by what rules say of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Traffic {
+    Tcp,
+    /// UDP on port 443.
+    Quic,
+    /// UDP on other ports.
+    Udp,
+}
+
+impl Traffic {
+    const QUIC_PORT: u16 = 443;
+
+    /// Whether something that is on these ports has to do with it.
+    fn is_on(self, is_on: impl Fn(u16) -> bool) -> bool {
+        self != Self::Quic || is_on(Self::QUIC_PORT)
+    }
+
+    /// Whether a rule has it captured.
+    fn is_captured_by(self, rule: &Rule) -> bool {
+        match self {
+            Self::Tcp => true,
+            Self::Quic => rule.udp != Udp::Allow,
+            Self::Udp => rule.udp == Udp::Deny && rule.workloads.is_everyone(),
+        }
+    }
+}
+
+/// What rules ask about one kind of traffic.
+struct Demands {
+    everywhere: Everywhere,
+    here: PrefixTable<Here>,
+}
+
+impl Demands {
+    fn new(
+        traffic: Traffic,
+        rules: &[Rule],
+        services: &[Service],
+        by_address: &PrefixTable<Vec<usize>>,
+    ) -> Self {
+        let mut here: PrefixTable<Here> = PrefixTable::default();
+        for (net, at) in by_address.iter() {
+            let at = at.iter().map(|index| &services[*index]);
+            let at = at.filter(|service| traffic.is_on(|port| service.is_on(port)));
+            *here.entry(net) = Here::new(at, rules, traffic);
+        }
+        Self {
+            everywhere: Everywhere::new(rules, services, traffic),
+            here,
+        }
+    }
+
+    /// At the addresses of a prefix that services have.
+    fn at(&self, net: IpNet) -> Demand {
+        self.everywhere.at(net, &self.here)
+    }
+}
+
 /// What rules ask of the kernel side; more goes before less.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 enum Demand {
     /// There is no rule.
+    #[default]
     Nothing,
     /// Capture, and passing on while no agent is there.
     Open,
@@ -83,15 +151,17 @@ enum Demand {
 
 impl Demand {
     /// What rules ask, the first of which goes before the others.
-    fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Asked {
+    fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>, traffic: Traffic) -> Asked {
         let mut asked = Asked {
             demand: Self::Nothing,
             by_all: false,
         };
         for rule in rules {
-            let closed = rule.action.is_closed();
-            let demand = if closed { Self::Closed } else { Self::Open };
-            asked.demand = asked.demand.max(demand);
+            if traffic.is_captured_by(rule) {
+                let closed = rule.action.is_closed();
+                let demand = if closed { Self::Closed } else { Self::Open };
+                asked.demand = asked.demand.max(demand);
+            }
             // After one that is for everyone no later one comes to bear.
             if rule.workloads.is_everyone() {
                 asked.by_all = true;
@@ -118,46 +188,35 @@ struct Asked {
 
 impl Asked {
     /// By the rules that select a service.
-    fn by_labels(service: &Service, rules: &[Rule]) -> Self {
-        Demand::of(service.rules.iter().map(|index| &rules[index]))
+    fn by_labels(service: &Service, rules: &[Rule], traffic: Traffic) -> Self {
+        Demand::of(service.rules.iter().map(|index| &rules[index]), traffic)
     }
 }
 
 /// What the services ask that have exactly one prefix.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Here {
-    /// Whether the oldest of them is.
-    external: bool,
     demand: Demand,
     /// Whether, for some connection, rules for all services come to bear after theirs.
     leaves_rest: bool,
-    /// Whether one of them is there on every port and for every workload.
+    /// Whether one of them is there on every port that matters and for every workload.
     whole: bool,
-}
-
-impl Default for Here {
-    fn default() -> Self {
-        Self {
-            external: true,
-            demand: Demand::Nothing,
-            leaves_rest: false,
-            whole: false,
-        }
-    }
 }
 
 impl Here {
     /// All of them count, not just the oldest: a name may lead to any.
-    fn new<'a>(services: impl Iterator<Item = &'a Service> + Clone, rules: &[Rule]) -> Self {
-        let mut here = Self {
-            external: services.clone().next().is_none_or(|s| s.external),
-            ..Self::default()
-        };
+    fn new<'a>(
+        services: impl Iterator<Item = &'a Service>,
+        rules: &[Rule],
+        traffic: Traffic,
+    ) -> Self {
+        let mut here = Self::default();
         for service in services {
-            let asked = Asked::by_labels(service, rules);
+            let asked = Asked::by_labels(service, rules, traffic);
             here.demand = here.demand.max(asked.demand);
             here.leaves_rest |= service.external && !asked.by_all;
-            here.whole |= service.ports.is_empty() && service.visibility == Visibility::All;
+            let whole = service.ports.is_empty() || traffic == Traffic::Quic;
+            here.whole |= whole && service.visibility == Visibility::All;
         }
         here
     }
@@ -171,19 +230,27 @@ struct Everywhere {
 }
 
 impl Everywhere {
-    fn new(rules: &[Rule], services: &[Service]) -> Self {
+    fn new(rules: &[Rule], services: &[Service], traffic: Traffic) -> Self {
         let for_all = rules.iter().filter(|rule| matches!(rule.scope, Scope::All));
-        let for_all = Demand::of(for_all).demand;
-        let hosts = rules
-            .iter()
-            .filter(|rule| matches!(rule.scope, Scope::Host { .. }));
+        let for_all = Demand::of(for_all, traffic).demand;
+        if traffic == Traffic::Udp {
+            let by_name = Demand::Nothing;
+            return Self { for_all, by_name };
+        }
+        let hosts = rules.iter().filter(|rule| match &rule.scope {
+            Scope::Host { ports, .. } => traffic.is_on(|port| ports.contains(port)),
+            Scope::All | Scope::Labels(_) => false,
+        });
         let mut by_name = hosts
-            .map(|rule| Demand::of([rule]).demand)
+            .map(|rule| Demand::of([rule], traffic).demand)
             .max()
             .unwrap_or(Demand::Nothing);
-        let anywhere = |service: &&Service| service.external && service.addresses.is_empty();
+        let anywhere = |service: &&Service| {
+            let matters = traffic.is_on(|port| service.is_on(port));
+            service.external && service.addresses.is_empty() && matters
+        };
         for service in services.iter().filter(anywhere) {
-            let asked = Asked::by_labels(service, rules);
+            let asked = Asked::by_labels(service, rules, traffic);
             by_name = by_name.max(asked.demand);
             if !asked.by_all {
                 by_name = by_name.max(for_all);

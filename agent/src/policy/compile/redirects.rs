@@ -8,7 +8,7 @@ use super::proxies::{Proxies, Wanted};
 use super::rules::{Origin, Rank, Ranked, target_rule};
 use crate::name::Host;
 use crate::policy::api::destination_rule::DestinationRule;
-use crate::policy::api::tunnel::{DialFromField, PlainHttpField};
+use crate::policy::api::tunnel::{DialFromField, PlainHttpField, Udp};
 use crate::policy::api::value::{HostPattern, Port};
 use crate::policy::api::virtual_service::{RouteDestination, VirtualService};
 use crate::policy::document::{Document, Documents};
@@ -157,6 +157,7 @@ fn redirects<'a>(
                         scope,
                         workloads: workloads.clone(),
                         action: Action::Tunnel(Box::new(route.clone())),
+                        udp: Udp::DenyQuic,
                     },
                 });
             }

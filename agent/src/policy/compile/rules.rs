@@ -10,7 +10,7 @@ use super::tls::workloads;
 use crate::policy::api::Object;
 use crate::policy::api::destination_rule::{DestinationRule, TunnelFields, TunnelProxy};
 use crate::policy::api::metadata::{ObjectName, Timestamp};
-use crate::policy::api::tunnel::{Action as ActionField, DialFromField, ProxyRef, Tunnel};
+use crate::policy::api::tunnel::{Action as ActionField, DialFromField, ProxyRef, Tunnel, Udp};
 use crate::policy::api::value::{HostPattern, Port, TargetHost};
 use crate::policy::document::{Document, Documents};
 use crate::policy::failure_mode::FailureMode;
@@ -133,6 +133,13 @@ fn tunnel(
     only_of_its_own(document, tenancy, report)?;
     let visibility = tenancy.visibility(&[], document.namespace());
     let workloads = WorkloadMatch::new(spec.workload_selector.as_ref(), visibility);
+    if spec.udp == Some(Udp::Deny) && !workloads.is_everyone() {
+        let reason = "the kernel side, which decides about UDP, does not know workloads: `Deny` is for \
+                      Tunnels that are for all of them, without workloadSelector and, in a cluster, in \
+                      the root namespace";
+        report.problems.push(document.problem("spec.udp", reason));
+        return None;
+    }
     Some(Ranked {
         rank: Rank::new(
             document,
@@ -145,6 +152,12 @@ fn tunnel(
             policy: document.id().into(),
             place: document.place("metadata.name").to_string(),
             scope,
+            udp: spec.udp.unwrap_or(match spec.action {
+                ActionField::Direct => Udp::Allow,
+                // Only of what is for everyone can the kernel side tell whose datagrams it is about.
+                ActionField::Deny if workloads.is_everyone() => Udp::Deny,
+                ActionField::Deny | ActionField::Tunnel => Udp::DenyQuic,
+            }),
             workloads,
             action,
         },
@@ -324,6 +337,7 @@ fn destination_rule(
                 no_proxy: HostList::default(),
                 failure_mode: FailureMode::Closed,
             })),
+            udp: Udp::DenyQuic,
         },
     })
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::Side;
 use crate::policy::document::Documents;
 
 const ALL: &str = "\
@@ -155,7 +156,7 @@ spec:
             "a.yaml:25: Tunnel/all: spec.failureMode: expected `closed` or `open`",
             "a.yaml:27: Tunnel/all: spec.retries: unknown field `retries`, expected one of \
              `selector`, `workloadSelector`, `action`, `proxy`, `proxies`, `targetHost`, \
-             `targetPort`, `noProxy`, `failureMode`",
+             `targetPort`, `noProxy`, `failureMode`, `udp`",
         ]
     );
 }
@@ -289,7 +290,9 @@ fn the_plan_captures_what_policy_is_about() {
     let net = |text: &str| text.parse::<IpNet>().unwrap();
     let side = |text: &str| {
         let mut sides = plan.prefixes.iter();
-        sides.find(|(n, _)| *n == net(text)).map(|(_, side)| *side)
+        sides
+            .find(|(n, _)| *n == net(text))
+            .map(|(_, sides)| sides.tcp)
     };
     assert_eq!(side("198.51.100.0/24"), Some(Side::Internal));
     assert_eq!(side("203.0.113.7/32"), None);
@@ -311,7 +314,7 @@ fn options_make_ranges_internal() {
     let policy = Policy::for_proxy(proxy, "2001:db8::/32".parse().unwrap(), &options);
     let plan = policy.capture_plan();
     for net in ["203.0.113.0/24", "2001:db8::/32"] {
-        let entry = (net.parse().unwrap(), Side::Internal);
+        let entry = (net.parse().unwrap(), Captured::from(Side::Internal));
         assert!(plan.prefixes.contains(&entry), "{net}");
     }
     assert_eq!(plan.ports, PortSet::all());

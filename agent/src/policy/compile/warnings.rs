@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::{Policy, traffic};
 use crate::name::HostName;
 use crate::policy::api::service_entry::{PortProtocol, ServiceEntry};
+use crate::policy::api::tunnel::Udp;
 use crate::policy::document::{Document, Documents};
 use crate::policy::external::is_never_external;
 use crate::policy::failure_mode::FailureMode;
@@ -45,6 +46,13 @@ impl Policy {
                     format!("it never applies: no external ServiceEntry has the labels {labels}");
                 doubts.push(document.problem("spec.selector", reason));
                 continue;
+            }
+            if document.object.spec.udp == Some(Udp::Deny) && self.is_told_by_name_only(index) {
+                doubts.push(document.problem(
+                    "spec.udp",
+                    "only QUIC (port 443) is refused, to any address: what other UDP is for a service \
+                     without `addresses` is not known",
+                ));
             }
             // The kernel side knows no names, so what only names exempt is refused like the rest
             // while the agent is gone.
@@ -89,11 +97,18 @@ impl Policy {
                 !service.addresses.is_empty()
                     && service.addresses.iter().all(|net| {
                         let side = self.captured.of(net.network());
-                        side.is_some_and(|(_, side)| side != Side::External)
+                        side.is_some_and(|(_, side)| side.tcp != Side::External)
                     })
             }),
             Scope::All | Scope::Host { .. } => false,
         }
+    }
+
+    /// Whether it is about services of which some have no addresses of their own.
+    fn is_told_by_name_only(&self, index: usize) -> bool {
+        let mut selected = self.services.iter().filter(|s| s.rules.contains(index));
+        matches!(self.rules[index].scope, Scope::Labels(_))
+            && selected.any(|service| service.addresses.is_empty())
     }
 
     /// TLS for a host that is no proxy, and that nothing tunnels, is never spoken; nor is anything

@@ -31,6 +31,9 @@ pub trait CaptureSource: Send + Sync {
     /// Connections refused in the kernel, by reason.
     fn refused(&self) -> Vec<(&'static str, u64)>;
 
+    /// Datagrams refused in the kernel, by what they are.
+    fn udp_refused(&self) -> Vec<(&'static str, u64)>;
+
     /// Fill of the maps.
     fn maps(&self) -> Vec<MapUsage>;
 }
@@ -168,6 +171,7 @@ struct CaptureCollector {
     redirected: Family,
     skipped: Family,
     refused: Family,
+    udp_refused: Family,
     map_entries: Family,
     map_capacity: Family,
 }
@@ -191,6 +195,11 @@ impl CaptureCollector {
                 "Connections that the hooks refused.",
                 Some("reason"),
             )?,
+            udp_refused: Family::counter(
+                "underpass_capture_udp_refused_total",
+                "Datagrams that the hooks refused: QUIC (port 443) and others.",
+                Some("kind"),
+            )?,
             map_entries: Family::gauge(
                 "underpass_capture_map_entries",
                 "Entries in a BPF map.",
@@ -211,6 +220,7 @@ impl Collector for CaptureCollector {
             self.redirected.desc(),
             self.skipped.desc(),
             self.refused.desc(),
+            self.udp_refused.desc(),
             self.map_entries.desc(),
             self.map_capacity.desc(),
         ]
@@ -224,6 +234,7 @@ impl Collector for CaptureCollector {
             self.redirected.single(self.source.redirected()),
             self.skipped.samples(self.source.skipped()),
             self.refused.samples(self.source.refused()),
+            self.udp_refused.samples(self.source.udp_refused()),
             self.map_entries.samples(entries),
             self.map_capacity.samples(capacity),
         ]

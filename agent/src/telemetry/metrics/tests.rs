@@ -13,7 +13,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 48] = [
+const EXPECTED: [(&str, &str, &[&str]); 49] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -44,6 +44,7 @@ const EXPECTED: [(&str, &str, &[&str]); 48] = [
     ("underpass_capture_redirected_total", "counter", &[]),
     ("underpass_capture_refused_total", "counter", &["reason"]),
     ("underpass_capture_skipped_total", "counter", &["reason"]),
+    ("underpass_capture_udp_refused_total", "counter", &["kind"]),
     ("underpass_inspection_total", "counter", &["result"]),
     ("underpass_limit_refused_total", "counter", &["limit"]),
     ("underpass_namespace_failures_total", "counter", &["reason"]),
@@ -236,6 +237,10 @@ impl CaptureSource for Kernel {
 
     fn refused(&self) -> Vec<(&'static str, u64)> {
         vec![("device_bound", 1)]
+    }
+
+    fn udp_refused(&self) -> Vec<(&'static str, u64)> {
+        vec![("quic", 2)]
     }
 
     fn maps(&self) -> Vec<MapUsage> {

@@ -2,10 +2,15 @@
 
 use crate::name::OriginalDst;
 use crate::policy::testing::{compile, entry, rule, through, tunnel, warnings};
-use crate::policy::{Policy, Side};
+use crate::policy::{Captured, Policy, Side};
 
 /// `ports; SIDE SIDE ...`: the sides of some addresses, `-` for what is not captured.
 fn plan(policy: &Policy, addresses: &[&str]) -> String {
+    let sides = sides(policy, addresses, |captured| captured.tcp);
+    format!("{}; {sides}", policy.capture_plan().ports)
+}
+
+fn sides(policy: &Policy, addresses: &[&str], pick: impl Fn(Captured) -> Side) -> String {
     let plan = policy.capture_plan();
     let sides = addresses.iter().map(|address| {
         let address = OriginalDst(format!("{address}:1").parse().unwrap()).ip();
@@ -13,13 +18,14 @@ fn plan(policy: &Policy, addresses: &[&str]) -> String {
             .prefixes
             .iter()
             .filter(|(net, _)| net.contains(&address));
-        match around.max_by_key(|(net, _)| net.prefix_len()).unwrap().1 {
+        let longest = around.max_by_key(|(net, _)| net.prefix_len());
+        match pick(longest.unwrap().1) {
             Side::External => "closed",
             Side::Open => "open",
             Side::Internal => "-",
         }
     });
-    format!("{}; {}", plan.ports, sides.collect::<Vec<_>>().join(" "))
+    sides.collect::<Vec<_>>().join(" ")
 }
 
 fn at(name: &str, address: &str, more: &str) -> String {
@@ -264,4 +270,91 @@ fn what_the_only_rule_exempts_is_not_captured() {
     let two = compile(&(through("all", exempt) + &rule("r", "a.test", "")));
     assert_eq!(plan(&two, &here), "1-65535; closed closed");
     assert!(two.capture_plan().exceptions.is_empty());
+}
+
+#[test]
+fn udp_is_refused_where_it_would_walk_past_a_rule() {
+    let here = ["203.0.113.7", "203.0.113.8", "[2001:db8::1]", "10.1.2.3"];
+    let closed = "closed closed closed -";
+    for (what, text, quic, udp) in [
+        ("nothing", String::new(), "- - - -", "- - - -"),
+        ("everything", through("all", ""), closed, "- - - -"),
+        (
+            "everything, open",
+            through("all", "failureMode: open, udp: Deny"),
+            "open open open -",
+            "open open open -",
+        ),
+        ("all UDP", through("all", "udp: Deny"), closed, closed),
+        ("no UDP", through("all", "udp: Allow"), "- - - -", "- - - -"),
+        (
+            "what is denied",
+            tunnel("all", "action: Deny"),
+            closed,
+            closed,
+        ),
+        (
+            "what is denied to some: only what there is a way to do without",
+            tunnel(
+                "all",
+                "action: Deny, workloadSelector: {units: [a.service]}",
+            ),
+            closed,
+            "- - - -",
+        ),
+        (
+            "an address that is let pass, beside everything",
+            at("s", "203.0.113.7", HTTPS) + &action("s", "Direct") + &through("all", ""),
+            "- closed closed -",
+            "- - - -",
+        ),
+        (
+            "an address that is let pass on another port",
+            at("s", "203.0.113.7", HTTP) + &action("s", "Direct") + &through("all", ""),
+            closed,
+            "- - - -",
+        ),
+        (
+            "an address, and nothing else",
+            at("s", "203.0.113.7", HTTPS) + &selecting("s", "udp: Deny"),
+            "closed - - -",
+            "closed - - -",
+        ),
+        (
+            "an address that has nothing on that port",
+            at("s", "203.0.113.7", HTTP) + &selecting("s", ""),
+            "- - - -",
+            "- - - -",
+        ),
+        (
+            "a name, which may be at any address",
+            named("s", HTTPS) + &selecting("s", "udp: Deny"),
+            closed,
+            "- - - -",
+        ),
+        (
+            "a name on another port",
+            named("s", HTTP) + &rule("r", "s.test", ""),
+            "- - - -",
+            "- - - -",
+        ),
+        (
+            "an address of which UDP is denied, beside everything",
+            at("s", "203.0.113.7", "") + &selecting("s", "udp: Deny") + &through("all", ""),
+            closed,
+            "closed - - -",
+        ),
+        (
+            "an exception to everything",
+            through("all", "udp: Deny, noProxy: [203.0.113.0/28]"),
+            "- - closed -",
+            "- - closed -",
+        ),
+    ] {
+        let policy = compile(&text);
+        let shown = sides(&policy, &here, |captured| captured.quic);
+        assert_eq!(shown, quic, "{what}: QUIC");
+        let shown = sides(&policy, &here, |captured| captured.udp);
+        assert_eq!(shown, udp, "{what}: other UDP");
+    }
 }

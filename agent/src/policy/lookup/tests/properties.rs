@@ -7,7 +7,7 @@ use proptest::sample::{select, subsequence};
 
 use super::super::*;
 use crate::policy::testing::{compile, document, entry, facts, rule, tunnel};
-use crate::policy::{CapturePlan, DenyReason, Fallback};
+use crate::policy::{CapturePlan, Captured, DenyReason, Fallback};
 use crate::workload::Workload;
 
 const PATTERNS: &[&str] = &[
@@ -247,11 +247,11 @@ fn workloads() -> [Workload; 4] {
 }
 
 /// Where the kernel side has an address and port.
-fn side(plan: &CapturePlan, dst: OriginalDst) -> Side {
+fn sides(plan: &CapturePlan, dst: OriginalDst) -> Captured {
     let excepted =
         |(net, port): &(ipnet::IpNet, u16)| net.contains(&dst.ip()) && *port == dst.port();
     if !plan.ports.contains(dst.port()) || plan.exceptions.iter().any(excepted) {
-        return Side::Internal;
+        return Side::Internal.into();
     }
     let around = plan
         .prefixes
@@ -302,7 +302,7 @@ fn found(picked: Picked<'_>) -> (Option<usize>, Option<&str>) {
     (picked.rule, picked.service.map(|service| &*service.id))
 }
 
-fn check(policy: &Policy, workload: &Workload, view: &View, side: Side, dst: OriginalDst) {
+fn check(policy: &Policy, workload: &Workload, view: &View, sides: Captured, dst: OriginalDst) {
     let alone = policy.decide(&facts(&dst.to_string()), view);
     let claims = std::iter::once(dst.to_string()).chain(
         NAMES
@@ -345,9 +345,16 @@ fn check(policy: &Policy, workload: &Workload, view: &View, side: Side, dst: Ori
             Decision::Deny { reason, .. } => *reason == DenyReason::Rule,
             Decision::Tunnel(tunnel) => tunnel.fallback == Fallback::Refuse,
         };
-        match side {
+        match sides.tcp {
             Side::Internal => assert!(is_direct(&verdict), "{claim}: {shown}"),
             _ if dst.ip().is_loopback() => panic!("{claim}: a node's own address is captured"),
+            Side::Open => assert!(!closed, "{claim}: {shown}"),
+            Side::External => {}
+        }
+        // Nor does QUIC pass where a connection would not.
+        match sides.quic {
+            _ if dst.port() != 443 => {}
+            Side::Internal => assert!(is_direct(&verdict), "{claim}: {shown}"),
             Side::Open => assert!(!closed, "{claim}: {shown}"),
             Side::External => {}
         }
@@ -394,7 +401,7 @@ proptest! {
             let view = policy.view(workload);
             for (address, port) in &destinations {
                 let dst = OriginalDst(format!("{address}:{port}").parse().unwrap());
-                check(&policy, workload, &view, side(&plan, dst), dst);
+                check(&policy, workload, &view, sides(&plan, dst), dst);
             }
         }
     }
