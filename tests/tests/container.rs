@@ -1,46 +1,63 @@
 //! The image in a real container runtime, with what the manifests grant it and no more: what a node sees
 //! of `kubectl apply` and of uninstalling.
 
-use std::fs;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use underpass_tests::agent::Agent;
 use underpass_tests::container::{Container, seen};
 use underpass_tests::manifests::{documents, find, render};
 use underpass_tests::pod::Node;
+use underpass_tests::servers::api_server::ApiServer;
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::squid::{Options, Squid};
-use underpass_tests::{Must as _, Scene, wait_for};
+use underpass_tests::{Scene, wait_for};
 
 const SECONDS: Duration = Duration::from_secs(30);
 
-/// The policy of the overlay, for the proxy of this world, as files: no cluster is here to be asked.
+const ROOT: &str = "underpass-system";
+
+/// An API server to which the overlay has been applied, for the proxy of this world.
 #[track_caller]
-fn write_policy(scene: &Scene, manifests: &[Value]) {
-    let directory = scene.world.dir().join("policy");
-    fs::create_dir_all(&directory).must("make a directory");
-    for (kind, name) in [("Tunnel", "everything"), ("Secret", "proxy-credentials")] {
-        let text = find(manifests, kind, name).to_string();
-        let text = text.replace("proxy.corp.example", "proxy.example");
-        fs::write(directory.join(format!("{kind}.yaml")), text).must("write policy");
+fn cluster(scene: &Scene, manifests: &[Value]) -> ApiServer {
+    let api = ApiServer::start(scene);
+    let mut tunnel = find(manifests, "Tunnel", "everything").clone();
+    tunnel["spec"]["proxy"]["host"] = "proxy.example".into();
+    let collection = "/apis/underpass.dev/v1alpha1/tunnels";
+    api.apply(collection, ROOT, "everything", tunnel);
+    let mut secret = find(manifests, "Secret", "proxy-credentials").clone();
+    // As the real one does when it takes it.
+    let fields = secret.as_object_mut().expect("an object");
+    let written = fields.remove("stringData").expect("credentials");
+    for (key, value) in written.as_object().expect("credentials") {
+        secret["data"][key] = STANDARD.encode(value.as_str().expect("text")).into();
     }
+    api.apply("/api/v1/secrets", ROOT, "proxy-credentials", secret);
+    api
 }
 
-/// The agent's container of the overlay, which captures the world's cgroup only.
+/// The agent's container of the overlay. It captures the world's cgroup only, and is told where the API
+/// server of this world is.
 #[track_caller]
-fn agent(scene: &Scene) -> Container {
-    let manifests = documents(&render("overlays/closed-all"));
-    write_policy(scene, &manifests);
-    let daemon_set = find(&manifests, "DaemonSet", "underpass");
+fn agent(scene: &Scene, manifests: &[Value], api: &ApiServer) -> Container {
+    let daemon_set = find(manifests, "DaemonSet", "underpass");
     let cgroup = seen(scene.world.workload());
+    let directory = scene.world.dir();
     Container::of(&scene.world, daemon_set)
         .replace(
             "--kubernetes",
-            &["--policy", "/etc/underpass", "--cgroup", &cgroup],
+            &[
+                "--kubernetes",
+                "--kubeconfig",
+                api.kubeconfig(),
+                "--cgroup",
+                &cgroup,
+            ],
         )
-        .mount(&scene.world.dir().join("policy"), "/etc/underpass")
+        .mount(directory, &directory.display().to_string())
 }
 
 fn squid(scene: &Scene) -> Squid {
@@ -57,12 +74,17 @@ fn a_pod_is_tunnelled_and_stays_refused_until_the_uninstaller_has_run() {
     let node = Node::new(&scene.world);
     let squid = squid(&scene);
     let pod = node.start(1);
+    let manifests = documents(&render("overlays/closed-all"));
+    let api = cluster(&scene, &manifests);
     let request = || {
         let curl = scene.curl("https://site.example/page").args(["-4"]);
         curl.run(pod.command("curl"))
     };
 
-    let mut agent = Agent::by(agent(&scene).command(&scene.world), &scene.world);
+    let mut agent = Agent::by(
+        agent(&scene, &manifests, &api).command(&scene.world),
+        &scene.world,
+    );
     let inode = pod.place().netns();
     wait_for("the pod is enrolled", SECONDS, || {
         let told = agent.admin("/status");
@@ -121,7 +143,10 @@ fn with_one_capability_less_it_says_which_is_missing() {
     let node = Node::new(&scene.world);
     let _squid = squid(&scene);
     let pod = node.start(1);
-    let all = agent(&scene).granted();
+    let manifests = documents(&render("overlays/closed-all"));
+    let api = cluster(&scene, &manifests);
+    let agent = || agent(&scene, &manifests, &api);
+    let all = agent().granted();
     assert_eq!(all, ["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"]);
     let without = |name: &str| -> Vec<&str> {
         let others = all.iter().map(String::as_str);
@@ -129,21 +154,21 @@ fn with_one_capability_less_it_says_which_is_missing() {
     };
 
     for (lacking, named) in NEEDED {
-        let container = agent(&scene).capabilities(&without(lacking));
+        let container = agent().capabilities(&without(lacking));
         let done = container.command(&scene.world).start().finish(SECONDS);
         assert_eq!(done.status.code(), Some(1), "{lacking}: {done:?}");
         assert!(done.stderr.contains(named), "{lacking}: {done:?}");
     }
 
     // Without this one it starts, since there may be nothing to look into, and tells of what there is.
-    let container = agent(&scene).capabilities(&without("CAP_SYS_PTRACE"));
-    let mut agent = Agent::by(container.command(&scene.world), &scene.world);
-    agent.wait_for_metric(
+    let container = agent().capabilities(&without("CAP_SYS_PTRACE"));
+    let mut lacking = Agent::by(container.command(&scene.world), &scene.world);
+    lacking.wait_for_metric(
         "underpass_namespace_failures_total",
         &[("reason", "not_permitted")],
         1.0,
     );
-    let said = agent.process().stderr();
+    let said = lacking.process().stderr();
     assert!(said.contains("the agent needs CAP_SYS_PTRACE"), "{said}");
     let curl = scene.curl("https://site.example/page").args(["-4"]);
     assert_ne!(curl.run(pod.command("curl")).exit, 0, "not past the tunnel");
