@@ -36,7 +36,7 @@ use crate::capture::{
 };
 use crate::circuit::Circuits;
 use crate::connection::{InForce, Way};
-use crate::dns::Resolver;
+use crate::dns::{Knowledge, Resolver};
 use crate::inspect;
 use crate::limits::{Admission, Limits};
 use crate::policy::LoadError;
@@ -176,6 +176,11 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
     let sockets: Arc<dyn SocketFactory> = capture.sockets();
     let resolver = Resolver::from_system(Arc::clone(&sockets));
     let settings = config.traces.take();
+    let knowledge = Arc::new(Knowledge::new(
+        capture.answers()?,
+        Arc::clone(&metrics.dns) as _,
+    ));
+    vital.spawn("DNS of workloads", learn(Arc::clone(&knowledge)));
     let (tracer, traces) = Traces::start(settings, &sockets, &resolver, &metrics);
     let closing = CancellationToken::new();
     let way = Arc::new(Way {
@@ -189,6 +194,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             Arc::new(metrics.proxy.clone()),
         ),
         resolver,
+        knowledge,
         workloads: Arc::new(Workloads::new(Hierarchy::find()?)),
         sockets,
         metrics: Arc::clone(&metrics),
@@ -405,6 +411,13 @@ fn families(listeners: &[Listener]) -> Vec<Family> {
             }
         })
         .collect()
+}
+
+/// Learns what workloads resolve, for ever.
+async fn learn(knowledge: Arc<Knowledge>) {
+    if let Err(error) = knowledge.follow().await {
+        tracing::error!(%error, "names that workloads resolve are learnt late, or not at all");
+    }
 }
 
 /// Removes flows that nobody will take, for ever.
