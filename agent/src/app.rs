@@ -37,7 +37,7 @@ use crate::capture::{
 };
 use crate::circuit::Circuits;
 use crate::connection::{InForce, Way};
-use crate::dns::Resolver;
+use crate::dns::{Knowledge, Resolver};
 use crate::inspect;
 use crate::kubernetes::ClusterConfig;
 use crate::limits::{Admission, Limits};
@@ -223,6 +223,11 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
     warn_of(policy.warnings());
     let policy_state = Arc::new(PolicyState::new(&rejected));
     let settings = config.traces.take();
+    let knowledge = Arc::new(Knowledge::new(
+        capture.answers()?,
+        Arc::clone(&metrics.dns) as _,
+    ));
+    vital.spawn("DNS of workloads", learn(Arc::clone(&knowledge)));
     let (tracer, traces) = Traces::start(settings, &sockets, &resolver, &metrics);
     let closing = CancellationToken::new();
     let way = Arc::new(Way {
@@ -236,6 +241,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             Arc::new(metrics.proxy.clone()),
         ),
         resolver,
+        knowledge,
         workloads: Arc::new(Workloads::new(
             Hierarchy::find()?,
             feed.as_ref().map(|feed| feed.pods()),
@@ -461,6 +467,13 @@ fn families(listeners: &[Listener]) -> Vec<Family> {
             }
         })
         .collect()
+}
+
+/// Learns what workloads resolve, for ever.
+async fn learn(knowledge: Arc<Knowledge>) {
+    if let Err(error) = knowledge.follow().await {
+        tracing::error!(%error, "names that workloads resolve are learnt late, or not at all");
+    }
 }
 
 /// Removes flows that nobody will take, for ever.

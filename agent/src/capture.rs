@@ -1,6 +1,7 @@
 //! The kernel side, seen from the agent: loading and attaching the programs, the listeners that
 //! connections are redirected to, and where each of them wanted to go.
 
+mod answers;
 mod attachment;
 mod bpf;
 mod btf;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use underpass_abi::{Listeners, Verdict};
 
+pub use answers::Answers;
 pub use attachment::Attachment;
 pub use canary::{Canary, serve_sockets};
 pub use counters::KernelCounters;
@@ -163,6 +165,14 @@ impl Capture {
     /// The map cannot be changed.
     pub fn dismiss(&mut self, cookie: u64) -> Result<(), CaptureError> {
         self.rules.dismiss(cookie)
+    }
+
+    /// Where the programs pass on what workloads are answered. To be called once, on a runtime.
+    ///
+    /// # Errors
+    /// Its map is not there, or taken already.
+    pub fn answers(&mut self) -> Result<Answers, CaptureError> {
+        Answers::new(&mut self.object)
     }
 
     /// Where the programs tell of namespaces that are not enrolled. To be called once, on a runtime.

@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Accepted, Workloads};
 use crate::circuit::Circuits;
-use crate::dns::Resolver;
+use crate::dns::{Knowledge, Resolver};
 use crate::inspect::{self, Form, Seen};
 use crate::limits::{Admission, Refusal};
-use crate::name::OriginalDst;
-use crate::policy::{self, Facts, HeaderContext, Policy, Verdict, View};
+use crate::name::{Host, OriginalDst};
+use crate::policy::{self, Claim, Facts, HeaderContext, NameSource, Policy, Verdict, View};
 use crate::relay::Timeouts;
 use crate::sockets::{SocketFactory, Vantage, finish_on_close};
 use crate::telemetry::{
@@ -46,6 +46,8 @@ pub(crate) struct Way {
     /// just before they learnt of an address.
     pub(crate) proxies: ArcSwap<HashSet<SocketAddr>>,
     pub(crate) resolver: Resolver,
+    /// What workloads have resolved.
+    pub(crate) knowledge: Arc<Knowledge>,
     pub(crate) workloads: Arc<Workloads>,
     pub(crate) sockets: Arc<dyn SocketFactory>,
     pub(crate) tunneler: Tunneler,
@@ -178,6 +180,7 @@ impl Way {
             let inspecting = self.inspect(workload, look, origin, record);
             let inspected = Box::pin(inspecting).await?;
             facts.claimed = inspected.claimed_host().map(first_bytes::claim);
+            self.see_through_ech(&inspected.seen, origin, &view, &mut facts);
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
             let version = match &inspected.seen {
                 Seen::Http(head) if head.form != Form::Authority => Some(Version::Http1),
@@ -194,6 +197,9 @@ impl Way {
             }
         } else {
             self.metrics.policy.inspected(Inspection::Skipped);
+        }
+        if facts.claimed.is_none() {
+            facts.claimed = self.resolved(origin, &view).into_iter().next();
         }
         let judging = self.judge(&policy, &mut facts, &view);
         let verdict = record.span().around("policy", judging).await;
@@ -245,6 +251,36 @@ impl Way {
     /// and this is a pod of which nothing is known.
     fn is_obscure(&self, policy: &Policy, who: &Workload) -> bool {
         policy.wants_workload() && self.workloads.is_obscure(who)
+    }
+
+    /// The names under which the workload has resolved the address, if they are to count.
+    fn resolved(&self, origin: Origin, view: &View) -> Vec<Claim> {
+        if !view.observes_dns() {
+            return Vec::new();
+        }
+        let names = self.knowledge.names(origin.cgroup_id, origin.dst.ip());
+        let claim = |name| Claim {
+            host: Host::Name(name),
+            source: NameSource::Dns,
+        };
+        names.into_iter().map(claim).collect()
+    }
+
+    /// Where the ClientHello is encrypted, its server name may be that of a provider: then the name
+    /// that the workload has resolved is the better one. Clients say that they encrypt also when they
+    /// do not (GREASE), so a server name that was resolved as well stands.
+    fn see_through_ech(&self, seen: &Seen, origin: Origin, view: &View, facts: &mut Facts) {
+        let Seen::Tls(hello) = seen else { return };
+        if !hello.ech {
+            return;
+        }
+        let resolved = self.resolved(origin, view);
+        let same = |claim: &Claim| Some(&claim.host) == facts.claimed.as_ref().map(|it| &it.host);
+        if !resolved.iter().any(same)
+            && let Some(last) = resolved.into_iter().next()
+        {
+            facts.claimed = Some(last);
+        }
     }
 
     /// The verdict of policy; the claimed name is verified if that would change it.

@@ -8,7 +8,10 @@
 //! A name with a dot is asked for as it stands; the search list of `resolv.conf` serves names of
 //! one label only (as with `ndots:1`), and those are asked for as they stand last.
 
+mod answer;
 mod files;
+mod knowledge;
+mod known;
 mod provider;
 mod servers;
 mod staggered;
@@ -30,6 +33,8 @@ use crate::sockets::SocketFactory;
 use files::{Hosts, Watched};
 use servers::{Answer, Failure, NameServers};
 
+pub use answer::{Answer as ObservedAnswer, Malformed};
+pub use knowledge::{Heard, Knowledge, Listener};
 pub(crate) use staggered::first_success;
 
 /// The whole of a lookup, all servers and both address families together.

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 mod client_hello;
 #[path = "../fuzz/checks/connect_answer.rs"]
 mod connect_answer;
+#[path = "../fuzz/checks/dns_answer.rs"]
+mod dns_answer;
 #[path = "../fuzz/checks/http2_proxy.rs"]
 mod http2_proxy;
 #[path = "../fuzz/checks/http_head.rs"]
@@ -32,6 +34,11 @@ fn http_heads() {
 #[test]
 fn connect_answers() {
     check_all("connect_answer", connect_answer::check);
+}
+
+#[test]
+fn answers_of_name_servers() {
+    check_all("dns_answer", dns_answer::check);
 }
 
 #[test]

@@ -3,13 +3,15 @@
 //! `connect` sends a workload's external TCP connection to the agent's listener in the same
 //! network namespace and keeps the original destination with the socket; `flow` writes it where
 //! the agent finds it, before the SYN leaves; `peername` lets the workload see the peer it asked
-//! for; `udp` refuses datagrams that would walk past what TCP is under; `netns` tells the agent which
+//! for; `udp` refuses datagrams that would walk past what TCP is under; `dns` passes on what
+//! workloads are answered; `netns` tells the agent which
 //! namespace it is in, on kernels with no other way. Every program stays small: the verifiers of all kernels from 5.10 on must take it.
 
 #![no_std]
 #![no_main]
 
 mod connect;
+mod dns;
 mod flow;
 mod listener;
 mod maps;

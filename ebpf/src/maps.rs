@@ -4,9 +4,13 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use underpass_abi::{
-    Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Redirect, RuleKey, Side,
-    Sides, port_slot,
+    Answer, Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Questions, Redirect,
+    RuleKey, Side, Sides, port_slot,
 };
+
+/// One that finds no room is lost, and counted.
+#[btf_map]
+pub static ANSWERS: RingBuf<Answer, { 1 << 20 }> = RingBuf::new();
 
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
@@ -35,6 +39,9 @@ pub static PREFIXES: LpmTrie<RuleKey, Sides, 16_384> = LpmTrie::new();
 /// A set: the values mean nothing.
 #[btf_map]
 pub static PROXIES: HashMap<Endpoint, u32, 4096> = HashMap::new();
+
+#[btf_map]
+pub static QUESTIONS: SkStorage<Questions> = SkStorage::new();
 
 #[btf_map]
 pub static REDIRECTS: SkStorage<Redirect> = SkStorage::new();

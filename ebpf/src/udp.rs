@@ -5,15 +5,15 @@
 //! it would put the addresses in the wrong order. What is sent is seen here however it is: by a
 //! connected or an unconnected socket, one that was connected before we came, or a raw one.
 
-use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_fullsock};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::warn;
 use underpass_abi::{Address, Counter, Endpoint, Side};
 
+use crate::dns::note_question;
 use crate::maps::{NEXT_LOG, PROXIES, ROLES, count, is_captured, sides};
-use crate::socket::storage;
+use crate::socket::{of_packet, storage};
 use crate::task::is_kernel_thread;
 
 /// What the kernel does after the hook: fail with EPERM, or go on.
@@ -23,7 +23,7 @@ const PROCEED: i32 = 1;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_UDP_LITE: u8 = 136;
 
-const PORT_DNS: u16 = 53;
+pub const PORT_DNS: u16 = 53;
 const PORT_QUIC: u16 = 443;
 
 /// On each processor one refused datagram is logged in this time.
@@ -35,27 +35,41 @@ pub fn refuse_udp(ctx: SkBuffContext) -> i32 {
     decide(&ctx, Side::External)
 }
 
-/// What is refused while the agent is there, which holds this program and takes it with it.
+/// What is refused while the agent is there, which holds this program and takes it with it; and what
+/// only it wants to know.
 #[cgroup_skb(egress)]
-pub fn refuse_udp_open(ctx: SkBuffContext) -> i32 {
+pub fn watch_udp(ctx: SkBuffContext) -> i32 {
+    if let Some(datagram) = Datagram::read(&ctx)
+        && datagram.destination.port == PORT_DNS
+    {
+        let _ = note_question(&ctx, &datagram);
+        return PROCEED;
+    }
     decide(&ctx, Side::Open)
 }
 
 #[inline(always)]
 fn decide(ctx: &SkBuffContext, refused: Side) -> i32 {
-    let Some(dst) = udp_destination(ctx) else {
+    let Some(Datagram { destination, .. }) = Datagram::read(ctx) else {
         return PROCEED;
     };
-    let sides = sides(&dst);
+    let sides = sides(&destination);
     // What is hidden behind headers that nobody needs is the worst of what it may be.
-    let hidden = dst.port == HIDDEN;
-    let quic = sides.quic == refused as u8 && (hidden || dst.port == PORT_QUIC);
-    let other = sides.udp == refused as u8 && dst.port != PORT_QUIC;
-    if !(quic || other) || dst.port == PORT_DNS || !(hidden || is_captured(dst.port)) {
+    let hidden = destination.port == HIDDEN;
+    let quic = sides.quic == refused as u8 && (hidden || destination.port == PORT_QUIC);
+    let other = sides.udp == refused as u8 && destination.port != PORT_QUIC;
+    if !(quic || other)
+        || destination.port == PORT_DNS
+        || !(hidden || is_captured(destination.port))
+    {
         return PROCEED;
     }
+    // One after the other: of two pointers at once the verifier takes no "or".
     // SAFETY: only asks whether it is there.
-    if unsafe { PROXIES.get(&dst) }.is_some() || is_ours(ctx) || is_kernel_thread() {
+    if unsafe { PROXIES.get(&destination) }.is_some() {
+        return PROCEED;
+    }
+    if is_ours(ctx) || is_kernel_thread() {
         return PROCEED;
     }
     count(if quic {
@@ -63,37 +77,76 @@ fn decide(ctx: &SkBuffContext, refused: Side) -> i32 {
     } else {
         Counter::UdpRefusedOther
     });
-    log(ctx, &dst);
+    log(ctx, &destination);
     REFUSE
 }
 
 /// No port: that of a datagram behind extension headers of IPv6.
 const HIDDEN: u16 = 0;
 
-/// Where a packet goes, if it is a datagram of UDP that somebody in particular is to get.
-#[inline(always)]
-fn udp_destination(ctx: &SkBuffContext) -> Option<Endpoint> {
-    let start: [u8; 20] = ctx.load(0).ok()?;
-    if start[0] >> 4 == 4 {
-        if !is_udp(start[9]) {
-            return None;
-        }
-        let address = Address::v4([start[16], start[17], start[18], start[19]]);
-        let length = usize::from(start[0] & 0x0f) * 4;
-        let port: [u8; 2] = ctx.load(length + 2).ok()?;
-        return Some(Endpoint::new(address, u16::from_be_bytes(port)));
-    }
-    let port = match start[6] {
-        next if is_udp(next) => {
-            let port: [u8; 2] = ctx.load(42).ok()?;
-            u16::from_be_bytes(port)
-        }
-        // Hop-by-hop options, routing, a fragment, destination options (RFC 8200).
-        0 | 43 | 44 | 60 => HIDDEN,
-        _ => return None,
-    };
-    Some(Endpoint::new(Address(ctx.load(24).ok()?), port))
+/// A packet of UDP.
+pub struct Datagram {
+    /// Where it goes; the port is [`HIDDEN`] behind extension headers of IPv6.
+    pub destination: Endpoint,
+    /// Where its payload begins, in bytes from the beginning of the packet.
+    pub payload: usize,
+    v4: bool,
 }
+
+impl Datagram {
+    /// Reads the headers of a packet; `None`: it is none of UDP.
+    #[inline(always)]
+    pub fn read(ctx: &SkBuffContext) -> Option<Self> {
+        let start: [u8; 20] = ctx.load(0).ok()?;
+        if start[0] >> 4 == 4 {
+            if !is_udp(start[9]) {
+                return None;
+            }
+            let address = Address::v4([start[16], start[17], start[18], start[19]]);
+            let header = usize::from(start[0] & 0x0f) * 4;
+            let port: [u8; 2] = ctx.load(header + 2).ok()?;
+            return Some(Self {
+                destination: Endpoint::new(address, u16::from_be_bytes(port)),
+                payload: header + UDP_HEADER,
+                v4: true,
+            });
+        }
+        let port = match start[6] {
+            next if is_udp(next) => {
+                let port: [u8; 2] = ctx.load(IPV6_HEADER + 2).ok()?;
+                u16::from_be_bytes(port)
+            }
+            // Hop-by-hop options, routing, a fragment, destination options (RFC 8200).
+            0 | 43 | 44 | 60 => HIDDEN,
+            _ => return None,
+        };
+        Some(Self {
+            destination: Endpoint::new(Address(ctx.load(24).ok()?), port),
+            payload: IPV6_HEADER + UDP_HEADER,
+            v4: false,
+        })
+    }
+
+    /// Who sends it.
+    #[inline(always)]
+    pub fn source(&self, ctx: &SkBuffContext) -> Option<Address> {
+        if self.v4 {
+            let address: [u8; 4] = ctx.load(12).ok()?;
+            return Some(Address::v4(address));
+        }
+        Some(Address(ctx.load(8).ok()?))
+    }
+
+    /// From which port.
+    #[inline(always)]
+    pub fn source_port(&self, ctx: &SkBuffContext) -> Option<u16> {
+        let port: [u8; 2] = ctx.load(self.payload - UDP_HEADER).ok()?;
+        Some(u16::from_be_bytes(port))
+    }
+}
+
+const IPV6_HEADER: usize = 40;
+const UDP_HEADER: usize = 8;
 
 #[inline(always)]
 fn is_udp(protocol: u8) -> bool {
@@ -103,15 +156,10 @@ fn is_udp(protocol: u8) -> bool {
 /// Whether the agent itself sends it.
 #[inline(always)]
 fn is_ours(ctx: &SkBuffContext) -> bool {
-    // SAFETY: the context is valid while the program runs; the helper gives null or a socket that
-    // lives as long.
-    unsafe {
-        let sk: *mut bpf_sock = (*ctx.skb.skb).__bindgen_anon_2.sk;
-        if sk.is_null() {
-            return false;
-        }
-        let sk = bpf_sk_fullsock(sk);
-        !sk.is_null() && storage(&ROLES, sk).is_some()
+    match of_packet(ctx) {
+        // SAFETY: the socket is the context's.
+        Some(sk) => unsafe { storage(&ROLES, sk) }.is_some(),
+        None => false,
     }
 }
 

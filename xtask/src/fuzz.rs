@@ -64,6 +64,8 @@ enum Target {
     HttpHead,
     /// What a proxy answers to CONNECT
     ConnectAnswer,
+    /// What a name server answers a workload
+    DnsAnswer,
     /// Requests and answers of HTTP/1.1
     HttpMessages,
     /// What a proxy sends on an HTTP/2 connection
@@ -79,6 +81,7 @@ impl Target {
             Self::ClientHello => "client_hello",
             Self::HttpHead => "http_head",
             Self::ConnectAnswer => "connect_answer",
+            Self::DnsAnswer => "dns_answer",
             Self::HttpMessages => "http_messages",
             Self::Http2Proxy => "http2_proxy",
             Self::Policy => "policy",

@@ -199,7 +199,7 @@ fn check_decision(facts: &Facts, decision: &Decision) {
                 TargetSource::OriginalDst => {
                     assert_eq!(tunnel.target.host.name(), None, "an address is no name");
                 }
-                TargetSource::Sni | TargetSource::HttpHost => {
+                TargetSource::Dns | TargetSource::Sni | TargetSource::HttpHost => {
                     assert_eq!(claimed, Some(&tunnel.target.host));
                 }
             }

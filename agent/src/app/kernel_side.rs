@@ -48,6 +48,10 @@ impl CaptureSource for KernelSide {
         })
     }
 
+    fn answers_lost(&self) -> u64 {
+        self.counters.value(Counter::AnswerLost)
+    }
+
     fn maps(&self) -> Vec<MapUsage> {
         vec![MapUsage {
             map: map::FLOWS,

@@ -368,6 +368,7 @@ pub(super) fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), Captur
         .exceptions
         .iter()
         .map(|(prefix, port)| (*prefix, Some(*port), internal));
+    capture.rules().set_observing(policy.observes_dns())?;
     capture.rules().set_prefixes(prefixes.chain(exceptions))?;
     capture.rules().set_ports(|port| plan.ports.contains(port))
 }

@@ -15,6 +15,9 @@ use crate::connection::Way;
 use crate::kubernetes::Feed;
 use crate::telemetry::metrics::CaptureSource;
 
+/// Names that are shown of each workload.
+const MAX_NAMES: usize = 100;
+
 /// Where it is read from.
 pub(super) struct Status {
     pub(super) capture: Arc<Mutex<Capture>>,
@@ -55,8 +58,25 @@ impl Status {
                 "refused": by_reason(self.kernel.refused()),
             },
             "namespaces": self.enrolment.as_ref().map(|enrolment| enrolment.to_json()),
+            "names": self.names(),
             "maps": self.maps(),
         })
+    }
+
+    /// What workloads have resolved, by the path of the cgroup as far as it is known.
+    fn names(&self) -> Vec<Value> {
+        let all = self.way.knowledge.all(MAX_NAMES).into_iter();
+        all.map(|(cgroup_id, names)| {
+            let names = names
+                .iter()
+                .map(|(name, address)| json!({"name": name.as_str(), "address": address}));
+            json!({
+                "cgroup_id": cgroup_id,
+                "cgroup": self.way.workloads.path(cgroup_id),
+                "names": names.collect::<Vec<_>>(),
+            })
+        })
+        .collect()
     }
 
     fn maps(&self) -> Map<String, Value> {

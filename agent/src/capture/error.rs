@@ -10,6 +10,9 @@ use aya::programs::ProgramError;
 /// Why connections cannot be captured.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
+    /// Nobody can wait for the answers that workloads get.
+    #[error("cannot wait for answers of name servers: {0}")]
+    AnswersPoll(io::Error),
     /// A program could not be attached.
     #[error(
         "cannot attach program `{program}` to cgroup {}: {}; another program without the \

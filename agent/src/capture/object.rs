@@ -22,9 +22,13 @@ static BYTES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/underpas
 
 const SOCK_ADDR_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
 const SOCK_OPS_PROGRAM: &str = "record_flow";
-/// What the second refuses passes when the agent is gone, so it is never pinned.
-const EGRESS_PROGRAMS: [&str; 2] = ["refuse_udp", REFUSE_WHILE_HERE];
-const REFUSE_WHILE_HERE: &str = "refuse_udp_open";
+/// Programs that see packets, where they see them, and whether they may outlive the agent: what the
+/// others do is for the agent, or while it is there.
+const PACKET_PROGRAMS: [(&str, CgroupSkbAttachType, bool); 3] = [
+    ("refuse_udp", CgroupSkbAttachType::Egress, true),
+    ("watch_udp", CgroupSkbAttachType::Egress, false),
+    ("observe_answer", CgroupSkbAttachType::Ingress, false),
+];
 
 /// The loaded object.
 #[derive(Debug)]
@@ -81,8 +85,8 @@ impl Object {
                 program: SOCK_OPS_PROGRAM,
                 source,
             })?;
-        for name in EGRESS_PROGRAMS {
-            egress(&mut ebpf, name)?
+        for (name, ..) in PACKET_PROGRAMS {
+            packets(&mut ebpf, name)?
                 .load()
                 .map_err(|source| CaptureError::Program {
                     program: name,
@@ -148,22 +152,14 @@ impl Object {
             .map_err(refused(SOCK_OPS_PROGRAM))?;
         let mut links = vec![(SOCK_OPS_PROGRAM, FdLink::try_from(link))];
         let mut only_here = Vec::new();
-        for name in EGRESS_PROGRAMS {
-            let program = egress(&mut self.ebpf, name)?;
+        for (name, hook, outlives) in PACKET_PROGRAMS {
+            let program = packets(&mut self.ebpf, name)?;
             let link = program
-                .attach(
-                    &directory,
-                    CgroupSkbAttachType::Egress,
-                    CgroupAttachMode::Single,
-                )
+                .attach(&directory, hook, CgroupAttachMode::Single)
                 .and_then(|id| program.take_link(id))
                 .map_err(refused(name))?;
-            let link = (name, FdLink::try_from(link));
-            if name == REFUSE_WHILE_HERE {
-                only_here.push(link);
-            } else {
-                links.push(link);
-            }
+            let kept = if outlives { &mut links } else { &mut only_here };
+            kept.push((name, FdLink::try_from(link)));
         }
         for name in SOCK_ADDR_PROGRAMS.into_iter().rev() {
             let program = sock_addr(&mut self.ebpf, name)?;
@@ -184,7 +180,7 @@ fn sock_addr<'a>(
     program(ebpf, name)
 }
 
-fn egress<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSkb, CaptureError> {
+fn packets<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSkb, CaptureError> {
     program(ebpf, name)
 }
 

@@ -18,14 +18,15 @@ use nix::libc;
 use super::CaptureError;
 
 /// Each program and its hook, as of `enum bpf_attach_type` in `linux/bpf.h`.
-const HOOKS: [(&str, u32); 7] = [
+const HOOKS: [(&str, u32); 8] = [
     ("connect4", 10),
     ("connect6", 11),
     ("getpeername4", 29),
     ("getpeername6", 30),
     ("record_flow", 3),
     ("refuse_udp", 1),
-    ("refuse_udp_open", 1),
+    ("watch_udp", 1),
+    ("observe_answer", 0),
 ];
 
 /// The kernel takes no more programs on one hook of one cgroup (`BPF_CGROUP_MAX_PROGS`).

@@ -20,6 +20,8 @@ use steps::{Place, Step, steps};
 /// The maps that only the agent writes. Each is changed by difference, entry by entry: what stays
 /// as it is, is not written again, and the order of the rest leaves no gap.
 pub struct Rules {
+    config: Array<MapData, Config>,
+    not_enrolled: Verdict,
     namespaces: HashMap<MapData, u64, Listeners>,
     ports: Array<MapData, u64>,
     prefixes: LpmTrie<MapData, RuleKey, Sides>,
@@ -39,15 +41,9 @@ struct Written {
 
 impl Rules {
     pub(super) fn new(object: &mut Object, not_enrolled: Verdict) -> Result<Self, CaptureError> {
-        let mut config: Array<MapData, Config> = object.map(map::CONFIG)?;
-        let value = Config {
-            not_enrolled: not_enrolled as u32,
-            _pad: 0,
-        };
-        config
-            .set(0, value, 0)
-            .map_err(failed(map::CONFIG, "set"))?;
-        Ok(Self {
+        let mut rules = Self {
+            config: object.map(map::CONFIG)?,
+            not_enrolled,
             max_prefixes: max_entries(object, map::PREFIXES)?,
             max_proxies: max_entries(object, map::PROXIES)?,
             namespaces: object.map(map::NAMESPACES)?,
@@ -60,7 +56,23 @@ impl Rules {
                 prefixes: std::collections::HashMap::new(),
                 proxies: HashSet::new(),
             },
-        })
+        };
+        rules.set_observing(false)?;
+        Ok(rules)
+    }
+
+    /// Sets whether answers to the DNS questions of workloads are passed on to the agent.
+    ///
+    /// # Errors
+    /// The map cannot be changed.
+    pub fn set_observing(&mut self, observing: bool) -> Result<(), CaptureError> {
+        let value = Config {
+            not_enrolled: self.not_enrolled as u32,
+            observe_dns: observing.into(),
+        };
+        self.config
+            .set(0, value, 0)
+            .map_err(failed(map::CONFIG, "set"))
     }
 
     /// The maps whose size policy can use up: name, entries, and how many there may be.

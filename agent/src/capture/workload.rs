@@ -138,6 +138,14 @@ impl Workloads {
         remembered.unwrap_or_default()
     }
 
+    /// The path of a cgroup of which a workload was asked for, from the root of the hierarchy.
+    pub fn path(&self, cgroup_id: u64) -> Option<String> {
+        match self.table.read().known.get(&cgroup_id)? {
+            Known::Found(directory, _) => Some(self.name(directory)),
+            Known::Nowhere(..) => None,
+        }
+    }
+
     /// What is known already.
     fn known(&self, cgroup_id: u64) -> Option<Identity> {
         match self.table.read().known.get(&cgroup_id)? {

@@ -345,6 +345,7 @@ pub(super) fn is_of_target(error: &TunnelError) -> bool {
 
 pub(super) fn target_source(source: policy::TargetSource) -> telemetry::TargetSource {
     match source {
+        policy::TargetSource::Dns => telemetry::TargetSource::Dns,
         policy::TargetSource::Explicit => telemetry::TargetSource::Explicit,
         policy::TargetSource::HttpHost => telemetry::TargetSource::HttpHost,
         policy::TargetSource::OriginalDst => telemetry::TargetSource::OriginalDst,

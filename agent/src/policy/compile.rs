@@ -215,6 +215,7 @@ impl Policy {
                 target_port: None,
                 no_proxy,
                 failure_mode: FailureMode::Closed,
+                observes_dns: true,
             })),
             udp: Udp::DenyQuic,
         };
@@ -293,6 +294,11 @@ impl Policy {
         }
     }
 
+    /// Whether names count that workloads have resolved, for some of them at least.
+    pub fn observes_dns(&self) -> bool {
+        !self.ports.is_empty() && self.rules.iter().any(Rule::observes_dns)
+    }
+
     /// Every proxy in use, each once.
     pub fn proxies(&self) -> impl Iterator<Item = &Arc<Proxy>> {
         self.proxies.iter()
@@ -356,6 +362,7 @@ impl Policy {
             targets: self.targets.of_workload(workload),
             http_routes: self.http_routes.of_workload(workload),
             namespace: workload.namespace.clone(),
+            observes_dns: mine().any(|(_, rule)| rule.observes_dns()),
         }
     }
 }

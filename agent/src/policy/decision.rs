@@ -97,6 +97,8 @@ pub enum Fallback {
 /// Where the host of a target comes from.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum TargetSource {
+    /// What the workload has resolved.
+    Dns,
     /// `targetHost`.
     Explicit,
     /// The Host field of an HTTP/1 request.
@@ -113,6 +115,7 @@ impl TargetSource {
     /// The value of the metric label `source`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Dns => "dns",
             Self::Explicit => "explicit",
             Self::HttpHost => "http_host",
             Self::OriginalDst => "original_dst",
@@ -125,6 +128,7 @@ impl TargetSource {
 impl From<NameSource> for TargetSource {
     fn from(source: NameSource) -> Self {
         match source {
+            NameSource::Dns => Self::Dns,
             NameSource::HttpHost => Self::HttpHost,
             NameSource::Sni => Self::Sni,
         }

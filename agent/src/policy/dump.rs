@@ -72,6 +72,7 @@ struct RouteDump<'a> {
     target_port: Option<u16>,
     no_proxy: Vec<&'a HostEntry>,
     failure_mode: FailureMode,
+    dns: &'static str,
 }
 
 #[derive(Serialize)]
@@ -129,6 +130,7 @@ impl<'a> RouteDump<'a> {
             target_port: route.target_port,
             no_proxy: route.no_proxy.entries().collect(),
             failure_mode: route.failure_mode,
+            dns: if route.observes_dns { "Observe" } else { "Off" },
         }
     }
 }
@@ -202,6 +204,7 @@ mod tests {
                 "targetPort": 443,
                 "noProxy": ["*:25", "*.example.com"],
                 "failureMode": "closed",
+                "dns": "Observe",
             }])
         );
         assert_eq!(dump["capturedPorts"], "1-24,26-65535");

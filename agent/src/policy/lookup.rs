@@ -37,9 +37,11 @@ pub struct Claim {
     pub source: NameSource,
 }
 
-/// Where in the first bytes of a connection a host was found.
+/// Where a host was found: in the first bytes of a connection, or before it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum NameSource {
+    /// What the workload has resolved; it need not say it itself.
+    Dns,
     /// The Host field of an HTTP/1 request.
     HttpHost,
     /// The server name of a TLS ClientHello.
@@ -462,12 +464,14 @@ impl Rule {
     }
 }
 
-/// The name that a connection claims, where one is spoken at all.
+/// The name that a connection claims, where one is spoken at all or was asked for before.
 pub(super) fn spoken_name<'a>(facts: &'a Facts, at: Option<&Service>) -> Option<&'a HostName> {
-    if at.is_some_and(|service| service.is_nameless_on(facts.original_dst.port())) {
+    let claim = facts.claimed.as_ref()?;
+    let nameless = at.is_some_and(|service| service.is_nameless_on(facts.original_dst.port()));
+    if nameless && claim.source != NameSource::Dns {
         return None;
     }
-    facts.claimed.as_ref()?.host.name()
+    claim.host.name()
 }
 
 fn target_host(
@@ -486,7 +490,8 @@ fn target_host(
     };
     match &route.target_host {
         TargetRule::Fixed(host) => Some((host.clone(), TargetSource::Explicit)),
-        TargetRule::AutoSni => claimed(),
+        // What the connection itself says, and nothing else.
+        TargetRule::AutoSni => claimed().filter(|(_, source)| *source != TargetSource::Dns),
         TargetRule::OriginalDst => Some(original()),
         TargetRule::BestKnown => {
             let first = service.and_then(|service| service.target.clone());

@@ -118,6 +118,16 @@ impl Action {
     }
 }
 
+impl Rule {
+    /// Whether names count that workloads have resolved.
+    pub(super) fn observes_dns(&self) -> bool {
+        match &self.action {
+            Action::Tunnel(route) => route.observes_dns,
+            Action::Deny | Action::Direct => false,
+        }
+    }
+}
+
 /// The way through a proxy.
 #[derive(Clone, Debug)]
 pub(super) struct Route {
@@ -128,6 +138,8 @@ pub(super) struct Route {
     pub(super) target_port: Option<u16>,
     pub(super) no_proxy: HostList,
     pub(super) failure_mode: FailureMode,
+    /// Whether names count that workloads have resolved.
+    pub(super) observes_dns: bool,
 }
 
 impl Route {

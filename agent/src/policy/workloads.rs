@@ -143,6 +143,15 @@ pub struct View {
     pub(super) http_routes: Bits,
     /// The workload's namespace.
     pub(super) namespace: Option<Box<str>>,
+    /// Whether names count that the workload has resolved.
+    pub(super) observes_dns: bool,
+}
+
+impl View {
+    /// Whether names count that the workload has resolved, where a connection says none.
+    pub fn observes_dns(&self) -> bool {
+        self.observes_dns
+    }
 }
 
 /// Whether all of `wanted` stand in `labels`.

@@ -6,6 +6,7 @@
 mod bytes;
 mod capture;
 mod circuits;
+mod dns;
 mod family;
 mod http;
 mod limits;
@@ -14,6 +15,8 @@ mod process;
 mod proxy;
 mod target;
 mod traces;
+
+use std::sync::Arc;
 
 use prometheus::core::Collector;
 use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
@@ -24,6 +27,7 @@ use crate::telemetry::sources::Sources;
 pub(crate) use bytes::ByteSeries;
 pub use capture::{CaptureMetrics, CaptureSource, MapUsage, NotEnrolled};
 pub use circuits::CircuitMetrics;
+pub use dns::DnsMetrics;
 pub(crate) use http::Ended;
 pub use limits::LimitMetrics;
 pub use policy::PolicyMetrics;
@@ -38,6 +42,8 @@ pub struct Metrics {
     pub capture: CaptureMetrics,
     /// Limits of targets.
     pub circuits: CircuitMetrics,
+    /// DNS of workloads.
+    pub dns: Arc<DnsMetrics>,
     /// Limits of the agent.
     pub limits: LimitMetrics,
     /// Policy: decisions, names, reloads.
@@ -86,6 +92,7 @@ impl Metrics {
         Ok(Self {
             capture: CaptureMetrics::new(registry)?,
             circuits: CircuitMetrics::new(registry)?,
+            dns: Arc::new(DnsMetrics::new(registry)?),
             limits: LimitMetrics::new(registry)?,
             policy: PolicyMetrics::new(registry)?,
             proxy: ProxyMetrics::new(registry)?,

@@ -1,7 +1,7 @@
 //! What the programs count.
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident => $kind:ident $label:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident => $kind:ident $($label:literal)?,)*) => {
         /// Index into the counter map: one outcome of a TCP `connect`, or of a
         /// datagram that is refused, each counted once.
         #[repr(u32)]
@@ -20,7 +20,7 @@ macro_rules! counters {
             /// What it counts, and the `reason` label of its metric.
             pub const fn outcome(self) -> Outcome {
                 match self {
-                    $(Self::$name => Outcome::$kind($label),)*
+                    $(Self::$name => Outcome::$kind$(($label))?,)*
                 }
             }
         }
@@ -36,6 +36,8 @@ pub enum Outcome {
     Refused(&'static str),
     /// Left alone.
     Skipped(&'static str),
+    /// An answer of a name server that was not passed on to the agent.
+    AnswerLost,
     /// A datagram that was refused: sending it failed with EPERM.
     UdpRefused(&'static str),
 }
@@ -73,6 +75,8 @@ counters! {
     UdpRefusedQuic => UdpRefused "quic",
     /// To another UDP port, where policy lets no UDP pass.
     UdpRefusedOther => UdpRefused "other",
+    /// An answer of a name server that is too long, or found the ring full.
+    AnswerLost => AnswerLost,
 }
 
 #[cfg(test)]

@@ -7,12 +7,14 @@
 
 mod address;
 mod counter;
+mod dns;
 mod flow;
 mod namespace;
 mod rule;
 
 pub use address::{Address, Endpoint};
 pub use counter::{Counter, Outcome};
+pub use dns::{Answer, Asked, Questions};
 pub use flow::{Flow, FlowKey, Redirect};
 pub use namespace::Listeners;
 pub use rule::{Config, PORT_WORDS, RuleKey, Side, Sides, SocketRole, Verdict, port_slot};
@@ -22,6 +24,8 @@ pub const TASK_FLAGS_OFFSET: &str = "TASK_FLAGS_OFFSET";
 
 /// Names of the maps, as the programs define them.
 pub mod map {
+    /// Ring buffer of [`Answer`](crate::Answer)s.
+    pub const ANSWERS: &str = "ANSWERS";
     /// Array of one [`Config`](crate::Config).
     pub const CONFIG: &str = "CONFIG";
     /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
@@ -39,6 +43,8 @@ pub mod map {
     pub const PREFIXES: &str = "PREFIXES";
     /// Hash set of the proxies' [`Endpoint`](crate::Endpoint)s.
     pub const PROXIES: &str = "PROXIES";
+    /// Socket storage of workload sockets: [`Questions`](crate::Questions).
+    pub const QUESTIONS: &str = "QUESTIONS";
     /// Socket storage of workload sockets: [`Redirect`](crate::Redirect).
     pub const REDIRECTS: &str = "REDIRECTS";
     /// Socket storage of the agent's own sockets: [`SocketRole`](crate::SocketRole).

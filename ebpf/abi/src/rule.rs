@@ -104,8 +104,8 @@ pub enum SocketRole {
 pub struct Config {
     /// The [`Verdict`].
     pub not_enrolled: u32,
-    /// Always zero.
-    pub _pad: u32,
+    /// 1 if answers to DNS questions are passed on to the agent, else 0.
+    pub observe_dns: u32,
 }
 
 /// Number of `u64` words in the port set.

@@ -22,6 +22,12 @@ impl Dns {
     /// As [`start`](Self::start), with names of the test's own that may be kept for `ttl` seconds.
     #[track_caller]
     pub fn start_with(world: &World, names: &[(&str, &[IpAddr])], ttl: u32) -> Self {
+        Self::start_at(world, DNS_V4.into(), names, ttl)
+    }
+
+    /// Another one, at this address of the internet's side.
+    #[track_caller]
+    pub fn start_at(world: &World, at: IpAddr, names: &[(&str, &[IpAddr])], ttl: u32) -> Self {
         let dnsmasq = world.inet().command("dnsmasq").args([
             "--keep-in-foreground",
             "--conf-file=/dev/null",
@@ -42,10 +48,10 @@ impl Dns {
                     record
                 })
         });
-        let address = format!("--listen-address={DNS_V4}");
+        let address = format!("--listen-address={at}");
         let ttl = format!("--local-ttl={ttl}");
         let mut running = dnsmasq.args([address, ttl]).args(records).start();
-        running.wait_until_listening(world.inet(), SocketAddr::from((DNS_V4, 53)));
+        running.wait_until_listening(world.inet(), SocketAddr::new(at, 53));
         Self { running }
     }
 

@@ -270,6 +270,7 @@ fn mode(tls: &ClientTls) -> &'static str {
 
 fn name_source(source: NameSource) -> &'static str {
     match source {
+        NameSource::Dns => "dns",
         NameSource::HttpHost => "http_host",
         NameSource::Sni => "sni",
     }
@@ -277,6 +278,7 @@ fn name_source(source: NameSource) -> &'static str {
 
 fn target_source(source: TargetSource) -> &'static str {
     match source {
+        TargetSource::Dns => "what the program has resolved",
         TargetSource::Explicit => "targetHost",
         TargetSource::HttpHost => "the Host of its HTTP",
         TargetSource::OriginalDst => "the address it connects to",

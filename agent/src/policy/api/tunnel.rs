@@ -58,9 +58,21 @@ pub(in crate::policy) struct TunnelSpec {
     pub(in crate::policy) no_proxy: Option<Vec<HostEntry>>,
     /// What becomes of connections when there is no tunnel to be had.
     pub(in crate::policy) failure_mode: Option<FailureMode>,
+    /// Whether names count that workloads have resolved, where a connection says none; unset: Observe.
+    pub(in crate::policy) dns: Option<Dns>,
     /// What becomes of UDP to them; unset: Allow for `action: Direct`, Deny for an `action: Deny` that
     /// is for all workloads, else DenyQUIC.
     pub(in crate::policy) udp: Option<Udp>,
+}
+
+words! {
+    /// What the DNS of workloads is good for.
+    pub(in crate::policy) enum Dns {
+        /// Names that they have resolved count, where a connection says none.
+        Observe = "Observe",
+        /// Nothing.
+        Off = "Off",
+    }
 }
 
 words! {

@@ -234,6 +234,7 @@ fn route(
                     target_port,
                     no_proxy: HostList::default(),
                     failure_mode: FailureMode::Closed,
+                    observes_dns: true,
                 });
             }
             Some(route)

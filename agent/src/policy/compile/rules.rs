@@ -10,7 +10,9 @@ use super::tls::workloads;
 use crate::policy::api::Object;
 use crate::policy::api::destination_rule::{DestinationRule, TunnelFields, TunnelProxy};
 use crate::policy::api::metadata::{ObjectName, Timestamp};
-use crate::policy::api::tunnel::{Action as ActionField, DialFromField, ProxyRef, Tunnel, Udp};
+use crate::policy::api::tunnel::{
+    Action as ActionField, DialFromField, Dns, ProxyRef, Tunnel, Udp,
+};
 use crate::policy::api::value::{HostPattern, Port, TargetHost};
 use crate::policy::document::{Document, Documents};
 use crate::policy::failure_mode::FailureMode;
@@ -209,6 +211,7 @@ fn only_for_tunnels(document: &Document<Tunnel>, report: &mut Report) -> Option<
         ("spec.targetPort", spec.target_port.is_some()),
         ("spec.noProxy", spec.no_proxy.is_some()),
         ("spec.failureMode", spec.failure_mode.is_some()),
+        ("spec.dns", spec.dns.is_some()),
     ];
     let mut right = Some(());
     for (key, _) in given.iter().filter(|(_, given)| *given) {
@@ -289,6 +292,7 @@ fn route(
         target_port: spec.target_port.map(Port::get),
         no_proxy: spec.no_proxy.iter().flatten().cloned().collect(),
         failure_mode: spec.failure_mode.unwrap_or_default(),
+        observes_dns: spec.dns != Some(Dns::Off),
     })
 }
 
@@ -336,6 +340,7 @@ fn destination_rule(
                 target_port: tunnel.target_port.map(Port::get),
                 no_proxy: HostList::default(),
                 failure_mode: FailureMode::Closed,
+                observes_dns: true,
             })),
             udp: Udp::DenyQuic,
         },

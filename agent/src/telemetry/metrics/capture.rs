@@ -34,6 +34,9 @@ pub trait CaptureSource: Send + Sync {
     /// Datagrams refused in the kernel, by what they are.
     fn udp_refused(&self) -> Vec<(&'static str, u64)>;
 
+    /// Answers of name servers that were not passed on to the agent.
+    fn answers_lost(&self) -> u64;
+
     /// Fill of the maps.
     fn maps(&self) -> Vec<MapUsage>;
 }
@@ -172,6 +175,7 @@ struct CaptureCollector {
     skipped: Family,
     refused: Family,
     udp_refused: Family,
+    answers_lost: Family,
     map_entries: Family,
     map_capacity: Family,
 }
@@ -200,6 +204,11 @@ impl CaptureCollector {
                 "Datagrams that the hooks refused: QUIC (port 443) and others.",
                 Some("kind"),
             )?,
+            answers_lost: Family::counter(
+                "underpass_dns_answers_lost_total",
+                "Answers of name servers that were too long to be passed on, or too many.",
+                None,
+            )?,
             map_entries: Family::gauge(
                 "underpass_capture_map_entries",
                 "Entries in a BPF map.",
@@ -221,6 +230,7 @@ impl Collector for CaptureCollector {
             self.skipped.desc(),
             self.refused.desc(),
             self.udp_refused.desc(),
+            self.answers_lost.desc(),
             self.map_entries.desc(),
             self.map_capacity.desc(),
         ]
@@ -235,6 +245,7 @@ impl Collector for CaptureCollector {
             self.skipped.samples(self.source.skipped()),
             self.refused.samples(self.source.refused()),
             self.udp_refused.samples(self.source.udp_refused()),
+            self.answers_lost.single(self.source.answers_lost()),
             self.map_entries.samples(entries),
             self.map_capacity.samples(capacity),
         ]

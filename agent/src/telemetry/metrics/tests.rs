@@ -13,7 +13,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 49] = [
+const EXPECTED: [(&str, &str, &[&str]); 52] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -45,6 +45,9 @@ const EXPECTED: [(&str, &str, &[&str]); 49] = [
     ("underpass_capture_refused_total", "counter", &["reason"]),
     ("underpass_capture_skipped_total", "counter", &["reason"]),
     ("underpass_capture_udp_refused_total", "counter", &["kind"]),
+    ("underpass_dns_addresses", "gauge", &[]),
+    ("underpass_dns_answers_lost_total", "counter", &[]),
+    ("underpass_dns_answers_total", "counter", &["result"]),
     ("underpass_inspection_total", "counter", &["result"]),
     ("underpass_limit_refused_total", "counter", &["limit"]),
     ("underpass_namespace_failures_total", "counter", &["reason"]),
@@ -241,6 +244,10 @@ impl CaptureSource for Kernel {
 
     fn udp_refused(&self) -> Vec<(&'static str, u64)> {
         vec![("quic", 2)]
+    }
+
+    fn answers_lost(&self) -> u64 {
+        1
     }
 
     fn maps(&self) -> Vec<MapUsage> {

@@ -1,0 +1,203 @@
+//! Names of connections that say none: what the workload has resolved.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use underpass_tests::addr::{DNS_V4, HOST_V4, OTHER_V4, SITE_V4, SITE_V6, proxy_v4};
+use underpass_tests::agent::{Agent, tunnel_policy};
+use underpass_tests::process::Cmd;
+use underpass_tests::servers::dns::Dns;
+use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
+use underpass_tests::servers::tcp::Server;
+use underpass_tests::{Scene, wait_for};
+
+const SECONDS: Duration = Duration::from_secs(30);
+const ANSWERS: &str = "underpass_dns_answers_total";
+
+/// What the proxy was last asked for.
+fn asked(proxy: &FakeProxy) -> String {
+    let requests = proxy.requests();
+    let last = requests.last().expect("the proxy was asked");
+    let target = last.line().split(' ').nth(1);
+    target.expect("a target").to_owned()
+}
+
+/// Talks to an address without asking for it.
+fn talk(scene: &Scene, address: &str) {
+    let talk = scene.program("talk").args([address, "25", "EHLO me\\r\\n"]);
+    let said = talk.run(SECONDS).expect_success().stdout;
+    assert!(said.contains(" data "), "{said}");
+}
+
+fn resolve(scene: &Scene, verb: &str) -> Cmd {
+    scene.program("resolve").arg(verb)
+}
+
+/// Mail servers, which speak first.
+fn mail(scene: &Scene) -> [Server; 3] {
+    [OTHER_V4.into(), SITE_V4.into(), SITE_V6.into()].map(|address: std::net::IpAddr| {
+        Server::banner(
+            scene.world.inet(),
+            SocketAddr::from((address, 25)),
+            "220 mail\r\n",
+        )
+    })
+}
+
+#[test]
+fn a_protocol_without_names_goes_by_the_name_that_was_resolved() {
+    let scene = Scene::new("resolved");
+    let _mail = mail(&scene);
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+
+    // Nobody has asked yet.
+    talk(&scene, "203.0.113.11");
+    assert_eq!(asked(&proxy), "203.0.113.11:25");
+
+    // The resolver of glibc, on one connected socket; mail of curl.
+    let curl = scene
+        .workload("curl")
+        .args(["--silent", "--max-time", "20"]);
+    let curl = curl.args(["--verbose", "smtp://mail.example:25/", "-X", "HELP"]);
+    let said = curl.run(SECONDS);
+    assert!(said.stderr.contains("220 mail"), "{said:?}");
+    assert_eq!(asked(&proxy), "mail.example:25");
+    let record = agent.wait_for_access("the mail", |access| {
+        access.text("target") == "mail.example:25"
+    });
+    assert_eq!(record.text("target.source"), "dns");
+    assert_eq!(record.text("original_dst"), "203.0.113.11:25");
+
+    // Over IPv6, and by another name of the same address; the last one counts.
+    let nc = |name: &str| {
+        let nc = scene.workload("nc").args(["-w", "5", name, "25"]);
+        let said = nc.input("EHLO me\r\n").run(SECONDS);
+        assert!(said.stdout.contains("220 mail"), "{said:?}");
+    };
+    nc("v6.example");
+    assert_eq!(asked(&proxy), "v6.example:25");
+    nc("other.example");
+    assert_eq!(asked(&proxy), "other.example:25");
+
+    // One socket asks two servers, of which one is silent.
+    let ask = resolve(&scene, "ask").args(["v4.example", "A", "192.0.2.99"]);
+    let found = ask.arg(DNS_V4.to_string()).run(SECONDS).expect_success();
+    talk(&scene, found.stdout.trim());
+    assert_eq!(asked(&proxy), "v4.example:25");
+    let ask = resolve(&scene, "ask").args(["site.example", "AAAA"]);
+    let found = ask.arg(DNS_V4.to_string()).run(SECONDS).expect_success();
+    talk(&scene, found.stdout.trim());
+    assert_eq!(asked(&proxy), "site.example:25");
+
+    assert!(agent.metrics().sum(ANSWERS, &[("result", "learnt")]) >= Some(5.0));
+    assert_eq!(
+        agent.metrics().sum(ANSWERS, &[("result", "malformed")]),
+        Some(0.0)
+    );
+    assert_eq!(
+        agent.metrics().sum("underpass_dns_answers_lost_total", &[]),
+        Some(0.0)
+    );
+    let status = agent.admin("/status");
+    assert!(status.to_string().contains("\"site.example\""), "{status}");
+    let arrivals = scene.world.direct_arrivals();
+    assert!(arrivals.is_empty(), "{arrivals:?}");
+}
+
+#[test]
+fn policy_can_do_without_and_auto_sni_does() {
+    let scene = Scene::new("resolved-off");
+    let _mail = mail(&scene);
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let connect = || {
+        let nc = scene
+            .workload("nc")
+            .args(["-4", "-w", "5", "mail.example", "25"]);
+        nc.input("EHLO me\r\n").run(SECONDS).stdout
+    };
+    let agent = Agent::start(&scene.world, &tunnel_policy(&["dns: Off"]));
+    assert!(connect().contains("220 mail"));
+    assert_eq!(asked(&proxy), "203.0.113.11:25");
+    assert_eq!(agent.metrics().sum(ANSWERS, &[]), Some(0.0));
+    drop(agent);
+
+    let agent = Agent::start(&scene.world, &tunnel_policy(&["targetHost: AUTO_SNI"]));
+    assert_eq!(connect(), "");
+    agent.wait_for_metric(
+        "underpass_policy_denied_total",
+        &[("reason", "no_name")],
+        1.0,
+    );
+    assert_eq!(proxy.requests().len(), 1);
+}
+
+#[test]
+fn what_nobody_asked_for_is_not_believed() {
+    let scene = Scene::new("resolved-forged");
+    let _mail = mail(&scene);
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+
+    // An answer that is right in everything, but comes from whom was not asked.
+    let listening = resolve(&scene, "listen").args([HOST_V4.to_string(), "5353".to_owned()]);
+    let mut listening = listening.start();
+    listening.wait_for("it listens", SECONDS, || true);
+    wait_for("it has asked", SECONDS, || {
+        listening.stdout().contains("ready")
+    });
+    let forge = scene
+        .world
+        .inet()
+        .python("resolve")
+        .args(["forge", "203.0.113.10"]);
+    let forge = forge.args([HOST_V4.to_string(), "5353".to_owned()]);
+    forge
+        .args(["evil.example", "203.0.113.11"])
+        .run(SECONDS)
+        .expect_success();
+    wait_for("it has come", SECONDS, || {
+        listening.stdout().contains("got 203.0.113.10")
+    });
+
+    talk(&scene, "203.0.113.11");
+    assert_eq!(asked(&proxy), "203.0.113.11:25");
+    assert_eq!(agent.metrics().sum(ANSWERS, &[]), Some(0.0));
+}
+
+/// A workload asks whom it likes: what it is told opens no way past the proxy.
+#[test]
+fn a_resolved_name_leads_past_the_proxy_only_if_the_agent_finds_it_there() {
+    let scene = Scene::new("resolved-direct");
+    let _mail = mail(&scene);
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let agent = Agent::start(
+        &scene.world,
+        &tunnel_policy(&["noProxy: [mail.example, v4.example]"]),
+    );
+
+    // Its own name server says that `v4.example` is at an address where it is not.
+    let server = Dns::start_at(
+        &scene.world,
+        SITE_V4.into(),
+        &[("v4.example", &[OTHER_V4.into()])],
+        600,
+    );
+    let ask = resolve(&scene, "ask").args(["v4.example", "A", "203.0.113.10"]);
+    assert_eq!(
+        ask.run(SECONDS).expect_success().stdout.trim(),
+        "203.0.113.11"
+    );
+    talk(&scene, "203.0.113.11");
+    assert_eq!(asked(&proxy), "v4.example:25");
+    drop(server);
+
+    // What is true leads there.
+    let before = proxy.requests().len();
+    let ask = resolve(&scene, "ask").args(["mail.example", "A"]);
+    ask.arg(DNS_V4.to_string()).run(SECONDS).expect_success();
+    talk(&scene, "203.0.113.11");
+    assert_eq!(proxy.requests().len(), before);
+    let record = agent.wait_for_access("it", |access| access.text("decision") == "direct");
+    assert_eq!(record.text("original_dst"), "203.0.113.11:25");
+}
