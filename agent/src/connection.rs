@@ -254,7 +254,7 @@ impl Way {
     }
 
     /// The names under which the workload has resolved the address, if they are to count.
-    fn resolved(&self, origin: Origin, view: &View) -> Vec<Claim> {
+    fn resolved(&self, origin: &Origin, view: &View) -> Vec<Claim> {
         if !view.observes_dns() {
             return Vec::new();
         }
@@ -269,7 +269,7 @@ impl Way {
     /// Where the ClientHello is encrypted, its server name may be that of a provider: then the name
     /// that the workload has resolved is the better one. Clients say that they encrypt also when they
     /// do not (GREASE), so a server name that was resolved as well stands.
-    fn see_through_ech(&self, seen: &Seen, origin: Origin, view: &View, facts: &mut Facts) {
+    fn see_through_ech(&self, seen: &Seen, origin: &Origin, view: &View, facts: &mut Facts) {
         let Seen::Tls(hello) = seen else { return };
         if !hello.ech {
             return;

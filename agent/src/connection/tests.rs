@@ -3,7 +3,7 @@
 use super::Way;
 
 /// The size of the future that a method gives.
-fn size_of_future<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+fn size_of_future<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
     size_of::<F>()
 }
 
