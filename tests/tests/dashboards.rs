@@ -3,11 +3,6 @@
 //! cannot tell: panels of what its own sidecar reports (`reporter="destination"`), and of Istio's
 //! own mutual TLS.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "how much was asked is there to be read"
-)]
-
 use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
