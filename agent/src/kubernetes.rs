@@ -61,5 +61,6 @@ pub struct ClusterConfig {
     pub root_namespace: Namespace,
 }
 
-#[cfg(all(test, feature = "kubernetes"))]
+#[cfg(test)]
+#[cfg(feature = "kubernetes")]
 mod tests;

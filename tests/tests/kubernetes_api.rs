@@ -30,7 +30,7 @@ fn tunnels() -> String {
     collection("Tunnel")
 }
 
-fn object(kind: &str, spec: Value) -> Value {
+fn object(kind: &str, spec: &Value) -> Value {
     json!({"apiVersion": VERSION, "kind": kind, "metadata": {"name": "it"}, "spec": spec})
 }
 
@@ -248,12 +248,7 @@ fn kubernetes_takes_the_definitions_and_the_samples_and_refuses_what_is_wrong() 
     }
 
     for (kind, spec, expected) in wrong() {
-        let answer = api.try_apply(
-            &collection(kind),
-            NAMESPACE,
-            "it",
-            &object(kind, spec.clone()),
-        );
+        let answer = api.try_apply(&collection(kind), NAMESPACE, "it", &object(kind, &spec));
         assert_eq!(answer.status, 422, "{kind} {spec}: {}", answer.body);
         assert!(
             answer.body.contains(expected),
@@ -263,7 +258,7 @@ fn kubernetes_takes_the_definitions_and_the_samples_and_refuses_what_is_wrong() 
     }
     // What nobody knows is refused by server-side apply.
     let spec = json!({"proxy": {"host": "proxy.example", "port": 3128, "warmth": true}});
-    let answer = api.try_apply(&tunnels(), NAMESPACE, "it", &object("Tunnel", spec));
+    let answer = api.try_apply(&tunnels(), NAMESPACE, "it", &object("Tunnel", &spec));
     assert!(answer.status >= 400, "{}", answer.body);
     assert!(answer.body.contains("warmth"), "{}", answer.body);
 }
@@ -274,7 +269,7 @@ fn the_agent_refuses_what_definitions_refuse() {
     let scene = Scene::new("kube-wrong");
     for (number, (kind, spec, _)) in wrong().into_iter().enumerate() {
         let file = scene.world.dir().join(format!("{number}.yaml"));
-        let text = object(kind, spec.clone()).to_string();
+        let text = object(kind, &spec).to_string();
         fs::write(&file, text).must("write a document");
         let done = underpass(&scene.world)
             .arg("check")
@@ -301,7 +296,7 @@ fn kubernetes_does_so_too() {
 /// What agents rely on.
 fn behaves(api: &ApiServer) {
     let spec = |port: u16| json!({"proxy": {"host": "proxy.example", "port": port}});
-    let tunnel = |port: u16| object("Tunnel", spec(port));
+    let tunnel = |port: u16| object("Tunnel", &spec(port));
     api.apply(&tunnels(), NAMESPACE, "a", tunnel(1));
     let first = api.get(&tunnels(), NAMESPACE, "a");
     assert_eq!(first["spec"], spec(1));
@@ -321,7 +316,7 @@ fn behaves(api: &ApiServer) {
     assert_ne!(version(&second), version(&first));
 
     // Status is apart: neither changes the other, and none makes a generation.
-    let mut status = object("Tunnel", spec(9));
+    let mut status = object("Tunnel", &spec(9));
     status["metadata"]["name"] = "a".into();
     status["status"] = json!({"conditions": [{"type": "Accepted", "status": "True"}]});
     let answer = api.try_apply(&tunnels(), NAMESPACE, "a/status", &status);

@@ -48,10 +48,10 @@ impl Shared {
         let objects = state.objects.entry(collection.to_owned()).or_default();
         let is_there = objects.insert(key, object.clone()).is_some();
         let kind = if is_there { "MODIFIED" } else { "ADDED" };
-        self.tell(&mut state, collection, kind, object);
+        self.tell(&mut state, collection, kind, &object);
     }
 
-    fn tell(&self, state: &mut State, collection: &str, kind: &str, object: Value) {
+    fn tell(&self, state: &mut State, collection: &str, kind: &str, object: &Value) {
         let event = json!({"type": kind, "object": object});
         state
             .log
@@ -194,7 +194,7 @@ impl Server {
             .remove(&(namespace.to_owned(), name.to_owned()))
             .unwrap();
         object["metadata"]["resourceVersion"] = version.into();
-        self.shared.tell(&mut state, collection, "DELETED", object);
+        self.shared.tell(&mut state, collection, "DELETED", &object);
     }
 
     /// Sends something to the watches of a collection.

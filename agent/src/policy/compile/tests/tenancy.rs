@@ -58,7 +58,7 @@ const ANYWHERE: &str = "203.0.113.7:443 sni www.example.com verified";
 fn a_tunnel_is_for_its_own_namespace_and_that_of_the_root_for_all() {
     let root = through(&of(ROOT, "root"), "");
     let own = through(&of("team-a", "own"), "");
-    let policy = compile(&[own.clone()]);
+    let policy = compile(std::slice::from_ref(&own));
     assert_eq!(decides(&policy, "team-a", ANYWHERE), "Tunnel/team-a/own");
     assert_eq!(decides(&policy, "team-b", ANYWHERE), "Direct");
     let host = decided_for(&policy, &Workload::default(), ANYWHERE);
