@@ -320,14 +320,14 @@ fn answer(shared: &Shared, request: &Parts) -> Answer {
     let name = query
         .get("fieldSelector")
         .and_then(|it| it.strip_prefix("metadata.name="));
-    let label = query.get("labelSelector").and_then(|it| it.split_once('='));
+    let label = query.get("labelSelector");
     let is_meant = move |object: &Value| {
         let metadata = &object["metadata"];
         namespace
             .as_ref()
             .is_none_or(|it| metadata["namespace"] == **it)
             && name.is_none_or(|it| metadata["name"] == *it)
-            && label.is_none_or(|(key, value)| metadata["labels"][key] == *value)
+            && label.is_none_or(|label| is_labelled(metadata, label))
     };
     if query.get("watch").is_none_or(|watch| watch != "true") {
         let items: Vec<&Value> = objects.values().filter(|object| is_meant(object)).collect();
@@ -349,10 +349,7 @@ fn answer(shared: &Shared, request: &Parts) -> Answer {
         });
         first.extend(missed.map(|(_, _, event)| event.clone()));
     }
-    let names = (
-        name.map(str::to_owned),
-        label.map(|(key, value)| (key.to_owned(), value.to_owned())),
-    );
+    let names = (name.map(str::to_owned), label.cloned());
     let namespace = path
         .split_once("/namespaces/")
         .map(|(_, rest)| rest.split('/').next().unwrap().to_owned());
@@ -375,7 +372,7 @@ fn answer(shared: &Shared, request: &Parts) -> Answer {
                     && names
                         .1
                         .as_ref()
-                        .is_none_or(|(key, value)| metadata["labels"][key] == **value);
+                        .is_none_or(|label| is_labelled(metadata, label));
                 if is_it {
                     break event;
                 }
@@ -390,10 +387,24 @@ fn answer(shared: &Shared, request: &Parts) -> Answer {
     Response::new(StreamBody::new(events).boxed_unsync())
 }
 
+/// Whether a selector of one label, `KEY=VALUE` or `KEY`, selects it.
+fn is_labelled(metadata: &Value, selector: &str) -> bool {
+    let labels = &metadata["labels"];
+    match selector.split_once('=') {
+        Some((key, value)) => labels[key] == value,
+        None => !labels[selector].is_null(),
+    }
+}
+
 fn status(code: u16) -> Answer {
     let code = StatusCode::from_u16(code).unwrap();
+    let reason = match code {
+        StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::CONFLICT => "Conflict",
+        _ => "Reason",
+    };
     let says = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {},
-                      "code": code.as_u16(), "reason": "Reason", "message": "as the test wants it"});
+                      "code": code.as_u16(), "reason": reason, "message": "as the test wants it"});
     whole(code, &says)
 }
 
