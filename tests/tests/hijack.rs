@@ -281,7 +281,7 @@ fn nobody_opens_what_is_pinned() {
     let find = find.args(["/sys/fs/bpf", "-path", "*underpass*", "-type", "f"]);
     let pins = find.run(SECONDS).expect_success().stdout;
     let pins: Vec<&str> = pins.lines().collect();
-    assert_eq!(pins.len(), 5, "{pins:?}");
+    assert_eq!(pins.len(), 6, "{pins:?}");
     let all = |outcome: &str| vec![outcome.to_owned(); pins.len()];
     let services = scene.world.services();
     for alive in [true, false] {
