@@ -24,6 +24,14 @@ pub(super) const CANARY_PREFIX: &str = "underpass-canary-";
 /// How the names of `exec`'s cgroups begin, unless the user gave another.
 pub const EXEC_PREFIX: &str = "underpass-exec-";
 
+/// Where kubelet has the cgroups of pods, by its driver and with a root of its own (as in kind).
+const PODS: [&str; 4] = [
+    "kubepods.slice",
+    "kubepods",
+    "kubelet.slice/kubelet-kubepods.slice",
+    "kubelet/kubepods",
+];
+
 /// How long killed processes may take to leave a cgroup.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -90,6 +98,20 @@ impl Hierarchy {
     /// unless it is a part, or comes from outside of the namespace (`/../..`).
     pub fn subtree(&self) -> &Path {
         &self.subtree
+    }
+
+    /// The cgroup below which kubelet has all pods of this node.
+    ///
+    /// # Errors
+    /// There is none where kubelet makes it.
+    pub fn pods(&self) -> Result<PathBuf, CaptureError> {
+        let mut paths = PODS.iter().map(|name| self.mount.join(name));
+        paths
+            .find(|path| path.is_dir())
+            .ok_or_else(|| CaptureError::NoPods {
+                root: self.mount.clone(),
+                names: &PODS,
+            })
     }
 
     /// The cgroup that this process is in.

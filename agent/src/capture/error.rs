@@ -73,6 +73,19 @@ pub enum CaptureError {
          systemd.unified_cgroup_hierarchy=1"
     )]
     NoCgroup2,
+    /// No cgroup of pods.
+    #[error(
+        "no cgroup of pods below {}: there is none of {}; start kubelet first, or name the cgroup by \
+         --cgroup",
+        root.display(),
+        names.join(", ")
+    )]
+    NoPods {
+        /// The root of the hierarchy.
+        root: PathBuf,
+        /// What was looked for.
+        names: &'static [&'static str],
+    },
     /// Programs that somebody detached.
     #[error(
         "{} not attached to cgroup {} any more: connections are not captured as they should be; \

@@ -113,6 +113,11 @@ pub(super) struct KubernetesOptions {
 }
 
 impl KubernetesOptions {
+    /// Whether the node is part of a cluster.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.kubernetes
+    }
+
     /// The cluster, if there is to be one.
     pub(super) fn cluster(self) -> Result<Option<ClusterConfig>, Failure> {
         if !self.kubernetes {

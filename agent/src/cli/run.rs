@@ -34,7 +34,8 @@ pub(super) struct Args {
     #[command(flatten)]
     secrets: SecretOptions,
 
-    /// Capture what this cgroup and those below it connect to [default: the whole node]
+    /// Capture what this cgroup and those below it connect to [default: the whole node; with
+    /// --kubernetes, all pods: the node's own services, kubelet among them, never depend on the agent]
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
 
@@ -67,6 +68,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let hierarchy = capture::preflight()?;
     let cgroup = match &args.cgroup {
         Some(path) => hierarchy.cgroup(path).map_err(Failure::usage)?,
+        None if args.kubernetes.is_wanted() => hierarchy.pods()?,
         None => hierarchy.root().to_owned(),
     };
     let limits = args.capture.limits_of_node();

@@ -188,6 +188,26 @@ async fn a_part_that_is_mounted_and_a_namespace_are_seen_through() {
     assert_eq!(node.cgroup_of(b, 8).await.as_deref(), Some("/pods/one/b"));
 }
 
+#[test]
+fn pods_are_found_where_kubelet_puts_them() {
+    for path in [
+        "kubepods.slice",
+        "kubepods",
+        "kubelet.slice/kubelet-kubepods.slice",
+        "kubelet/kubepods",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let hierarchy = Hierarchy::at(directory.path(), "/");
+        let error = hierarchy.pods().unwrap_err().to_string();
+        assert!(
+            error.contains("--cgroup") && error.contains(path),
+            "{error}"
+        );
+        fs::create_dir_all(directory.path().join(path)).unwrap();
+        assert_eq!(hierarchy.pods().unwrap(), directory.path().join(path));
+    }
+}
+
 #[tokio::test]
 async fn a_way_out_of_the_hierarchy_is_not_followed() {
     let node = Node::new("/");
