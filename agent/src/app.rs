@@ -206,8 +206,9 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         Some(cluster) => {
             // That may take long, and whoever asks is told why.
             let served = serve(admin)?;
-            let joining =
-                cluster::join(cluster, &sockets, &resolver, &vital, &readiness, &registry);
+            let joining = cluster::join(
+                cluster, &sockets, &resolver, &vital, &readiness, &registry, &metrics,
+            );
             let feed = joining.await?;
             config.policy.add(Arc::clone(&feed));
             read = config.policy.read(|_| {});

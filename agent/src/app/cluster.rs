@@ -12,6 +12,7 @@ use crate::admin::Readiness;
 use crate::dns::Resolver;
 use crate::kubernetes::{ClusterConfig, Feed};
 use crate::sockets::SocketFactory;
+use crate::telemetry::Metrics;
 
 /// Follows the cluster, and waits until all of its policy is known, however long that takes: without
 /// it nothing may be captured, nor let go that an earlier agent left refused. Readiness says meanwhile
@@ -24,6 +25,7 @@ pub(super) async fn join(
     vital: &VitalTasks,
     readiness: &Readiness,
     registry: &Registry,
+    metrics: &Metrics,
 ) -> Result<Arc<Feed>, StartError> {
     use std::time::Duration;
 
@@ -43,7 +45,8 @@ pub(super) async fn join(
         registry.clone(),
     );
     vital.spawn("cluster", following);
-    let reporting = report(api, config.clone(), registry.clone(), Arc::clone(&feed));
+    let requests = metrics.proxy.tunnel_requests();
+    let reporting = report(api, config.clone(), requests, Arc::clone(&feed));
     vital.spawn("reports to the cluster", reporting);
     // Or knowing policy would pass for being ready: nothing is captured before health is watched.
     readiness.check(health::PROGRAMS);
@@ -68,6 +71,7 @@ pub(super) async fn join(
     _: &VitalTasks,
     _: &Readiness,
     _: &Registry,
+    _: &Metrics,
 ) -> Result<Arc<Feed>, StartError> {
     Ok(Arc::default())
 }

@@ -14,7 +14,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use prometheus::Registry;
+use prometheus::IntCounterVec;
+use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use serde_json::json;
 use tokio::sync::watch;
@@ -46,23 +47,20 @@ const MAX_EVENTS: u32 = 20;
 /// Between two looks at the counters of refusals.
 const COUNTERS: Duration = Duration::from_secs(5);
 
-/// Tells the cluster what becomes of its policy here, for ever.
-pub async fn report(api: super::Api, config: ClusterConfig, registry: Registry, feed: Arc<Feed>) {
+/// Tells the cluster what becomes of its policy here, for ever. `requests` are the tunnels that were
+/// asked for, by `proxy`, `policy` and `code`.
+pub async fn report(
+    api: super::Api,
+    config: ClusterConfig,
+    requests: IntCounterVec,
+    feed: Arc<Feed>,
+) {
     let client = api.plain();
     let namespace = config.root_namespace.as_ref();
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    let reporter = Reporter {
-        controller: MANAGER.to_owned(),
-        instance: Some(config.node.clone()),
-    };
-    let events = Events {
-        recorder: Recorder::new(client.clone(), reporter),
-        last: HashMap::new(),
-        left: MAX_EVENTS,
-        refilled: Instant::now(),
-    };
+    let events = Events::new(client.clone(), Some(config.node.clone()));
     let refusals = Refusals {
-        registry,
+        requests,
         seen: BTreeMap::new(),
     };
     tokio::join!(
@@ -143,18 +141,7 @@ impl Writer<'_> {
     /// Until somebody else leads.
     async fn write_while(mut self, candidate: &mut Candidate) {
         let mut verdicts = self.feed.verdicts();
-        let mut events = Events {
-            recorder: Recorder::new(
-                self.client.clone(),
-                Reporter {
-                    controller: MANAGER.to_owned(),
-                    instance: None,
-                },
-            ),
-            last: HashMap::new(),
-            left: MAX_EVENTS,
-            refilled: Instant::now(),
-        };
+        let mut events = Events::new(self.client.clone(), None);
         let mut looks = interval(LOOK);
         let mut renewed = Instant::now();
         loop {
@@ -284,19 +271,16 @@ async fn tell_of_refusals(mut events: Events, mut refusals: Refusals, feed: &Fee
 
 /// The counters of tunnels that were refused for want of credentials.
 struct Refusals {
-    registry: Registry,
+    requests: IntCounterVec,
     seen: BTreeMap<(String, String), f64>,
 }
 
 impl Refusals {
     /// The policies and proxies of which there are more than at the last look.
     fn news(&mut self) -> Vec<(String, String)> {
-        let families = self.registry.gather();
-        let family = families
-            .iter()
-            .find(|it| it.name() == "underpass_tunnel_requests_total");
+        let families = self.requests.collect();
         let mut news = Vec::new();
-        for metric in family.into_iter().flat_map(MetricFamily::get_metric) {
+        for metric in families.iter().flat_map(MetricFamily::get_metric) {
             let label = |name: &str| {
                 let label = metric.get_label().iter().find(|label| label.name() == name);
                 label
@@ -326,6 +310,20 @@ struct Events {
 }
 
 impl Events {
+    /// Of this node's agent, or of whichever writes for all.
+    fn new(client: kube::Client, node: Option<String>) -> Self {
+        let reporter = Reporter {
+            controller: MANAGER.to_owned(),
+            instance: node,
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+            last: HashMap::new(),
+            left: MAX_EVENTS,
+            refilled: Instant::now(),
+        }
+    }
+
     /// Returns whether it is told.
     async fn warn(
         &mut self,

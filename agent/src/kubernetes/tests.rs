@@ -76,16 +76,18 @@ impl Followed {
     }
 
     /// Has it tell the cluster what becomes of its policy, as the agent of this node.
-    fn report(&mut self, node: &str) -> Registry {
-        let registry = Registry::new();
+    fn report(&mut self, node: &str) -> IntCounterVec {
+        let opts = Opts::new("underpass_tunnel_requests_total", "help");
+        let labels = ["proxy", "policy", "protocol", "code"];
+        let requests = IntCounterVec::new(opts, &labels).unwrap();
         let config = ClusterConfig {
             node: node.to_owned(),
             ..self.config.clone()
         };
         let (api, feed) = (self.api.clone(), Arc::clone(&self.feed));
         self.tasks
-            .spawn(report(api, config, registry.clone(), feed));
-        registry
+            .spawn(report(api, config, requests.clone(), feed));
+        requests
     }
 
     /// Reads its policy, and says what came of it.
@@ -424,11 +426,7 @@ async fn a_proxy_that_wants_other_credentials_is_an_event() {
     server.put(TUNNELS, "team-a", "one", tunnel("one.example"));
     let mut followed = Followed::of(&server).await;
     followed.until_proxies(&["one.example:3128"]).await;
-    let registry = followed.report("node-1");
-    let opts = Opts::new("underpass_tunnel_requests_total", "help");
-    let labels = ["proxy", "policy", "protocol", "code"];
-    let counters = IntCounterVec::new(opts, &labels).unwrap();
-    registry.register(Box::new(counters.clone())).unwrap();
+    let counters = followed.report("node-1");
     for code in ["200", "407", "407"] {
         let labels = [
             "one.example:3128",

@@ -115,6 +115,11 @@ impl ProxyMetrics {
         })
     }
 
+    /// `underpass_tunnel_requests_total`.
+    pub fn tunnel_requests(&self) -> IntCounterVec {
+        self.requests.clone()
+    }
+
     /// Makes the series of a proxy, at zero.
     pub fn announce(&self, proxy: &Label) {
         let tunnels = TunnelProtocol::ALL.iter();
