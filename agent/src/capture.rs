@@ -20,6 +20,7 @@ mod object;
 pub mod pins;
 mod preflight;
 mod query;
+mod readable;
 mod rules;
 mod sockets;
 mod workload;

@@ -1,22 +1,17 @@
 //! Answers of name servers that workloads got, as the programs pass them on.
 
-#![expect(
-    unsafe_code,
-    reason = "tokio wants a promise about the ring buffer's descriptor"
-)]
-
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{MapData, RingBuf};
 use parking_lot::Mutex;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use underpass_abi::{Answer, map};
 
 use super::CaptureError;
 use super::object::Object;
+use super::readable::readable;
 
 /// The answers that nobody has taken yet.
 pub struct Answers {
@@ -29,14 +24,10 @@ impl Answers {
     /// To be called on a runtime.
     pub(super) fn new(object: &mut Object) -> Result<Self, CaptureError> {
         let ring: RingBuf<MapData> = object.map(map::ANSWERS)?;
-        let failed = |source| CaptureError::AnswersPoll(source);
-        let same = ring.as_fd().try_clone_to_owned().map_err(failed)?;
-        // SAFETY: it owns its descriptor, keeps it open for its whole life, and always gives the
-        // same one.
-        let ready = unsafe { AsyncFd::register_with_interest(same, Interest::READABLE) };
+        let ready = readable(ring.as_fd()).map_err(CaptureError::AnswersPoll)?;
         Ok(Self {
             ring: Mutex::new(ring),
-            ready: ready.map_err(|error| failed(error.into()))?,
+            ready,
         })
     }
 

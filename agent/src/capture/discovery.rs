@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::CaptureError;
 use super::netns::NetnsId;
+use super::readable::readable;
 
 /// What is told of a cgroup: cgroups made and removed below it, processes that somebody moves
 /// (`cgroup.procs` is written), the first process and the end of the last (`cgroup.events`).
@@ -62,8 +62,8 @@ impl Discovery {
     pub fn new(cgroup: &Path) -> Result<Self, CaptureError> {
         let open = || {
             let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-            let readable = inotify.as_fd().try_clone_to_owned()?;
-            Ok((inotify, poll(readable)?))
+            let readable = readable(inotify.as_fd())?;
+            Ok((inotify, readable))
         };
         let (inotify, readable) = open().map_err(|source| CaptureError::Cgroup {
             path: cgroup.to_owned(),
@@ -170,13 +170,6 @@ impl Discovery {
              workloads are found only when they first connect, or after seconds"
         );
     }
-}
-
-#[expect(unsafe_code, reason = "tokio wants a promise about the descriptor")]
-fn poll(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` keeps its descriptor open for its whole life, and always gives the same.
-    let polled = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
-    polled.map_err(io::Error::from)
 }
 
 /// Whether it is about who lives where, rather than any other file of a cgroup.

@@ -103,8 +103,9 @@ pub fn leftovers() -> Vec<PinDirectory> {
 /// Takes the links pinned in `directory` off their hooks and removes the pins.
 ///
 /// If their agent is running, only its programs that decide go at once: nothing new is redirected to
-/// it, and nothing refused by its policy. The others stay for as long as it has them open, for the connections that it has, and for
-/// the one that has passed `connect` at this moment and not yet got its entry.
+/// it, and nothing refused by its policy. The others stay for as long as it has them open, for the
+/// connections that it has, and for the one that has passed `connect` at this moment and not yet got
+/// its entry.
 ///
 /// # Errors
 /// A pin cannot be opened, detached or removed.

@@ -100,9 +100,9 @@ impl Rules {
     }
 
     /// Sets which destinations are on which sides, by prefix and, if not all are meant, port. A rule
-    /// for the port goes before one for all; then the longest prefix decides, and to an address
-    /// in none connections are captured. Canaries are external whatever is set. At every moment of the change each
-    /// destination is on its old sides or on its new ones.
+    /// for the port goes before one for all; then the longest prefix decides, and to an address in
+    /// none connections are captured. Canaries are external whatever is set. At every moment of the
+    /// change each destination is on its old sides or on its new ones.
     ///
     /// # Errors
     /// The map has no room for the old and the new rules together, in which case nothing has
@@ -146,8 +146,8 @@ impl Rules {
         Ok(())
     }
 
-    /// Sets which ports policy is about: TCP to them is captured. That of the canaries always is. A port that stays captured
-    /// is at every moment.
+    /// Sets which ports policy is about: TCP to them is captured. That of the canaries always is. A
+    /// port that stays captured is at every moment.
     ///
     /// # Errors
     /// The map cannot be changed.
