@@ -32,27 +32,29 @@ const LOG_INTERVAL_NS: u64 = 1_000_000_000;
 /// What is refused whether an agent is there or not.
 #[cgroup_skb(egress)]
 pub fn refuse_udp(ctx: SkBuffContext) -> i32 {
-    decide(&ctx, Side::External)
+    match Datagram::read(&ctx) {
+        Some(datagram) => decide(&ctx, &datagram, Side::External),
+        None => PROCEED,
+    }
 }
 
 /// What is refused while the agent is there, which holds this program and takes it with it; and what
 /// only it wants to know.
 #[cgroup_skb(egress)]
 pub fn watch_udp(ctx: SkBuffContext) -> i32 {
-    if let Some(datagram) = Datagram::read(&ctx)
-        && datagram.destination.port == PORT_DNS
-    {
+    let Some(datagram) = Datagram::read(&ctx) else {
+        return PROCEED;
+    };
+    if datagram.destination.port == PORT_DNS {
         let _ = note_question(&ctx, &datagram);
         return PROCEED;
     }
-    decide(&ctx, Side::Open)
+    decide(&ctx, &datagram, Side::Open)
 }
 
 #[inline(always)]
-fn decide(ctx: &SkBuffContext, refused: Side) -> i32 {
-    let Some(Datagram { destination, .. }) = Datagram::read(ctx) else {
-        return PROCEED;
-    };
+fn decide(ctx: &SkBuffContext, datagram: &Datagram, refused: Side) -> i32 {
+    let destination = datagram.destination;
     let sides = sides(&destination);
     // What is hidden behind headers that nobody needs is the worst of what it may be.
     let hidden = destination.port == HIDDEN;
