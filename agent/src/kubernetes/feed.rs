@@ -268,18 +268,14 @@ impl Feed {
 
     /// Forgets an object of a watch.
     pub(super) fn remove(&self, scope: &Scope, name: &Name) {
-        let Scope::Policy(kind, _) = scope else {
-            let mut state = self.state.lock();
-            if let Some(watched) = state.watches.get_mut(scope) {
-                watched.members.remove(name);
-            }
-            state.pods.remove(name);
-            return self.tell_pods(&state);
-        };
         let mut state = self.state.lock();
         if let Some(watched) = state.watches.get_mut(scope) {
             watched.members.remove(name);
         }
+        let Scope::Policy(kind, _) = scope else {
+            state.pods.remove(name);
+            return self.tell_pods(&state);
+        };
         if *kind == ClusterKind::Tunnel {
             state.tunnels.remove(name);
         }
@@ -391,17 +387,7 @@ impl Scope {
     fn name(&self) -> &'static str {
         match self {
             Self::Pods(_) => "pods",
-            Self::Policy(kind, _) => match kind {
-                ClusterKind::Tunnel => "tunnels",
-                ClusterKind::ServiceEntry => "serviceentries",
-                ClusterKind::DestinationRule => "destinationrules",
-                ClusterKind::IstioServiceEntry => "serviceentries.networking.istio.io",
-                ClusterKind::IstioDestinationRule => "destinationrules.networking.istio.io",
-                ClusterKind::IstioVirtualService => "virtualservices.networking.istio.io",
-                ClusterKind::Secret => "secrets",
-                ClusterKind::Service => "services",
-                ClusterKind::EndpointSlice => "endpointslices",
-            },
+            Self::Policy(kind, _) => kind.resource(),
         }
     }
 }

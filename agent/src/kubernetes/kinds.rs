@@ -34,19 +34,6 @@ pub(super) fn group(kind: ClusterKind) -> &'static str {
     }
 }
 
-/// Their name in paths.
-pub(super) fn plural(kind: ClusterKind) -> &'static str {
-    match kind {
-        ClusterKind::Tunnel => "tunnels",
-        ClusterKind::ServiceEntry | ClusterKind::IstioServiceEntry => "serviceentries",
-        ClusterKind::DestinationRule | ClusterKind::IstioDestinationRule => "destinationrules",
-        ClusterKind::IstioVirtualService => "virtualservices",
-        ClusterKind::Secret => "secrets",
-        ClusterKind::Service => "services",
-        ClusterKind::EndpointSlice => "endpointslices",
-    }
-}
-
 /// The kind in this version, or in the only one that there is.
 pub(super) fn resource(kind: ClusterKind, version: Option<&str>) -> ApiResource {
     let version = version.unwrap_or(match group(kind) {
@@ -54,5 +41,9 @@ pub(super) fn resource(kind: ClusterKind, version: Option<&str>) -> ApiResource 
         _ => "v1",
     });
     let named = GroupVersionKind::gvk(group(kind), version, kind.kind());
-    ApiResource::from_gvk_with_plural(&named, plural(kind))
+    let resource = kind.resource();
+    let plural = resource
+        .split_once('.')
+        .map_or(resource, |(plural, _)| plural);
+    ApiResource::from_gvk_with_plural(&named, plural)
 }

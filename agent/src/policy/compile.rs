@@ -40,7 +40,7 @@ use crate::tls::{ClientTls, SystemRoots};
 use crate::workload::Workload;
 use proxies::Proxies;
 use services::Services;
-use tenancy::Tenancy;
+pub(super) use tenancy::Tenancy;
 use tls::TlsConfigs;
 use traffic::Traffic;
 

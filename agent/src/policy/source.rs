@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::api::metadata::Namespace;
-use super::compile::{Materials, Options, Policy};
+use super::compile::{Materials, Options, Policy, Tenancy};
 use super::document::Documents;
 use super::named_files::NamedFiles;
 use super::problem::Problem;
@@ -143,10 +143,8 @@ impl Sources {
     }
 
     fn compile(&mut self, options: &Options) -> Result<Policy, Vec<Problem>> {
-        let root = options.root_namespace.as_ref();
-        let may = |namespace: Option<&Namespace>| {
-            root.is_none() || namespace.is_none() || namespace == root
-        };
+        let tenancy = Tenancy::new(options.root_namespace.as_ref());
+        let may = |namespace: Option<&Namespace>| tenancy.refuse_file(namespace).is_ok();
         for path in self.documents.named_files(may) {
             self.files.look_at(path, file::read_named);
         }

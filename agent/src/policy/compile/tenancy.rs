@@ -10,13 +10,13 @@ use crate::policy::workloads::Visibility;
 
 /// The rules for namespaces.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tenancy<'a> {
+pub(in crate::policy) struct Tenancy<'a> {
     /// `None`: all documents are of one hand.
     root: Option<&'a Namespace>,
 }
 
 impl<'a> Tenancy<'a> {
-    pub(super) fn new(root: Option<&'a Namespace>) -> Self {
+    pub(in crate::policy) fn new(root: Option<&'a Namespace>) -> Self {
         Self { root }
     }
 
@@ -66,7 +66,10 @@ impl<'a> Tenancy<'a> {
     }
 
     /// Why a document in `namespace` may not name a file of the node, if it may not.
-    pub(super) fn refuse_file(self, namespace: Option<&Namespace>) -> Result<(), String> {
+    pub(in crate::policy) fn refuse_file(
+        self,
+        namespace: Option<&Namespace>,
+    ) -> Result<(), String> {
         match (self.tenant(namespace), self.root) {
             (Some(_), Some(root)) => Err(format!(
                 "files of the node are for documents in namespace `{root}`; use `credentialName`"

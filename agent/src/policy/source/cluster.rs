@@ -51,6 +51,21 @@ impl ClusterKind {
         }
     }
 
+    /// What the API calls its objects, in the plural; with the group where it is Istio's.
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnels",
+            Self::ServiceEntry => "serviceentries",
+            Self::DestinationRule => "destinationrules",
+            Self::IstioServiceEntry => "serviceentries.networking.istio.io",
+            Self::IstioDestinationRule => "destinationrules.networking.istio.io",
+            Self::IstioVirtualService => "virtualservices.networking.istio.io",
+            Self::Secret => "secrets",
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+        }
+    }
+
     /// The kind of ours that takes the place of this one of Istio.
     fn ours(self) -> Option<Self> {
         match self {
@@ -128,18 +143,6 @@ impl ClusterObjects {
     /// Forgets an object. Returns whether it was there.
     pub fn remove(&mut self, key: &ObjectKey) -> bool {
         self.0.remove(key).is_some()
-    }
-
-    /// Forgets those that are not to be kept. Returns whether there were any.
-    pub fn retain(&mut self, mut keep: impl FnMut(&ObjectKey) -> bool) -> bool {
-        let before = self.0.len();
-        self.0.retain(|key, _| keep(key));
-        self.0.len() != before
-    }
-
-    /// How many there are of a kind.
-    pub fn count(&self, kind: ClusterKind) -> usize {
-        self.0.keys().filter(|key| key.kind == kind).count()
     }
 
     /// All of them.
