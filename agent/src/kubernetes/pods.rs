@@ -30,7 +30,6 @@ pub(super) fn pod(object: DynamicObject) -> Option<(Box<str>, Pod)> {
         name: metadata.name?.into(),
         owner: owner.map(|owner| Owner::of(&owner.kind, &owner.name, &labels)),
         service_account: spec.service_account_name.map(Into::into),
-        host_network: spec.host_network.unwrap_or_default(),
         labels,
     };
     Some((uid, pod))
@@ -62,17 +61,15 @@ mod tests {
         let owner = pod.owner.unwrap();
         assert_eq!((&*owner.kind, &*owner.name), ("Deployment", "web"));
         assert_eq!(pod.service_account.as_deref(), Some("web"));
-        assert!(!pod.host_network);
     }
 
     #[test]
     fn a_pod_of_a_file_is_known_by_what_kubelet_calls_it() {
-        let (uid, pod) = read(json!({
+        let (uid, _) = read(json!({
             "metadata": {"name": "proxy-node-1", "namespace": "kube-system", "uid": "mirror",
                          "annotations": {STATIC: "abc", MIRROR: "abc"}},
             "spec": {"hostNetwork": true, "containers": []},
         }));
         assert_eq!(&*uid, "abc");
-        assert!(pod.host_network);
     }
 }

@@ -25,8 +25,6 @@ pub struct Pod {
     pub service_account: Option<Box<str>>,
     /// What has made it.
     pub owner: Option<Owner>,
-    /// `spec.hostNetwork`.
-    pub host_network: bool,
 }
 
 /// What has made a pod, and will make others like it.
