@@ -1,15 +1,19 @@
 //! Workloads as labels: as few as a node has of them, whatever they are called.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::telemetry::label::{Label, Workload};
 use crate::workload;
 
 /// How many different workloads labels tell apart; of more nothing is told.
 const MAX: usize = 512;
+
+/// For how many workloads it is remembered which labels are theirs; past that it is found out anew
+/// for all.
+const MAX_REMEMBERED: usize = 8192;
 
 /// Labels of pods that tell their service, the first that is there.
 const CANONICAL_NAME: [&str; 3] = [
@@ -27,13 +31,42 @@ const CANONICAL_REVISION: [&str; 3] = [
 
 /// The labels of workloads, so that each set of them is there once.
 #[derive(Debug, Default)]
-pub struct Sources(Mutex<HashSet<Arc<Workload>>>);
+pub struct Sources {
+    sets: Mutex<HashSet<Arc<Workload>>>,
+    /// By the address of the workload, which is held here so that it stays its own.
+    remembered: RwLock<HashMap<usize, Remembered>>,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    _who: Arc<workload::Workload>,
+    source: Arc<Workload>,
+}
 
 impl Sources {
-    /// Those of one. `source_workload` is what has made the pod (a bare pod is its own), or the
+    /// Those of one; of the same one it costs a look into a table.
+    pub fn of(&self, who: &Arc<workload::Workload>) -> Arc<Workload> {
+        let address = Arc::as_ptr(who).addr();
+        if let Some(known) = self.remembered.read().get(&address) {
+            return Arc::clone(&known.source);
+        }
+        let source = self.found(who);
+        let mut remembered = self.remembered.write();
+        if remembered.len() >= MAX_REMEMBERED {
+            remembered.clear();
+        }
+        let known = Remembered {
+            _who: Arc::clone(who),
+            source: Arc::clone(&source),
+        };
+        remembered.insert(address, known);
+        source
+    }
+
+    /// `source_workload` is what has made the pod (a bare pod is its own), or the
     /// systemd unit; what else is told is what Kubernetes knows of a pod, but not the pod's name, of
     /// which there is no end. What stands in for labels that a pod has not is as Istio has it.
-    pub fn of(&self, who: &workload::Workload) -> Arc<Workload> {
+    fn found(&self, who: &workload::Workload) -> Arc<Workload> {
         let given = |value: Option<&str>| value.map(|value| Label::of(&value)).unwrap_or_default();
         let label = |name: &str| given(who.labels.get(name).map(String::as_str));
         let first = |names: &[&str]| {
@@ -57,7 +90,7 @@ impl Sources {
             canonical_revision: given(revision),
             ..Workload::default()
         };
-        let mut known = self.0.lock();
+        let mut known = self.sets.lock();
         if let Some(source) = known.get(&source) {
             return Arc::clone(source);
         }
@@ -89,8 +122,8 @@ fn lasting(unit: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn in_cgroup(path: &str) -> workload::Workload {
-        workload::Workload::in_cgroup(path)
+    fn in_cgroup(path: &str) -> Arc<workload::Workload> {
+        Arc::new(workload::Workload::in_cgroup(path))
     }
 
     #[test]
@@ -111,7 +144,7 @@ mod tests {
             let source = Sources::default().of(&in_cgroup(&format!("/system.slice/{unit}")));
             assert_eq!(source.name.as_str(), expected, "{unit}");
         }
-        let nobody = Sources::default().of(&workload::Workload::default());
+        let nobody = Sources::default().of(&Arc::default());
         assert_eq!(*nobody, Workload::default());
     }
 
@@ -122,7 +155,7 @@ mod tests {
             ("version", "v1"),
             ("pod-template-hash", "5d8"),
         ];
-        let source = Sources::default().of(&workload::Workload {
+        let source = Sources::default().of(&Arc::new(workload::Workload {
             namespace: Some("shop".into()),
             name: Some("web-5d8-x2x".into()),
             owner: Some(workload::Owner {
@@ -133,7 +166,7 @@ mod tests {
                 .map(|(name, value)| (name.into(), value.into()))
                 .into(),
             ..workload::Workload::default()
-        });
+        }));
         let expected = Workload {
             name: Label::fixed("web"),
             namespace: Label::fixed("shop"),
@@ -149,11 +182,13 @@ mod tests {
 
     #[test]
     fn a_bare_pod_is_its_own_maker() {
-        let source = Sources::default().of(&workload::Workload {
+        let source = Sources::default().of(&Arc::new(workload::Workload {
             namespace: Some("shop".into()),
             name: Some("debug".into()),
-            ..in_cgroup("/kubepods.slice/kubepods-podX.slice/cri-containerd-0a.scope")
-        });
+            ..workload::Workload::in_cgroup(
+                "/kubepods.slice/kubepods-podX.slice/cri-containerd-0a.scope",
+            )
+        }));
         let shown = [
             &source.name,
             &source.canonical_service,
