@@ -4,8 +4,10 @@
 //! `target` into one object under the same key. Each request has a line, so nothing is put together
 //! first: fields are written as they come.
 
-use std::fmt::{self, Debug, Write};
+use std::fmt::{self, Debug};
+use std::io;
 
+use serde::Serializer as _;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -149,32 +151,21 @@ fn key(writer: &mut Writer<'_>, name: &str) -> fmt::Result {
 /// A member whose value is a string.
 fn text(writer: &mut Writer<'_>, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
     key(writer, name)?;
-    writer.write_char('"')?;
-    Escaped(&mut *writer).write_fmt(value)?;
-    writer.write_char('"')
+    let mut serializer = serde_json::Serializer::new(Bytes(writer));
+    serializer.collect_str(&value).map_err(|_| fmt::Error)
 }
 
-/// The inside of a string (RFC 8259 section 7).
-struct Escaped<'a, 'w>(&'a mut Writer<'w>);
+/// What serde_json writes to, which is whole characters at a time.
+struct Bytes<'a, 'w>(&'a mut Writer<'w>);
 
-impl Write for Escaped<'_, '_> {
-    fn write_str(&mut self, mut text: &str) -> fmt::Result {
-        let is_special = |byte: u8| byte < 0x20 || matches!(byte, b'"' | b'\\');
-        while let Some(at) = text.bytes().position(is_special) {
-            // What is special is one byte long.
-            let (plain, rest) = text.split_at(at);
-            let (special, rest) = rest.split_at(1);
-            self.0.write_str(plain)?;
-            match special {
-                "\"" => self.0.write_str("\\\"")?,
-                "\\" => self.0.write_str("\\\\")?,
-                "\n" => self.0.write_str("\\n")?,
-                "\r" => self.0.write_str("\\r")?,
-                "\t" => self.0.write_str("\\t")?,
-                other => write!(self.0, "\\u{:04x}", other.as_bytes()[0])?,
-            }
-            text = rest;
-        }
-        self.0.write_str(text)
+impl io::Write for Bytes<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = str::from_utf8(bytes).map_err(io::Error::other)?;
+        self.0.write_str(text).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
