@@ -423,7 +423,7 @@ fn a_tunnel_that_a_workload_asks_another_proxy_for_is_inside_ours() {
     assert_eq!(scene.nginx.requests()[0].tls, "TLSv1.3");
     // By the name that curl has resolved.
     let target = format!("proxy.example:{OTHER_PROXY}");
-    assert_eq!(squid.connects(1), [target.clone()]);
+    assert_eq!(squid.connects(1), std::slice::from_ref(&target));
     let log = other.wait_for_log(1);
     assert_eq!(log[0].target, "site.example:443", "{log:?}");
     // First on its connection, it is no request of ours to read.
