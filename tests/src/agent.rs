@@ -114,29 +114,11 @@ impl Agent {
     /// Starts it in the cluster of this API server, as the agent of `node-1`, and waits for nothing.
     #[track_caller]
     pub fn launch_in_cluster(scene: &Scene, api: &ApiServer, options: &[&str]) -> Self {
-        let Endpoints {
-            metrics,
-            ready,
-            admin,
-        } = Endpoints::default();
-        let world = &scene.world;
-        let running = underpass(world)
-            .in_cgroup(world.services())
+        let program = underpass(&scene.world)
+            .in_cgroup(scene.world.services())
             .args(["run", "--kubernetes", "--node-name", "node-1"])
-            .args(["--kubeconfig", api.kubeconfig()])
-            .arg("--cgroup")
-            .arg(world.workload().path())
-            .args(["--metrics-addr", &metrics.to_string()])
-            .args(["--ready-addr", &ready.to_string()])
-            .args(["--admin-addr", &admin.to_string()])
-            .args(["--log-format", "json"])
-            .args(options)
-            .start();
-        Self {
-            running,
-            place: world.host().clone(),
-            endpoints: Endpoints::default(),
-        }
+            .args(["--kubeconfig", api.kubeconfig()]);
+        Self::capturing(program, &scene.world, options, Endpoints::default())
     }
 
     /// Whether it is ready, and if not, why.
@@ -158,10 +140,14 @@ impl Agent {
     ) -> Self {
         let file = world.dir().join("policy.yaml");
         fs::write(&file, policy).must("write a policy");
+        let program = program.arg("run").arg("--policy").arg(file);
+        Self::capturing(program, world, options, endpoints)
+    }
+
+    /// Starts `program`, which knows its policy, to capture the workload of the world.
+    #[track_caller]
+    fn capturing(program: Cmd, world: &World, options: &[&str], endpoints: Endpoints) -> Self {
         let running = program
-            .arg("run")
-            .arg("--policy")
-            .arg(file)
             .arg("--cgroup")
             .arg(world.workload().path())
             .args(["--metrics-addr", &endpoints.metrics.to_string()])

@@ -152,7 +152,7 @@ fn what_is_applied_is_programmed_and_its_conditions_say_so() {
 }
 
 #[test]
-fn secrets_rotate_under_connections_that_are_open() {
+fn secrets_rotate_and_are_shown_nowhere() {
     let scene = Scene::new("kube-secret");
     let api = ApiServer::start(&scene);
     let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
