@@ -32,8 +32,8 @@ pub trait SocketFactory: Debug + Send + Sync {
 impl dyn SocketFactory {
     /// Connects to `addr`; the caller sets the deadline. Nagle's algorithm is off.
     pub async fn connect(&self, addr: SocketAddr) -> io::Result<TcpStream> {
-        let socket = self.open(Domain::for_address(addr), Type::STREAM, Protocol::TCP)?;
-        socket.set_nonblocking(true)?;
+        let kind = Type::STREAM.nonblocking();
+        let socket = self.open(Domain::for_address(addr), kind, Protocol::TCP)?;
         let socket = TcpSocket::from_std_stream(socket.into());
         socket.set_nodelay(true)?;
         socket.connect(addr).await
@@ -41,8 +41,8 @@ impl dyn SocketFactory {
 
     /// Binds a UDP socket to `local`.
     pub fn bind_udp(&self, local: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self.open(Domain::for_address(local), Type::DGRAM, Protocol::UDP)?;
-        socket.set_nonblocking(true)?;
+        let kind = Type::DGRAM.nonblocking();
+        let socket = self.open(Domain::for_address(local), kind, Protocol::UDP)?;
         socket.bind(&local.into())?;
         UdpSocket::from_std(socket.into())
     }

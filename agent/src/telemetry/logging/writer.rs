@@ -3,34 +3,54 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that may wait.
-const QUEUE: usize = 8192;
+/// What may wait, in bytes.
+const QUEUE: usize = 4 << 20;
 
-/// For how long lines may come before they are looked for.
-const PAUSE: Duration = Duration::from_millis(1);
+/// What is kept of the room that a burst took, in bytes.
+const ROOM: usize = 64 << 10;
+
+/// For how long lines may come before they are written, all at once.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How often the log tells of lost lines, at most: under overload the telling takes room too.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Takes lines and never waits; a line for which there is no room is lost and counted.
 #[derive(Clone, Debug)]
-pub(super) struct Queue {
-    sender: SyncSender<Item>,
-    lost: Arc<Lost>,
+pub(super) struct Queue(Arc<Sender>);
+
+/// The side of those who log; when the last is gone the thread ends.
+#[derive(Debug)]
+struct Sender(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// Wakes the thread.
+    wake: Condvar,
+    /// Wakes those who flush.
+    written: Condvar,
+    lost: Lost,
 }
 
-#[derive(Debug)]
-enum Item {
-    /// A whole line, its end included.
-    Line(Vec<u8>),
-    /// To be answered when all before it is written.
-    Flush(SyncSender<()>),
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Whole lines, their ends included.
+    lines: Vec<u8>,
+    /// Bytes that ever came, and how many of them the thread is done with.
+    came: u64,
+    done: u64,
+    /// The thread has nothing to do: whoever brings something wakes it.
+    idle: bool,
+    /// Somebody waits for what is here to be written.
+    urgent: bool,
+    closed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -43,48 +63,52 @@ struct Lost {
 impl Queue {
     /// Starts the thread that writes to `output`; it ends when the last clone is dropped.
     pub(super) fn start(output: Box<dyn Write + Send>) -> io::Result<Self> {
-        let (sender, receiver) = mpsc::sync_channel(QUEUE);
-        let lost = Arc::new(Lost::default());
-        let drain = Drain {
-            output,
-            lost: Arc::clone(&lost),
-            torn: false,
-            told: None,
-        };
+        let shared = Arc::new(Shared::default());
+        let drain = Drain::new(output, Arc::clone(&shared));
         thread::Builder::new()
             .name("underpass-log".to_owned())
-            .spawn(move || drain.run(&receiver))?;
-        Ok(Self { sender, lost })
+            .spawn(move || drain.run())?;
+        Ok(Self(Arc::new(Sender(shared))))
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.0.0
     }
 
     pub(super) fn lost(&self) -> u64 {
-        self.lost.total.load(Ordering::Relaxed)
+        self.shared().lost.total.load(Ordering::Relaxed)
     }
 
+    /// Waits until all that came before is written, for `limit` at most. Says whether it is.
     pub(super) fn flush(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        let (done, written) = mpsc::sync_channel(1);
-        let mut item = Item::Flush(done);
-        loop {
-            match self.sender.try_send(item) {
-                Ok(()) => break,
-                Err(TrySendError::Full(back)) if Instant::now() < deadline => {
-                    item = back;
-                    thread::sleep(Duration::from_millis(5));
-                }
-                Err(_) => return false,
+        let mut waiting = self.shared().waiting.lock();
+        let all = waiting.came;
+        while waiting.done < all {
+            waiting.urgent = true;
+            self.shared().wake.notify_one();
+            let waited = self.shared().written.wait_until(&mut waiting, deadline);
+            if waited.timed_out() {
+                return waiting.done >= all;
             }
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        written.recv_timeout(left).is_ok()
+        true
     }
 }
 
-impl Write for Queue {
+impl Write for &Queue {
     /// Takes one line: the formatter writes each with a single call.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.sender.try_send(Item::Line(line.to_vec())).is_err() {
-            self.lost.add();
+        let mut waiting = self.shared().waiting.lock();
+        if waiting.lines.len() + line.len() > QUEUE {
+            drop(waiting);
+            self.shared().lost.add();
+            return Ok(line.len());
+        }
+        waiting.lines.extend_from_slice(line);
+        waiting.came += line.len() as u64;
+        if std::mem::take(&mut waiting.idle) {
+            self.shared().wake.notify_one();
         }
         Ok(line.len())
     }
@@ -95,10 +119,17 @@ impl Write for Queue {
 }
 
 impl<'a> MakeWriter<'a> for Queue {
-    type Writer = Self;
+    type Writer = &'a Self;
 
-    fn make_writer(&'a self) -> Self {
-        self.clone()
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.0.waiting.lock().closed = true;
+        self.0.wake.notify_one();
     }
 }
 
@@ -112,7 +143,7 @@ impl Lost {
 /// The thread's side.
 struct Drain {
     output: Box<dyn Write + Send>,
-    lost: Arc<Lost>,
+    shared: Arc<Shared>,
     /// Whether the last write stopped within a line.
     torn: bool,
     /// When the log last told of lost lines.
@@ -120,75 +151,105 @@ struct Drain {
 }
 
 impl Drain {
-    fn run(mut self, receiver: &Receiver<Item>) {
-        for first in receiver {
-            self.take(first);
-            loop {
-                for next in receiver.try_iter() {
-                    self.take(next);
-                }
-                // Whoever logs must wake one that waits, which costs more than the line. So under
-                // load this one does not wait, but looks again.
-                thread::sleep(PAUSE);
-                match receiver.try_recv() {
-                    Ok(next) => self.take(next),
-                    Err(_) => break,
-                }
+    fn new(output: Box<dyn Write + Send>, shared: Arc<Shared>) -> Self {
+        Self {
+            output,
+            shared,
+            torn: false,
+            told: None,
+        }
+    }
+
+    fn run(mut self) {
+        let mut lines = Vec::new();
+        while self.take(&mut lines) {
+            self.write(&lines);
+            let _ = self.output.flush();
+            let mut waiting = self.shared.waiting.lock();
+            waiting.done += lines.len() as u64;
+            self.shared.written.notify_all();
+            drop(waiting);
+            lines.clear();
+            lines.shrink_to(ROOM);
+            self.tell();
+            self.pause();
+        }
+    }
+
+    /// Waits for lines and takes all that are there. Says whether there are any: else nobody is left
+    /// to bring them.
+    fn take(&self, lines: &mut Vec<u8>) -> bool {
+        let mut waiting = self.shared.waiting.lock();
+        while waiting.lines.is_empty() && !waiting.closed {
+            waiting.idle = true;
+            self.shared.wake.wait(&mut waiting);
+        }
+        waiting.idle = false;
+        waiting.urgent = false;
+        std::mem::swap(&mut waiting.lines, lines);
+        !lines.is_empty()
+    }
+
+    /// Lets lines come. Whoever logs must wake a thread that waits, and that writes for each line,
+    /// which costs more than the line: so there is something to do once in a while only.
+    fn pause(&self) {
+        let end = Instant::now() + PAUSE;
+        let mut waiting = self.shared.waiting.lock();
+        while !waiting.urgent && !waiting.closed {
+            if self.shared.wake.wait_until(&mut waiting, end).timed_out() {
+                break;
             }
         }
     }
 
-    fn take(&mut self, item: Item) {
-        match item {
-            Item::Line(line) => match self.write(&line) {
-                Ok(()) => self.tell(),
-                Err(_) => self.lost.add(),
-            },
-            Item::Flush(done) => {
-                let _ = self.output.flush();
-                // Whoever asked may have stopped waiting.
-                let _ = done.try_send(());
+    /// Writes lines. One that cannot be written is lost; the next is tried all the same, and after one
+    /// that was written in part it begins on a new line, so that only the torn one is spoilt.
+    fn write(&mut self, mut lines: &[u8]) {
+        while !lines.is_empty() {
+            let written = self.write_some(lines);
+            lines = &lines[written..];
+            if !lines.is_empty() {
+                let end = lines.iter().position(|&byte| byte == b'\n');
+                lines = &lines[end.map_or(lines.len(), |end| end + 1)..];
+                self.shared.lost.add();
             }
         }
     }
 
-    /// Writes a line; after one that was written in part it begins on a new one, so that only
-    /// the torn line is spoilt.
-    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+    /// Writes until that fails, and says how much was written.
+    fn write_some(&mut self, lines: &[u8]) -> usize {
         if self.torn {
-            self.write_all(b"\n")?;
+            if !matches!(self.output.write(b"\n"), Ok(1)) {
+                return 0;
+            }
             self.torn = false;
         }
-        self.write_all(line)
-    }
-
-    fn write_all(&mut self, mut rest: &[u8]) -> io::Result<()> {
-        while !rest.is_empty() {
-            match self.output.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => {
-                    rest = &rest[n..];
-                    self.torn = !rest.is_empty();
+        let mut written = 0;
+        while written < lines.len() {
+            match self.output.write(&lines[written..]) {
+                Ok(n) if n > 0 => {
+                    written += n;
+                    self.torn = lines[written - 1] != b'\n';
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                _ => break,
             }
         }
-        Ok(())
+        written
     }
 
-    /// Writing works: says what is missing. The event goes through the queue like any other, and
-    /// that never waits.
+    /// Says what is missing. The event goes through the queue like any other, and that never waits.
     fn tell(&mut self) {
-        if self.lost.untold.load(Ordering::Relaxed) == 0
+        let lost = &self.shared.lost;
+        if lost.untold.load(Ordering::Relaxed) == 0
             || self.told.is_some_and(|at| at.elapsed() < TELL_EVERY)
         {
             return;
         }
         self.told = Some(Instant::now());
         tracing::warn!(
-            lines = self.lost.untold.swap(0, Ordering::Relaxed),
-            total = self.lost.total.load(Ordering::Relaxed),
+            lines = lost.untold.swap(0, Ordering::Relaxed),
+            total = lost.total.load(Ordering::Relaxed),
             "log lines were lost: the log could not be written as fast as it came, or not at all \
              (disk full?)"
         );
