@@ -4,17 +4,21 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use underpass_tests::addr::{OTHER_V4, SITE_V4};
+use underpass_tests::addr::{OTHER_V4, PROXY_V4, SITE_V4};
 use underpass_tests::agent::{Agent, tunnel_policy};
 use underpass_tests::curl::Seen;
 use underpass_tests::process::Running;
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::squid::{Options, Squid};
+use underpass_tests::servers::{apache, forward};
 use underpass_tests::{Must as _, Scene};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 const PORT: u16 = 8080;
+
+/// Of a proxy that the agent knows nothing of.
+const OTHER_PROXY: u16 = 3140;
 
 /// TLS with both: nginx at 443 takes HTTP/2, `site.py` HTTP/1.1 alone.
 const ENCRYPTED: &str = "---
@@ -314,5 +318,45 @@ fn malformed_requests_reach_nobody() {
     for record in agent.access_log() {
         assert_eq!(record.text("flags"), "DPE", "{record:?}");
     }
+    scene.world.expect_no_direct_arrivals();
+}
+
+/// A proxy of the workload's own choice is a target as any other, and CONNECT a request to it.
+#[test]
+fn a_tunnel_that_a_workload_asks_another_proxy_for_is_inside_ours() {
+    let scene = Scene::new("h2-connect");
+    let options = Options {
+        connect_ports: &[OTHER_PROXY],
+        ..Options::default()
+    };
+    let squid = Squid::start_with(&scene.world, &options);
+    let options = forward::Options {
+        port: OTHER_PROXY,
+        ..forward::Options::default()
+    };
+    let other = apache::start(&scene.world, &options);
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/h2_connect.js");
+    let client = scene.workload("node").arg(script);
+    let proxy = format!("{PROXY_V4}:{OTHER_PROXY}");
+    let targets = ["site.example:80", "nowhere.example:80", "site.example:80"];
+    let said = client.arg(&proxy).args(targets).run(MINUTE);
+    let said = said.expect_success().stdout;
+    let lines: Vec<&str> = said.lines().collect();
+    let served = "site.example:80 200 HTTP/1.1 200 OK";
+    assert_eq!([lines[0], lines[2]], [served, served], "{said}");
+    // Its refusals are its own.
+    assert!(lines[1].starts_with("nowhere.example:80 50"), "{said}");
+    assert_eq!(scene.nginx.requests().len(), 2);
+
+    assert_eq!(squid.connects(1), [proxy]);
+    assert_eq!(other.wait_for_log(3).len(), 3);
+    let records = agent.wait_for_accesses(3);
+    let told = |name: &str| records.iter().map(|one| one.text(name)).collect::<Vec<_>>();
+    assert_eq!(told("authority"), targets, "{records:?}");
+    assert_eq!(told("method"), ["CONNECT"; 3], "{records:?}");
+    assert_eq!(told("flags"), [""; 3], "{records:?}");
+    agent.wait_for_metric("underpass_tunnels_active", &[], 0.0);
     scene.world.expect_no_direct_arrivals();
 }

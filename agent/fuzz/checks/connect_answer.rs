@@ -150,12 +150,14 @@ fn run(bytes: &[u8], segment: usize) -> Outcome {
     }
 }
 
-/// What is not HTTP is known by its first bytes, and shown as far as it had come.
+/// What is not HTTP is known by its first bytes, and shown, and taken for something, as far as it
+/// had come.
 fn without_sample(
     mut parsed: Result<Option<Answer>, BadAnswer>,
 ) -> Result<Option<Answer>, BadAnswer> {
-    if let Err(BadAnswer::NotHttp { sample, .. }) = &mut parsed {
+    if let Err(BadAnswer::NotHttp { sample, is_tls }) = &mut parsed {
         sample.clear();
+        *is_tls = false;
     }
     parsed
 }

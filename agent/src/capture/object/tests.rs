@@ -40,5 +40,8 @@ fn the_kernel_takes_the_programs() {
     programs.sort_unstable();
     let mut expected: Vec<_> = expected.collect();
     expected.sort_unstable();
-    assert_eq!(programs, expected, "the object has others than those that are loaded");
+    assert_eq!(
+        programs, expected,
+        "the object has others than those that are loaded"
+    );
 }

@@ -92,14 +92,6 @@ impl Session {
         let authority = authority.or_else(host).unwrap_or_default();
         record.head(head.method.as_str(), authority);
         let manner = (false, head.method == Method::HEAD);
-        if head.method == Method::CONNECT {
-            // It asks whom it is sent to for a tunnel; policy is about that one, not about the
-            // target of the tunnel, and of those two there can be only one here.
-            let text = "CONNECT within HTTP/2 is not served";
-            let flag = ResponseFlag::DownstreamProtocol;
-            let refused = Refused::new(flag, StatusCode::NOT_IMPLEMENTED, &text);
-            return end(&refused, &mut client, manner, &mut record);
-        }
         let mut request = match Request::check(head) {
             Ok(request) => request,
             Err(error) => {
@@ -200,6 +192,13 @@ impl Session {
                 error = client.reset() => Err(given_up(error)),
                 reached = self.targets.reach(requests, way, &avoid, facts, record) => reached,
             }?;
+            if request.is_connect() && matches!(target, Target::Http1(_)) {
+                self.targets.put(&way.key, target, true);
+                let text = "the target speaks HTTP/1.1, where CONNECT of HTTP/2 has no counterpart on \
+                            a connection for several requests";
+                let flag = ResponseFlag::DownstreamProtocol;
+                return Err(Refused::new(flag, StatusCode::NOT_IMPLEMENTED, &text));
+            }
             let moving = record.moves(&requests.live, target.proxy());
             let progress = record.progress();
             let carried = Carried(&self.targets);

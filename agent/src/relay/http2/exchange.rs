@@ -162,8 +162,7 @@ pub async fn exchange(
 ) -> Result<(), ExchangeError> {
     let has_no_body = client.has_no_body();
     let head = request.forwarded(scheme);
-    let pseudo = request.path.as_str().len() + request.authority().len();
-    let size = size_of(head.headers()) + pseudo;
+    let size = size_of(head.headers()) + request.size_of_target();
     let Sent {
         answer,
         body: mut to_target,
@@ -229,10 +228,9 @@ pub async fn exchange(
     };
     match both(up, down).await {
         Ok(Asked::All) => Ok(()),
-        Ok(Asked::NoMore) => {
-            client.abort(Reason::NO_ERROR);
-            Ok(())
-        }
+        // The library tells the client when it has sent the answer: a reset would take the place of
+        // what it has not.
+        Ok(Asked::NoMore) => Ok(()),
         Err(Fault::Client(error)) => {
             let error = ExchangeError::client(error);
             if let ExchangeError::ClientReset(reason) = &error {

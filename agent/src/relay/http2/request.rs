@@ -18,8 +18,8 @@ use crate::relay::http::{Framing, PSEUDONYM, Request as Http1Request, host, is_f
 #[derive(Clone, Debug)]
 pub struct Request {
     pub(super) method: Method,
-    /// In origin form, or `*`.
-    pub(super) path: PathAndQuery,
+    /// In origin form, or `*`. `None`: it is CONNECT, which has none (RFC 9113 section 8.5).
+    pub(super) path: Option<PathAndQuery>,
     pub(super) authority: Authority,
     /// Without Host, TE and Content-Length.
     pub(super) fields: HeaderMap,
@@ -65,14 +65,25 @@ impl Request {
         if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
             return malformed(":scheme is neither http nor https");
         }
+        let is_connect = method == Method::CONNECT;
         let path = match uri.path_and_query {
-            Some(path) if is_target(&method, &path) => path,
+            // The library has seen that CONNECT has neither path nor scheme.
+            _ if is_connect => None,
+            Some(path) if is_target(&method, &path) => Some(path),
             _ => return malformed(":path is no path"),
         };
-        let (authority, host) = authority(uri.authority, &fields)?;
+        let (authority, mut host) = authority(uri.authority, &fields)?;
+        if is_connect {
+            if authority.port_u16().is_none() {
+                return malformed(":authority of CONNECT has no port");
+            }
+            // It is whom the target is asked for, and not the target.
+            host = None;
+        }
         fields.remove(HOST);
         let length = match fields.remove(CONTENT_LENGTH) {
             // The library has seen that all of them agree.
+            Some(_) if is_connect => return malformed("CONNECT has no length"),
             Some(length) => Some(number(&length)?),
             None => None,
         };
@@ -108,7 +119,7 @@ impl Request {
         let authority = Authority::from_maybe_shared(fields.remove(HOST)?).ok()?;
         Some(Self {
             method: Method::from_bytes(&request.method).ok()?,
-            path,
+            path: Some(path),
             authority,
             fields,
             takes_trailers: request.fields.lists("te", "trailers"),
@@ -127,9 +138,20 @@ impl Request {
         &self.method
     }
 
-    /// The path, without a query.
+    /// The path, without a query; empty if it is CONNECT.
     pub fn path(&self) -> &str {
-        self.path.path()
+        self.path.as_ref().map_or("", PathAndQuery::path)
+    }
+
+    /// Whether it asks the target for a tunnel.
+    pub fn is_connect(&self) -> bool {
+        self.method == Method::CONNECT
+    }
+
+    /// How long the parts are that HTTP/1.1 has in its first line and Host.
+    pub(super) fn size_of_target(&self) -> usize {
+        let path = self.path.as_ref().map_or(0, |path| path.as_str().len());
+        path + self.authority.as_str().len()
     }
 
     /// The host and port that it is for, as sent.
@@ -137,7 +159,8 @@ impl Request {
         self.authority.as_str()
     }
 
-    /// The host that it is for. `None`: it can be none in DNS.
+    /// The host that it is for. `None`: it can be none in DNS, or nothing but the address says whom
+    /// CONNECT is sent to.
     pub fn host(&self) -> Option<&Host> {
         self.host.as_ref()
     }
@@ -196,10 +219,10 @@ impl Request {
         *request.method_mut() = self.method.clone();
         *request.version_mut() = http::Version::HTTP_2;
         let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(scheme.clone());
+        uri.scheme = self.path.is_some().then(|| scheme.clone());
         uri.authority = Some(self.authority.clone());
-        uri.path_and_query = Some(self.path.clone());
-        // All three are there, so it is one.
+        uri.path_and_query.clone_from(&self.path);
+        // All three are there, or the authority alone, so it is one.
         *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
         let fields = request.headers_mut();
         fields.clone_from(&self.fields);

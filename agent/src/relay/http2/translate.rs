@@ -6,8 +6,9 @@ use std::io;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, COOKIE, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
@@ -46,7 +47,7 @@ impl Manner {
     }
 }
 
-/// Sends `request` to `upstream`, of which `early` has been read, and its answer back; both bodies
+/// Sends `request`, which is not CONNECT, to `upstream`, of which `early` has been read, and its answer back; both bodies
 /// pass at the same time. Says whether `upstream` can serve another.
 ///
 /// # Errors
@@ -102,9 +103,6 @@ where
         Err(Fault::Client(error)) => return Err(ExchangeError::client(error)),
         Err(Fault::Target(error)) => return Err(error),
     };
-    if asked == Asked::NoMore {
-        client.abort(Reason::NO_ERROR);
-    }
     // Nobody has asked for more.
     Ok(persists && asked == Asked::All && from_target.buffered().is_empty())
 }
@@ -163,7 +161,8 @@ fn request_head(request: &Request, manner: Manner) -> BytesMut {
     let mut head = BytesMut::with_capacity(1024);
     head.extend_from_slice(request.method.as_str().as_bytes());
     head.put_u8(b' ');
-    head.extend_from_slice(request.path.as_str().as_bytes());
+    let path = request.path.as_ref().map_or("", PathAndQuery::as_str);
+    head.extend_from_slice(path.as_bytes());
     head.extend_from_slice(b" HTTP/1.1\r\n");
     field(&mut head, b"host", request.authority().as_bytes());
     for (name, value) in &request.fields {

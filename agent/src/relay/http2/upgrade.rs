@@ -95,8 +95,7 @@ impl<'a> Upgrade<'a> {
     {
         let has_no_body = Body::new(self.request.framing()).is_over();
         let head = self.stream.forwarded(scheme);
-        let pseudo = self.stream.path.as_str().len() + self.stream.authority().len();
-        let size = size_of(head.headers()) + pseudo;
+        let size = size_of(head.headers()) + self.stream.size_of_target();
         let Sent {
             answer,
             body: mut to_target,
