@@ -12,6 +12,7 @@ mod counters;
 mod discovery;
 mod error;
 mod flows;
+pub(crate) mod inotify;
 mod listener;
 mod logs;
 mod netns;

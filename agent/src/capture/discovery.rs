@@ -3,18 +3,15 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
-use tokio::io::unix::AsyncFd;
+use nix::sys::inotify::{AddWatchFlags, InotifyEvent};
 
 use super::CaptureError;
+use super::inotify::Inotify;
 use super::netns::NetnsId;
-use super::readable::readable;
 
 /// What is told of a cgroup: cgroups made and removed below it, processes that somebody moves
 /// (`cgroup.procs` is written), the first process and the end of the last (`cgroup.events`).
@@ -29,7 +26,6 @@ pub struct Discovery {
     cgroup: PathBuf,
     proc: PathBuf,
     inotify: Inotify,
-    readable: AsyncFd<OwnedFd>,
     blind: AtomicBool,
 }
 
@@ -60,12 +56,7 @@ impl Discovery {
     /// # Errors
     /// There is no inotify instance to be had (`fs.inotify.max_user_instances`).
     pub fn new(cgroup: &Path) -> Result<Self, CaptureError> {
-        let open = || {
-            let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-            let readable = readable(inotify.as_fd())?;
-            Ok((inotify, readable))
-        };
-        let (inotify, readable) = open().map_err(|source| CaptureError::Cgroup {
+        let inotify = Inotify::new().map_err(|source| CaptureError::Cgroup {
             path: cgroup.to_owned(),
             action: "watch it (fs.inotify.max_user_instances?)",
             source,
@@ -74,7 +65,6 @@ impl Discovery {
             cgroup: cgroup.to_owned(),
             proc: "/proc".into(),
             inotify,
-            readable,
             blind: AtomicBool::new(false),
         })
     }
@@ -84,21 +74,8 @@ impl Discovery {
     /// # Errors
     /// As `epoll(7)`.
     pub async fn changed(&self) -> io::Result<()> {
-        loop {
-            let mut ready = self.readable.readable().await?;
-            let mut matters = false;
-            loop {
-                match self.inotify.read_events() {
-                    Ok(events) => matters |= events.iter().any(matter),
-                    Err(Errno::EAGAIN) => break,
-                    Err(errno) => return Err(errno.into()),
-                }
-            }
-            ready.clear_ready();
-            if matters {
-                return Ok(());
-            }
-        }
+        while !self.inotify.events().await?.iter().any(matter) {}
+        Ok(())
     }
 
     /// One look, which also takes these threads into account: each is of a namespace that was not
@@ -156,7 +133,7 @@ impl Discovery {
     }
 
     fn watch(&self, directory: &Path) {
-        let Err(errno) = self.inotify.add_watch(directory, WATCHED) else {
+        let Err(errno) = self.inotify.watch(directory, WATCHED) else {
             return;
         };
         // Gone since it was listed.
