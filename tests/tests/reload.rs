@@ -172,7 +172,7 @@ fn a_mounted_config_map_is_followed() {
     assert_eq!(asked(6), "CONNECT site.example:80 HTTP/1.1");
     agent.wait_for_metric(RELOADS, &[("result", "failure")], 1.0);
     let log = agent.process().stderr();
-    assert!(!log.contains("notify"), "nothing is wrong in {log}");
+    assert!(!log.contains("inotify"), "nothing is wrong in {log}");
     scene.world.expect_no_direct_arrivals();
 }
 

@@ -33,10 +33,9 @@ use writer::Queue;
 /// Bytes of a filter; what is longer was not written by hand.
 const MAX_FILTER: usize = 4096;
 
-/// Goes before every filter, which may say otherwise. One library warns whenever a file that it
-/// watches is deleted, which is what it is there for; the other of each oddity of a peer, which
-/// could so fill the log.
-const QUIET: &str = "notify=off,h2=error";
+/// Goes before every filter, which may say otherwise. This library warns of each oddity of a peer,
+/// which could so fill the log.
+const QUIET: &str = "h2=error";
 
 /// How the log is to be written.
 #[derive(Clone, Debug, Eq, PartialEq)]

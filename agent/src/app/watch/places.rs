@@ -1,7 +1,7 @@
 //! Where a change can make something else be read at a path.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{self, Component, Path, PathBuf};
@@ -16,15 +16,15 @@ const MAX_LINKS_OF_DIRECTORY: usize = 256;
 /// Every directory on the way to some paths, through symbolic links, and what matters in it. So it
 /// is seen when a directory, or one above it, is replaced, goes, or comes; when a link such as the
 /// `..data` of a mounted ConfigMap is turned round; and when a file is replaced by one of its name.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Debug, Default, Eq, PartialEq)]
 pub(super) struct Places {
     /// What to watch, by physical path, with what is there now: the same path may come to mean
     /// another directory.
     watched: BTreeMap<PathBuf, Identity>,
     /// Names that matter wherever they are.
     names: BTreeSet<OsString>,
-    /// Directories in which every name matters.
-    whole: BTreeSet<PathBuf>,
+    /// What is read: files, and directories in which every name matters.
+    read: BTreeSet<PathBuf>,
 }
 
 /// Device and inode number.
@@ -41,19 +41,17 @@ impl Places {
         places
     }
 
-    /// What to watch. A file is watched besides its directory, since the directory does not tell of
-    /// changes that are made through another path, as of a file mounted into a container.
-    pub(super) fn to_watch(&self) -> impl Iterator<Item = &Path> {
-        self.watched.keys().map(PathBuf::as_path)
+    /// What to watch, and whether it is read. A file is watched besides its directory, since the
+    /// directory does not tell of changes that are made through another path, as of a file mounted
+    /// into a container.
+    pub(super) fn to_watch(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let paths = self.watched.keys();
+        paths.map(|path| (path.as_path(), self.read.contains(path)))
     }
 
-    /// Whether a change at `path`, which is watched or in a watched directory, may matter.
-    pub(super) fn concern(&self, path: &Path) -> bool {
-        path.file_name()
-            .is_some_and(|name| self.names.contains(name))
-            || path
-                .parent()
-                .is_some_and(|parent| self.whole.contains(parent))
+    /// Whether a change of this name matters in every directory.
+    pub(super) fn concern(&self, name: &OsStr) -> bool {
+        self.names.contains(name)
     }
 
     /// Adds the way to `path`, as far as there is one. The physical path if it is a directory.
@@ -85,6 +83,7 @@ impl Places {
             } else {
                 self.watch(&next, &metadata);
                 if !metadata.is_dir() {
+                    self.read.insert(next);
                     return None;
                 }
                 at = next;
@@ -95,7 +94,7 @@ impl Places {
 
     /// Adds all that is in a directory, and the ways of the links in it.
     fn all_of(&mut self, directory: &Path) {
-        self.whole.insert(directory.to_owned());
+        self.read.insert(directory.to_owned());
         let Ok(entries) = fs::read_dir(directory) else {
             return;
         };

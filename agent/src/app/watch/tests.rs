@@ -2,8 +2,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use notify::event::DataChange;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
@@ -33,7 +33,7 @@ fn swap(directory: &Path, old: &str, new: &str) {
 fn watch(path: impl Into<PathBuf>) -> Watch {
     let mut watch = Watch::new();
     watch.renew(vec![path.into()]);
-    assert!(matches!(watch.state, State::Watching { .. }));
+    assert!(matches!(watch.state, State::Watching(_)));
     watch
 }
 
@@ -115,102 +115,81 @@ async fn a_file_that_is_written_through_another_name_is_seen() {
     expect_change(watch, "written as another name").await;
 }
 
-#[test]
-fn what_matters_is_told_by_kind_and_place() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("policy.yaml");
-    fs::write(&file, "1").unwrap();
-    let of_file = Places::on_the_way_to(std::slice::from_ref(&file));
-    let of_all = Places::on_the_way_to(&[directory.path().to_owned()]);
-    let neighbour = directory.path().join("other.yaml");
-    let event = |kind, path: &Path| Event::new(kind).add_path(path.to_owned());
-    let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
-    let opened = EventKind::Access(AccessKind::Open(AccessMode::Any));
-    assert!(matters(&event(written, &file), &of_file));
-    assert!(!matters(&event(opened, &file), &of_file));
-    assert!(!matters(&event(written, &neighbour), &of_file));
-    assert!(matters(&event(written, &neighbour), &of_all));
-    assert!(!matters(&event(opened, &neighbour), &of_all));
-    assert!(matters(&Event::new(EventKind::Other), &of_file), "overflow");
-}
-
 #[tokio::test(start_paused = true)]
 async fn without_events_time_counts_as_change() {
     let directory = tempfile::tempdir().unwrap();
     let paths = vec![directory.path().to_owned()];
     let mut watch = Watch::new();
-    watch.open = |places, _| {
-        Err(WatchError::Watches {
-            path: places.to_watch().next().unwrap().to_owned(),
-        })
-    };
+    watch.open = |_| Err(WatchError::Instances);
     watch.renew(paths.clone());
     let start = Instant::now();
     watch.changed().await;
     assert_eq!(start.elapsed(), POLL);
     // And events are used when there are some again.
-    watch.open = open;
+    watch.open = Watcher::new;
     watch.renew(paths);
-    assert!(matches!(watch.state, State::Watching { .. }));
+    assert!(matches!(watch.state, State::Watching(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn places_that_keep_changing_are_looked_at_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let paths = vec![directory.path().join("a/".repeat(2 * ATTEMPTS))];
+    let mut watch = Watch::new();
+    // Another directory on the way comes each time.
+    watch.open = |places| {
+        let deepest = places.to_watch().map(|(path, _)| path.join("a")).last();
+        let watcher = Watcher::new(places);
+        fs::create_dir(deepest.unwrap()).unwrap();
+        watcher
+    };
+    watch.renew(paths.clone());
+    let start = Instant::now();
+    watch.changed().await;
+    assert_eq!(start.elapsed(), PATIENCE);
+    watch.open = Watcher::new;
+    watch.renew(paths);
+    assert!(matches!(watch.state, State::Watching(_)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_change_is_told_when_it_is_quiet_or_has_been_loud_for_too_long() {
-    let mut watch = Watch::new();
-    let events = Arc::clone(&watch.events);
-    events.came.notify_one();
+    let (tell, told) = mpsc::unbounded_channel();
+    let told = tokio::sync::Mutex::new(told);
+    let change = || async { told.lock().await.recv().await.unwrap() };
+    tell.send(false).unwrap();
     let start = Instant::now();
-    watch.changed().await;
+    settled(change).await;
     assert_eq!(start.elapsed(), QUIET);
 
     let start = Instant::now();
     let noise = tokio::spawn(async move {
-        loop {
-            events.came.notify_one();
+        while tell.send(false).is_ok() {
             sleep(QUIET / 2).await;
         }
     });
-    watch.changed().await;
+    settled(change).await;
     assert!(start.elapsed() >= PATIENCE && start.elapsed() < PATIENCE + QUIET);
     noise.abort();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_file_that_is_being_written_is_waited_for() {
-    let path = PathBuf::from("/policy.yaml");
-    let places = Places::on_the_way_to(std::slice::from_ref(&path));
-    let mut watch = Watch::new();
-    let events = Arc::clone(&watch.events);
-    let tell = |kind| events.take(Ok(Event::new(kind).add_path(path.clone())), &places);
-    let written = EventKind::Modify(ModifyKind::Data(DataChange::Any));
-    let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
-
+    let (tell, told) = mpsc::unbounded_channel();
+    let told = tokio::sync::Mutex::new(told);
+    let change = || async { told.lock().await.recv().await.unwrap() };
     let start = Instant::now();
-    tell(written);
+    tell.send(true).unwrap();
     let pause = QUIET * 3;
-    tokio::join!(watch.changed(), async {
+    tokio::join!(settled(change), async {
         sleep(pause).await;
-        tell(closed);
+        tell.send(false).unwrap();
     });
     assert_eq!(start.elapsed(), pause + QUIET);
 
-    // But not for ever, and only once.
+    // But not for ever.
     let start = Instant::now();
-    tell(written);
-    watch.changed().await;
+    tell.send(true).unwrap();
+    settled(change).await;
     assert_eq!(start.elapsed(), PATIENCE);
-    let start = Instant::now();
-    tell(closed);
-    watch.changed().await;
-    assert_eq!(start.elapsed(), QUIET);
-}
-
-#[test]
-fn limits_are_named_with_their_sysctl() {
-    let watches = WatchError::Watches {
-        path: "/etc".into(),
-    };
-    assert!(watches.to_string().contains("fs.inotify.max_user_watches"));
-    let instances = WatchError::Instances.to_string();
-    assert!(instances.contains("fs.inotify.max_user_instances"));
 }

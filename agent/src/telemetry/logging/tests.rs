@@ -89,9 +89,9 @@ fn json_is_one_flat_object_per_line() {
 
 #[test]
 fn a_library_that_cries_wolf_is_heard_only_if_asked_for() {
-    for (filter, lines) in [("trace", 1), ("trace,notify=warn", 2), ("notify=info", 1)] {
+    for (filter, lines) in [("trace", 1), ("trace,h2=warn", 2), ("h2=info", 1)] {
         let log = log_of(LogFormat::Text, filter, |_| {
-            tracing::warn!(target: "notify::inotify", "wolf");
+            tracing::warn!(target: "h2::proto", "wolf");
             tracing::warn!(target: "other", "another");
         });
         assert_eq!(log.text().lines().count(), lines, "{filter}");
