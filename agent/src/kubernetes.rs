@@ -6,32 +6,7 @@
 //! says when that has changed. What is made of it is for `policy`.
 
 #[cfg(feature = "kubernetes")]
-mod backoff;
-#[cfg(feature = "kubernetes")]
-mod client;
-#[cfg(feature = "kubernetes")]
-mod connector;
-#[cfg(feature = "kubernetes")]
-mod follow;
-#[cfg(feature = "kubernetes")]
-mod groups;
-#[cfg(feature = "kubernetes")]
-mod kinds;
-#[cfg(feature = "kubernetes")]
-mod leader;
-#[cfg(feature = "kubernetes")]
-mod metrics;
-#[cfg(feature = "kubernetes")]
-mod nodes;
-#[cfg(feature = "kubernetes")]
-mod pods;
-#[cfg(feature = "kubernetes")]
-mod report;
-#[cfg(feature = "kubernetes")]
-mod status;
-#[cfg(feature = "kubernetes")]
-mod watch;
-
+mod api;
 #[cfg_attr(
     not(feature = "kubernetes"),
     expect(dead_code, reason = "nobody feeds it")
@@ -43,12 +18,8 @@ use std::path::PathBuf;
 use crate::policy::Namespace;
 
 #[cfg(feature = "kubernetes")]
-pub use client::{Api, ApiError};
+pub use api::{Api, ApiError, follow, report};
 pub use feed::{Feed, Name, TunnelFacts, Verdict};
-#[cfg(feature = "kubernetes")]
-pub use follow::follow;
-#[cfg(feature = "kubernetes")]
-pub use report::report;
 
 /// How the API of the cluster is reached, and what it calls this node.
 #[derive(Clone, Debug)]
@@ -60,7 +31,3 @@ pub struct ClusterConfig {
     /// The namespace whose documents are for all workloads.
     pub root_namespace: Namespace,
 }
-
-#[cfg(test)]
-#[cfg(feature = "kubernetes")]
-mod tests;

@@ -14,9 +14,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, Service, ServiceExt as _};
 
-use super::ClusterConfig;
 use super::connector::Connector;
 use crate::dns::Resolver;
+use crate::kubernetes::ClusterConfig;
 use crate::sockets::SocketFactory;
 
 /// Longer than any pause that a server makes: it ends each watch before (after 290 s). What is gone

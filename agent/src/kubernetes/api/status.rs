@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::feed::{Name, TunnelFacts, Verdict};
 use super::nodes::is_rejected;
+use crate::kubernetes::feed::{Name, TunnelFacts, Verdict};
 
 /// The longest message, in characters.
 const MAX_MESSAGE: usize = 1024;

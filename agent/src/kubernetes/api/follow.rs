@@ -9,10 +9,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::client::Api;
-use super::feed::{Feed, Scope};
 use super::groups::Groups;
 use super::kinds::FOLLOWED;
 use super::{metrics, watch};
+use crate::kubernetes::feed::{Feed, Scope};
 use crate::policy::{ClusterKind, References};
 
 /// Nothing must come for so long before policy is made anew: changes often come many at a time.

@@ -21,12 +21,12 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{interval, sleep};
 
-use super::ClusterConfig;
 use super::client::cause;
-use super::feed::{Feed, Name, Verdict};
 use super::leader::{self, Candidate};
 use super::nodes::{self, Nodes, Programmed};
 use super::{kinds, status};
+use crate::kubernetes::ClusterConfig;
+use crate::kubernetes::feed::{Feed, Name, Verdict};
 use crate::policy::ClusterKind;
 
 /// Who writes, in managed fields and events.

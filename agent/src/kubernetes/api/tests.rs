@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Api, ClusterConfig, Feed, follow, report};
+use super::{Api, follow, report};
 use crate::dns::Resolver;
+use crate::kubernetes::{ClusterConfig, Feed};
 use crate::policy::{Options, Paths, load_cluster};
 use crate::sockets::PlainSockets;
 use crate::workload::Pods;

@@ -14,9 +14,9 @@ use tokio::time::sleep;
 
 use super::backoff::Backoff;
 use super::client::{Observer, Outcome};
-use super::feed::{Arrived, Feed, Name, Scope, TunnelFacts, Turn};
 use super::groups::Groups;
 use super::kinds;
+use crate::kubernetes::feed::{Arrived, Feed, Name, Scope, TunnelFacts, Turn};
 use crate::policy::ClusterKind;
 
 /// Between two looks for a kind that the cluster does not have; as often as the kubelet says that its

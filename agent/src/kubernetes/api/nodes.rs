@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::{Value, json};
 
-use super::feed::{Name, Verdict};
+use crate::kubernetes::feed::{Name, Verdict};
 
 /// The label of these Leases.
 pub(super) const LABEL: &str = "underpass.dev/node";

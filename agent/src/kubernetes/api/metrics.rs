@@ -6,7 +6,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Error, IntGauge, IntGaugeVec, Opts, Registry};
 
-use super::feed::Feed;
+use crate::kubernetes::feed::Feed;
 
 struct FeedCollector {
     feed: Arc<Feed>,
