@@ -317,7 +317,9 @@ fn goes_before(winner: &Rule, rule: &Rule) -> String {
         },
         (1, 1) if pattern_length(winner) != pattern_length(rule) => "is about a longer domain",
         _ if kind(winner) != kind(rule) => "is a DestinationRule",
-        _ if winner.workloads.is_everyone() != rule.workloads.is_everyone() => {
+        _ if winner.workloads.is_everyone() != rule.workloads.is_everyone()
+            || winner.workloads.selects_all() != rule.workloads.selects_all() =>
+        {
             "is for this workload in particular"
         }
         _ => "is older, or the first by name",

@@ -41,6 +41,11 @@ impl WorkloadMatch {
         *self == Self::default()
     }
 
+    /// Whether all are meant of those to whom the rule shows.
+    pub(super) fn selects_all(&self) -> bool {
+        self.selector == WorkloadSelector::default()
+    }
+
     /// Whether this one is.
     pub(super) fn matches(&self, workload: &Workload) -> bool {
         self.mismatch(workload).is_none()

@@ -83,7 +83,11 @@ impl Rank {
                 },
             },
             of_root: tenancy.is_for_all(document.namespace()),
-            for_everyone: workloads.is_everyone(),
+            for_everyone: match tenancy.tenant(document.namespace()) {
+                // Of the namespace.
+                Some(_) => workloads.selects_all(),
+                None => workloads.is_everyone(),
+            },
             ageless: metadata.creation_timestamp.is_none(),
             created: metadata.creation_timestamp.clone(),
             name: metadata.name.clone(),

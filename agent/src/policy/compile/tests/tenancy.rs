@@ -71,6 +71,25 @@ fn a_tunnel_is_for_its_own_namespace_and_that_of_the_root_for_all() {
     );
 }
 
+/// As everywhere; a namespace is the world of those who write in it.
+#[test]
+fn in_a_namespace_too_a_rule_for_some_pods_goes_before_one_for_all() {
+    let age = |year: u32| format!("creationTimestamp: '{year}-01-01T00:00:00Z'");
+    let named = |name: &str, year| format!("{}, {}", of("team-a", name), age(year));
+    let policy = compile(&[
+        through(&named("all", 2020), ""),
+        through(
+            &named("web", 2024),
+            "workloadSelector: {matchLabels: {app: web}}",
+        ),
+    ]);
+    let mut web = pod("team-a");
+    let decided = |pod: &Workload| decided_for(&policy, pod, ANYWHERE);
+    assert!(decided(&web).starts_with("Tunnel/team-a/all: "));
+    web.labels = [("app".to_owned(), "web".to_owned())].into();
+    assert!(decided(&web).starts_with("Tunnel/team-a/web: "));
+}
+
 #[test]
 fn the_own_namespace_goes_before_the_root_whatever_the_age() {
     let age = |year: u32| format!("creationTimestamp: '{year}-01-01T00:00:00Z'");
