@@ -89,8 +89,9 @@ pub(super) const SECRET: [Rule; 1] = [rule(
 pub(super) const TUNNEL: [Rule; 4] = [
     rule(
         "!has(self.action) || self.action == 'Tunnel' || !(has(self.proxy) || has(self.proxies) || \
-         has(self.targetHost) || has(self.targetPort) || has(self.noProxy) || has(self.failureMode))",
-        "proxy, proxies, targetHost, targetPort, noProxy and failureMode are for `action: Tunnel`",
+         has(self.targetHost) || has(self.targetPort) || has(self.noProxy) || has(self.failureMode) || \
+         has(self.dns))",
+        "proxy, proxies, targetHost, targetPort, noProxy, failureMode and dns are for `action: Tunnel`",
     ),
     rule(
         "!(has(self.proxy) && has(self.proxies))",
@@ -111,8 +112,13 @@ const PORT_OF_ADDRESS: Rule = rule(
     "a proxy that is given by its address needs a port",
 );
 
-pub(super) const PROXY: [Rule; 2] = [
+pub(super) const PROXY: [Rule; 3] = [
     PORT_OF_ADDRESS,
+    rule(
+        "!has(self.healthCheck) || !has(self.dialFrom) || self.dialFrom == 'node'",
+        "with `dialFrom: workload` there is nowhere to check from: `healthCheck` is for what the node \
+         dials",
+    ),
     rule(
         "!has(self.plainHTTP) || self.plainHTTP != 'ABSOLUTE_FORM' || !has(self.protocol) || \
          self.protocol == 'HTTP-CONNECT'",
