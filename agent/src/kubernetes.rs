@@ -19,7 +19,7 @@ use crate::policy::Namespace;
 
 #[cfg(feature = "kubernetes")]
 pub use api::{Api, ApiError, follow, report};
-pub use feed::{Feed, Name, TunnelFacts, Verdict};
+pub use feed::{Feed, Name, TunnelFacts, Tunnels, Verdict};
 
 /// How the API of the cluster is reached, and what it calls this node.
 #[derive(Clone, Debug)]

@@ -28,9 +28,9 @@ pub struct Feed {
 #[derive(Debug, Default)]
 struct State {
     objects: ClusterObjects,
-    tunnels: BTreeMap<Name, TunnelFacts>,
+    tunnels: Tunnels,
     /// The same when documents were last taken.
-    taken: BTreeMap<Name, TunnelFacts>,
+    taken: Tunnels,
     /// Of this node, with what their cgroups call them.
     pods: HashMap<Name, (Box<str>, Pod)>,
     watches: BTreeMap<Scope, Watched>,
@@ -39,6 +39,9 @@ struct State {
 
 /// Namespace and name.
 pub type Name = (String, String);
+
+/// Tunnels as they were at one moment.
+pub type Tunnels = Arc<BTreeMap<Name, Arc<TunnelFacts>>>;
 
 /// An object as a watch has it.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ pub struct TunnelFacts {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
     /// The Tunnels that were among them.
-    pub tunnels: BTreeMap<Name, TunnelFacts>,
+    pub tunnels: Tunnels,
     /// What was wrong, by kind, namespace and name: `key: reason`.
     pub problems: BTreeMap<(String, Name), Vec<String>>,
     /// Why none of it is in force, where that is so.
@@ -122,7 +125,7 @@ impl Feed {
     /// What is known, as documents.
     pub fn documents(&self) -> ClusterDocuments {
         let mut state = self.state.lock();
-        state.taken = state.tunnels.clone();
+        state.taken = Arc::clone(&state.tunnels);
         state.objects.documents()
     }
 
@@ -134,7 +137,7 @@ impl Feed {
         failure: Option<String>,
     ) {
         let mut verdict = Verdict {
-            tunnels: self.state.lock().taken.clone(),
+            tunnels: Arc::clone(&self.state.lock().taken),
             problems: BTreeMap::new(),
             failure,
         };
@@ -161,8 +164,8 @@ impl Feed {
     }
 
     /// Every Tunnel there is.
-    pub fn tunnels(&self) -> BTreeMap<Name, TunnelFacts> {
-        self.state.lock().tunnels.clone()
+    pub fn tunnels(&self) -> Tunnels {
+        Arc::clone(&self.state.lock().tunnels)
     }
 
     /// Whether everything was known at some time, but for what is only referred to: before, nothing
@@ -241,7 +244,7 @@ impl Feed {
         };
         watched.members.insert(name.clone());
         if *kind == ClusterKind::Tunnel {
-            state.tunnels.insert(name.clone(), facts);
+            Arc::make_mut(&mut state.tunnels).insert(name.clone(), Arc::new(facts));
         }
         if state.objects.set(key(*kind, name), version, json) {
             self.moved.notify_one();
@@ -277,7 +280,7 @@ impl Feed {
             return self.tell_pods(&state);
         };
         if *kind == ClusterKind::Tunnel {
-            state.tunnels.remove(name);
+            Arc::make_mut(&mut state.tunnels).remove(name);
         }
         if state.objects.remove(&key(*kind, name.clone())) {
             self.moved.notify_one();

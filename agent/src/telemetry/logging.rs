@@ -33,9 +33,9 @@ use writer::Queue;
 /// Bytes of a filter; what is longer was not written by hand.
 const MAX_FILTER: usize = 4096;
 
-/// Goes before every filter, which may say otherwise. This library warns of each oddity of a peer,
-/// which could so fill the log.
-const QUIET: &str = "h2=error";
+/// Goes before every filter, which may say otherwise. These libraries warn of each oddity of a peer, or
+/// each time that a watch is tried in vain, which could so fill the log.
+const QUIET: &str = "h2=error,kube_client=error,kube_runtime=error";
 
 /// How the log is to be written.
 #[derive(Clone, Debug, Eq, PartialEq)]

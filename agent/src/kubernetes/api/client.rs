@@ -1,17 +1,21 @@
 //! The client of the API server, and how its requests fare.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use http::header::RETRY_AFTER;
 use http::{Request, Response};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use tokio::time::sleep;
 use tower::{BoxError, Service, ServiceExt as _};
 
 use super::connector::Connector;
@@ -19,9 +23,13 @@ use crate::dns::Resolver;
 use crate::kubernetes::ClusterConfig;
 use crate::sockets::SocketFactory;
 
-/// Longer than any pause that a server makes: it ends each watch before (after 290 s). What is gone
-/// without a word is noticed sooner, by the keepalive of the connection.
-const READ_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(295);
+/// After so long without a byte a connection is given up: a server has a bookmark for each watch every
+/// minute. Whose kind has none resumes its watch, which costs little. A peer that is gone altogether is
+/// noticed sooner, by the keepalive of the connection.
+const SILENCE: Duration = Duration::from_secs(75);
+
+/// The longest time that a server can have us come later.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +79,10 @@ impl Api {
                 let options = KubeConfigOptions::default();
                 let read = async {
                     let file = Kubeconfig::read_from(path)?;
-                    Config::from_custom_kubeconfig(file, &options).await
+                    let authority = authority(&file);
+                    let mut config = Config::from_custom_kubeconfig(file, &options).await?;
+                    config.root_cert_file = authority;
+                    Ok::<_, KubeconfigError>(config)
                 };
                 read.await.map_err(|error| ApiError::Kubeconfig {
                     path: path.display().to_string(),
@@ -82,14 +93,14 @@ impl Api {
         let connector = Connector { sockets, resolver };
         let connector = config.rustls_https_connector_with_connector(connector)?;
         let mut connector = TimeoutConnector::new(connector);
-        connector.set_read_timeout(Some(READ_TIMEOUT));
+        connector.set_read_timeout(Some(SILENCE));
         connector.set_write_timeout(config.write_timeout);
         let http: legacy::Client<_, Body> =
             legacy::Builder::new(TokioExecutor::new()).build(connector);
         let base = config.base_uri_layer();
         let headers = config.extra_headers_layer()?;
         let namespace = config.default_namespace.clone();
-        let http = http.map_err(BoxError::from);
+        let http = http.map_err(BoxError::from).and_then(in_its_time);
         let client = match config.auth_layer()? {
             Some(auth) => ClientBuilder::new(http, namespace)
                 .with_layer(&headers)
@@ -117,6 +128,31 @@ impl Api {
     pub(super) fn plain(&self) -> Client {
         self.0.clone()
     }
+}
+
+/// The file of the authority that vouches for the server, where there is one.
+fn authority(file: &Kubeconfig) -> Option<PathBuf> {
+    let current = file.current_context.as_deref()?;
+    let mut contexts = file.contexts.iter();
+    let context = contexts.find(|context| context.name == current)?;
+    let name = &context.context.as_ref()?.cluster;
+    let mut clusters = file.clusters.iter();
+    let cluster = clusters.find(|cluster| cluster.name == *name)?;
+    let cluster = cluster.cluster.as_ref()?;
+    let path = cluster.certificate_authority.as_ref();
+    let path = path.filter(|_| cluster.certificate_authority_data.is_none());
+    path.map(PathBuf::from)
+}
+
+/// Keeps an answer that has us come later until we may: whoever asked asks again after it.
+async fn in_its_time<B>(answer: Response<B>) -> Result<Response<B>, BoxError> {
+    if matches!(answer.status().as_u16(), 429 | 503)
+        && let Some(after) = answer.headers().get(RETRY_AFTER)
+        && let Some(seconds) = after.to_str().ok().and_then(|text| text.parse().ok())
+    {
+        sleep(Duration::from_secs(seconds).min(LONGEST_WAIT)).await;
+    }
+    Ok(answer)
 }
 
 /// How a request fared.

@@ -3,16 +3,17 @@
 //! It is the one that holds a Lease. Whether a holder lives is told by its renewals as they are seen
 //! here, not by its clock.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::PostParams;
+use tokio::time::Instant;
 
-/// The Lease of the writer.
-const NAME: &str = "underpass-status";
+/// The Lease of the writer. That of no node can have its name: those begin with `underpass-`.
+const NAME: &str = "underpass.status";
 
 /// After so long without a renewal another may take over.
 const DURATION: Duration = Duration::from_secs(30);

@@ -5,26 +5,31 @@
 //! status of Tunnels. So no two write the same object, and what one writes makes no other write.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::watcher::{self, watcher};
 use prometheus::IntCounterVec;
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{interval, sleep};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 
 use super::client::cause;
+use super::kinds;
 use super::leader::{self, Candidate};
 use super::nodes::{self, Nodes, Programmed};
-use super::{kinds, status};
+use super::status::{self, News};
 use crate::kubernetes::ClusterConfig;
 use crate::kubernetes::feed::{Feed, Name, Verdict};
 use crate::policy::ClusterKind;
@@ -32,10 +37,13 @@ use crate::policy::ClusterKind;
 /// Who writes, in managed fields and events.
 const MANAGER: &str = "underpass";
 
-/// Nothing must be told for so long before it is passed on.
-const QUIET: Duration = Duration::from_millis(100);
+/// Between two writes of a node's Lease. The first of several changes is told at once.
+const BETWEEN_LEASES: Duration = Duration::from_secs(1);
 
-/// Between two looks of the leader at the Leases of the nodes.
+/// How long the leader gathers what nodes tell: they do at about the same time.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// How often it tells how far a Tunnel has come meanwhile, and tries again what has failed.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Between two events about the same thing.
@@ -86,12 +94,13 @@ async fn renew(leases: &Api<Lease>, node: &str, mut verdicts: watch::Receiver<Ve
             tracing::debug!(error, "cannot renew the Lease of this node");
             renewal = leader::RENEWAL;
         }
+        let renewal = Instant::now() + renewal;
+        sleep(BETWEEN_LEASES).await;
         loop {
             tokio::select! {
-                () = sleep(renewal) => break,
+                () = sleep_until(renewal) => break,
                 changed = verdicts.changed() => if changed.is_err() { return },
             }
-            sleep(QUIET).await;
             let now = nodes::programmed(&verdicts.borrow_and_update(), &programmed);
             if now != programmed {
                 programmed = now;
@@ -113,7 +122,7 @@ async fn lead(client: kube::Client, leases: &Api<Lease>, node: &str, feed: &Feed
                     client: client.clone(),
                     leases,
                     feed,
-                    nodes: Nodes::default(),
+                    nodes: Nodes::new(node),
                     rejected: HashSet::new(),
                     told: Told::default(),
                 };
@@ -142,17 +151,26 @@ impl Writer<'_> {
     async fn write_while(mut self, candidate: &mut Candidate) {
         let mut verdicts = self.feed.verdicts();
         let mut events = Events::new(self.client.clone(), None);
+        let config = watcher::Config::default().labels(nodes::LABEL);
+        let mut leases = pin!(watcher(self.leases.clone(), config).default_backoff());
         let mut looks = interval(LOOK);
         let mut renewed = Instant::now();
+        // When what other nodes have told is to be written.
+        let mut due = None;
         loop {
+            let mut least = News::Turn;
             tokio::select! {
-                _ = looks.tick() => {}
-                changed = verdicts.changed() => {
-                    if changed.is_err() { return }
-                    // The Lease of this node comes after it.
-                    sleep(QUIET * 3).await;
+                _ = looks.tick() => least = News::Progress,
+                changed = verdicts.changed() => if changed.is_err() { return },
+                Some(event) = leases.next() => {
+                    if self.take(event) {
+                        due.get_or_insert_with(|| Instant::now() + GATHER);
+                    }
+                    continue;
                 }
+                () = sleep_until(due.unwrap_or(renewed)), if due.is_some() => {}
             }
+            due = None;
             if renewed.elapsed() > leader::RENEWAL {
                 match candidate.lead().await {
                     Ok(true) => renewed = Instant::now(),
@@ -163,28 +181,35 @@ impl Writer<'_> {
                 }
             }
             let verdict = verdicts.borrow_and_update().clone();
-            let params = ListParams::default().labels(nodes::LABEL);
-            match self
-                .told
-                .result("the Leases of nodes", self.leases.list(&params).await)
-            {
-                Ok(list) => {
-                    for gone in self.nodes.see(list.items, Instant::now()) {
-                        // Whoever comes back makes it anew.
-                        let _ = self.leases.delete(&gone, &DeleteParams::default()).await;
-                    }
-                    self.write(&verdict).await;
+            self.nodes.judge(&verdict);
+            if self.nodes.are_known() {
+                self.write(&verdict, least).await;
+                for gone in self.nodes.gone(Instant::now()) {
+                    // Whoever comes back makes it anew.
+                    let _ = self.leases.delete(&gone, &DeleteParams::default()).await;
                 }
-                Err(error) => tracing::debug!(error, "cannot read what nodes have programmed"),
             }
             self.tell_of_rejected(&verdict, &mut events).await;
         }
     }
 
-    async fn write(&mut self, verdict: &Verdict) {
+    /// Takes what is told of the Leases of nodes. Returns whether it counts.
+    fn take(&mut self, event: Result<watcher::Event<Lease>, watcher::Error>) -> bool {
+        let event = event.map_err(super::watch::cause);
+        match self.told.result("the Leases of nodes", event) {
+            Ok(event) => self.nodes.take(event, Instant::now()),
+            Err(error) => {
+                tracing::debug!(error, "cannot read what nodes have programmed");
+                false
+            }
+        }
+    }
+
+    /// Writes the status of each Tunnel of which there is at `least` such news.
+    async fn write(&mut self, verdict: &Verdict, least: News) {
         let resource = kinds::resource(ClusterKind::Tunnel, None);
         let current = self.feed.tunnels();
-        for (name, judged) in &verdict.tunnels {
+        for (name, judged) in &*verdict.tunnels {
             // What is there now has the status; what was judged has the version.
             let Some(facts) = current.get(name) else {
                 continue;
@@ -192,10 +217,10 @@ impl Writer<'_> {
             if (&facts.uid, facts.generation) != (&judged.uid, judged.generation) {
                 continue;
             }
-            let count = self.nodes.count(name, facts.generation, Instant::now());
+            let count = self.nodes.count(facts, Instant::now());
             let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             let status = status::status(name, facts, verdict, count, &now);
-            if status::is_told(facts, &status) {
+            if status::news(facts, &status) < least {
                 continue;
             }
             let tunnels: Api<DynamicObject> =
@@ -210,8 +235,13 @@ impl Writer<'_> {
             let applied = tunnels
                 .patch_status(&name.1, &params, &Patch::Apply(&patch))
                 .await;
+            let answered = matches!(applied, Ok(_) | Err(kube::Error::Api(_)));
             if let Err(error) = self.told.result("the status of Tunnels", applied) {
                 tracing::debug!(error, "cannot write the status of a Tunnel");
+            }
+            if !answered {
+                // Neither would it be for the others.
+                return;
             }
         }
     }

@@ -40,8 +40,7 @@ pub(super) fn status(
         ("False", "Pending", message)
     };
     let condition = |kind: &str, (status, reason, message): (&str, &str, String)| {
-        let before = facts.status["conditions"].as_array();
-        let before = before.into_iter().flatten().find(|it| it["type"] == kind);
+        let before = condition(&facts.status, kind);
         let since = before.filter(|it| it["status"] == status);
         let since = since.and_then(|it| it["lastTransitionTime"].as_str());
         json!({
@@ -59,9 +58,36 @@ pub(super) fn status(
     })
 }
 
-/// Whether this would say nothing that does not stand there.
-pub(super) fn is_told(facts: &TunnelFacts, status: &Value) -> bool {
-    facts.status["conditions"] == status["conditions"] && facts.status["nodes"] == status["nodes"]
+/// What a status says besides one that stands there.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum News {
+    /// Nothing.
+    None,
+    /// On how many of the nodes it is meanwhile.
+    Progress,
+    /// That it is another version, or has become another in a word.
+    Turn,
+}
+
+/// What `status` says besides what stands there. Conditions of others are none of our business.
+pub(super) fn news(facts: &TunnelFacts, status: &Value) -> News {
+    let differs = |kind: &str| condition(&facts.status, kind) != condition(status, kind);
+    let turn = |status| {
+        let of = |field: &str| condition(status, "Programmed").map(|it| it[field].clone());
+        (of("reason"), of("observedGeneration"))
+    };
+    if differs("Accepted") || turn(&facts.status) != turn(status) {
+        News::Turn
+    } else if differs("Programmed") || facts.status["nodes"] != status["nodes"] {
+        News::Progress
+    } else {
+        News::None
+    }
+}
+
+fn condition<'a>(status: &'a Value, kind: &str) -> Option<&'a Value> {
+    let conditions = status["conditions"].as_array()?;
+    conditions.iter().find(|it| it["type"] == kind)
 }
 
 pub(super) fn shortened(text: &str) -> String {
@@ -132,12 +158,30 @@ mod tests {
         let verdict = Verdict::default();
         let mut facts = TunnelFacts::default();
         facts.status = status(&tunnel(), &facts, &verdict, (3, 2), BEFORE);
-        let same = status(&tunnel(), &facts, &verdict, (3, 2), NOW);
-        assert!(is_told(&facts, &same));
         let other = status(&tunnel(), &facts, &verdict, (3, 3), NOW);
-        assert!(!is_told(&facts, &other));
         assert_eq!(other["conditions"][0]["lastTransitionTime"], BEFORE);
         assert_eq!(other["conditions"][1]["lastTransitionTime"], NOW);
+    }
+
+    #[test]
+    fn what_is_new_is_told_from_what_stands_there_whoever_else_writes() {
+        let verdict = Verdict::default();
+        let mut facts = TunnelFacts::default();
+        let now = |facts: &TunnelFacts, count| status(&tunnel(), facts, &verdict, count, NOW);
+        assert_eq!(news(&facts, &now(&facts, (3, 2))), News::Turn);
+        facts.status = now(&facts, (3, 2));
+        let others = json!({"type": "Admired", "status": "True"});
+        let conditions = facts.status["conditions"].as_array_mut().unwrap();
+        conditions.insert(0, others);
+        assert_eq!(news(&facts, &now(&facts, (3, 2))), News::None);
+        assert_eq!(news(&facts, &now(&facts, (3, 1))), News::Progress);
+        assert_eq!(news(&facts, &now(&facts, (3, 3))), News::Turn);
+        facts.generation += 1;
+        assert_eq!(news(&facts, &now(&facts, (3, 2))), News::Turn);
+        // Somebody has written over ours.
+        facts.generation -= 1;
+        facts.status["conditions"][1]["status"] = "Unknown".into();
+        assert_eq!(news(&facts, &now(&facts, (3, 2))), News::Turn);
     }
 
     #[test]

@@ -210,6 +210,17 @@ fn status(error: &watcher::Error) -> Option<u16> {
     }
 }
 
+/// What has come in the way of a watch.
+pub(super) fn cause(error: watcher::Error) -> kube::Error {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => error,
+        watcher::Error::WatchError(status) => kube::Error::Api(status),
+        watcher::Error::NoResourceVersion => kube::Error::Service(Box::new(error)),
+    }
+}
+
 /// Tells the feed how the requests of one watch fare, and the log what that turns.
 struct Sight {
     scope: Scope,
