@@ -1,16 +1,22 @@
 """api_server.py ADDRESS PORT PLAIN_PORT CERTIFICATE KEY TOKEN: an API server of Kubernetes, as far as
 an agent needs one.
 
-It keeps objects of any kind that is served: lists, watches with resource versions, server-side apply
-(the whole spec takes the place of the one before), status, and optimistic locking. What is served is
-what is given to PUT /served/PATH. On PORT it speaks TLS and wants TOKEN, on PLAIN_PORT neither.
+It keeps objects of any kind that is served: lists, watches with resource versions and bookmarks,
+server-side apply, merge patches, status, and optimistic locking. What is served is what is given to
+PUT /served/PATH. On PORT it speaks TLS and wants TOKEN, on PLAIN_PORT neither.
 
-Faults: POST /fault/away?seconds=N breaks every connection on PORT and takes none for so long;
-POST /fault/compact forgets history, so that watches that ask for it are told 410;
-POST /fault/answer?path=P&status=N answers so, 0 as usual. POST /bulk takes a list of objects with
-their "path". GET /requests shows what was asked on PORT.
+Faults, on PORT only: POST /fault/away?seconds=N breaks every connection and takes none for so long;
+POST /fault/identity?certificate=C&key=K&token=T has it be another from the next connection on;
+POST /fault/answer?path=P&status=N answers so, 0 as usual, and with &after=S tells when to come again.
+Of the watches of a kind that there are now POST /fault/hang?path=P has no more be heard, without an end;
+POST /fault/cut?path=P ends one in the middle of its next event; POST /fault/say?path=P has them say
+the given line. POST /fault/compact forgets history, so that watches that ask for it are told 410.
+
+POST /bulk takes a list of objects with their "path". GET /requests shows what was asked on PORT.
 """
 
+import bisect
+import contextlib
 import datetime
 import http.server
 import json
@@ -22,6 +28,10 @@ import time
 import urllib.parse
 import uuid
 
+# The sources stay as they are.
+sys.dont_write_bytecode = True
+import fields
+
 ADDRESS, PORT, PLAIN_PORT, CERTIFICATE, KEY, TOKEN = sys.argv[1:7]
 
 changed = threading.Condition()
@@ -29,39 +39,50 @@ version = 100
 oldest = 0
 served = set()
 objects = {}  # collection -> (namespace, name) -> object
-history = []  # (version, collection, event)
-answers = {}
+owners = {}  # collection -> (namespace, name) -> manager and part -> fields
+history = {}  # collection -> [(version, event)]
+answers = {}  # collection -> (status, seconds)
+watches = {}  # collection -> handlers
 requests = []
 away_until = 0.0
 connections = set()
+
+# Between two bookmarks of a watch.
+BOOKMARKS = 60
 
 
 def now():
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def store(collection, key, new, status_only=False):
-    """Puts an object in place, as an API server would; to be called with the lock."""
+def store(collection, key, body, of_status=False, manager="test", patch=None, force=True):
+    """Has an object be as a request wants it; to be called with the lock. `patch` is "apply", "merge", or
+    None where `body` takes the place of what was."""
     global version
     old = objects.setdefault(collection, {}).get(key)
-    if old is not None and status_only:
-        merged = json.loads(json.dumps(old))
-        merged["status"] = new.get("status")
-        new = merged
-    metadata = new.setdefault("metadata", {})
+    before = old or {name: body[name] for name in ("apiVersion", "kind") if name in body}
+    owned = owners.setdefault(collection, {}).setdefault(key, {})
+    part = fields.part(before, of_status)
+    wanted = fields.part(body, of_status)
+    if patch == "apply":
+        owner = (manager, "Apply", of_status)
+        wanted = fields.applied(part, wanted, owned, owner, force)
+    else:
+        owner = (manager, "Update", of_status)
+        wanted = fields.patched(part, wanted) if patch == "merge" else wanted
+        wanted = fields.replaced(part, wanted, owned, owner)
+    new = fields.whole(before, wanted, of_status)
+    metadata = new["metadata"] = dict(new.get("metadata", {}))
     metadata["namespace"], metadata["name"] = key
+    metadata["managedFields"] = [
+        {"manager": name, "operation": how, **({"subresource": "status"} if status else {})}
+        for (name, how, status), has in owned.items() if has]
     if old is None:
         metadata.update(uid=str(uuid.uuid4()), creationTimestamp=now(), generation=1)
-    else:
-        for field in ("uid", "creationTimestamp", "generation"):
-            metadata[field] = old["metadata"][field]
-        if not status_only and "status" in old:
-            new["status"] = old["status"]
-        if new.get("spec") != old.get("spec"):
-            metadata["generation"] += 1
-        same = {**new, "metadata": {**metadata, "resourceVersion": old["metadata"]["resourceVersion"]}}
-        if same == old:
-            return old
+    elif new == old:
+        return old
+    elif new.get("spec") != old.get("spec"):
+        metadata["generation"] += 1
     version += 1
     metadata["resourceVersion"] = str(version)
     objects[collection][key] = new
@@ -70,7 +91,7 @@ def store(collection, key, new, status_only=False):
 
 
 def tell(kind, collection, thing):
-    history.append((version, collection, {"type": kind, "object": thing}))
+    history.setdefault(collection, []).append((version, {"type": kind, "object": thing}))
     changed.notify_all()
 
 
@@ -81,11 +102,14 @@ def failure(code, reason="Reason", message="as the test wants it"):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     wants_token = True
 
     def setup(self):
         super().setup()
         connections.add(self.connection)
+        self.writing = threading.Lock()
+        self.is_hung = self.is_cut = False
 
     def finish(self):
         connections.discard(self.connection)
@@ -94,11 +118,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format, *args):
         pass
 
-    def answer(self, code, body):
+    def answer(self, code, body, after=0):
         data = json.dumps(body).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if after:
+            self.send_header("Retry-After", str(after))
         self.end_headers()
         self.wfile.write(data)
 
@@ -121,7 +147,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
 
     def control(self, path, query, body):
-        global away_until, oldest, version
+        global away_until, oldest, version, TOKEN
         if path == "/requests":
             return requests
         with changed:
@@ -132,7 +158,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 for thing in body:
                     collection = thing.pop("path")
                     metadata = thing["metadata"]
-                    store(collection, (metadata["namespace"], metadata["name"]), thing)
+                    store(collection, (metadata["namespace"], metadata["name"]), thing, patch="apply")
                 return {}
             if path == "/fault/compact":
                 version += 1
@@ -140,8 +166,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 history.clear()
                 return {}
             if path == "/fault/answer":
-                answers[query["path"]] = int(query["status"])
+                answers[query["path"]] = int(query["status"]), int(query.get("after", 0))
                 return {}
+            if path == "/fault/identity":
+                TOKEN = query["token"]
+                secure.context = identity(query["certificate"], query["key"])
+                return {}
+            there = list(watches.get(query.get("path"), ()))
+            if path == "/fault/hang":
+                for watch in there:
+                    watch.is_hung = True
+                return {"watches": len(there)}
+            if path == "/fault/cut":
+                for watch in there[:1]:
+                    watch.is_cut = True
+                return {"watches": len(there)}
+            if path == "/fault/say":
+                for watch in there:
+                    watch.say(body["line"].encode() + b"\n")
+                return {"watches": len(there)}
         if path == "/fault/away":
             away_until = time.monotonic() + float(query["seconds"])
             with changed:
@@ -172,15 +215,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
         collection = f"/{root}/{rest[0]}" if rest else path
         name = rest[1] if len(rest) > 1 else None
         of_status = rest[2:] == ["status"]
-        if answers.get(collection):
-            return self.answer(answers[collection], failure(answers[collection]))
+        if self.wants_token and self.must_fail(collection):
+            return None
         if collection not in served:
             return self.answer(404, failure(404, "NotFound"))
         if self.command == "GET" and query.get("watch") == "true":
             return self.watch(collection, namespace, query)
         with changed:
-            code, result = self.reply(collection, namespace, name, of_status, query, body)
+            try:
+                code, result = self.reply(collection, namespace, name, of_status, query, body)
+            except fields.Conflict as conflict:
+                code, result = 409, failure(409, "Conflict", str(conflict))
         return self.answer(code, result)
+
+    def must_fail(self, collection):
+        code, after = answers.get(collection, (0, 0))
+        if code:
+            self.answer(code, failure(code), after)
+        return code != 0
+
+    def patch(self):
+        """What kind of patch it is, if it is one."""
+        if self.command != "PATCH":
+            return None
+        return "merge" if "merge-patch" in self.headers.get("Content-Type", "") else "apply"
 
     def reply(self, collection, namespace, name, of_status, query, body):
         global version
@@ -198,6 +256,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if old is None:
                 return 404, failure(404, "NotFound")
             del here[key]
+            del owners[collection][key]
             version += 1
             gone = json.loads(json.dumps(old))
             gone["metadata"]["resourceVersion"] = str(version)
@@ -209,9 +268,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             wanted = body["metadata"].get("resourceVersion")
             if wanted != old["metadata"]["resourceVersion"]:
                 return 409, failure(409, "Conflict")
-        if of_status and old is None:
+        if old is None and (of_status or self.patch() == "merge"):
             return 404, failure(404, "NotFound")
-        return 200, store(collection, key, body, of_status)
+        manager, force = query.get("fieldManager", "test"), query.get("force") == "true"
+        return 200, store(collection, key, body, of_status, manager, self.patch(), force)
 
     def watch(self, collection, namespace, query):
         self.send_response(200)
@@ -224,23 +284,50 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send({"type": "ERROR", "object": gone})
             return self.wfile.write(b"0\r\n\r\n")
         end = time.monotonic() + float(query.get("timeoutSeconds") or 290)
-        while time.monotonic() < end:
-            with changed:
-                news = [(v, e) for v, c, e in history[-20000:] if v > seen and c == collection]
-                if not news:
-                    changed.wait(0.5)
-            if time.monotonic() < away_until:
-                self.close_connection = True
-                return None
-            for at, event in news:
-                seen = at
-                if meant(event["object"], namespace, query):
-                    self.send(event)
-        return self.wfile.write(b"0\r\n\r\n")
+        wants_bookmarks = query.get("allowWatchBookmarks") == "true"
+        bookmark = time.monotonic() + BOOKMARKS
+        with self.watching(collection):
+            while time.monotonic() < end:
+                with changed:
+                    known = history.get(collection, [])
+                    news = known[bisect.bisect_right(known, seen, key=lambda it: it[0]):]
+                    reached = version
+                    if not news:
+                        changed.wait(0.5)
+                if self.wants_token and time.monotonic() < away_until:
+                    self.close_connection = True
+                    return None
+                for at, event in news:
+                    seen = at
+                    if meant(event["object"], namespace, query):
+                        self.send(event)
+                if not news and wants_bookmarks and time.monotonic() > bookmark:
+                    bookmark = time.monotonic() + BOOKMARKS
+                    mark = {"apiVersion": "v1", "kind": "Any", "metadata": {"resourceVersion": str(reached)}}
+                    self.send({"type": "BOOKMARK", "object": mark})
+            return self.wfile.write(b"0\r\n\r\n")
+
+    @contextlib.contextmanager
+    def watching(self, collection):
+        if self.wants_token:
+            watches.setdefault(collection, set()).add(self)
+        try:
+            yield
+        finally:
+            watches.get(collection, set()).discard(self)
 
     def send(self, event):
         line = json.dumps(event).encode() + b"\n"
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+        while self.is_hung:
+            time.sleep(0.1)
+        if self.is_cut:
+            self.say(line[:len(line) // 2])
+            raise ConnectionAbortedError
+        self.say(line)
+
+    def say(self, line):
+        with self.writing:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
 
 
 def meant(thing, namespace, query):
@@ -285,10 +372,16 @@ class Server(http.server.ThreadingHTTPServer):
         pass
 
 
+def identity(certificate, key):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
 def serve(handler, plain_handler):
+    global secure
     secure = Server((ADDRESS, int(PORT)), handler)
-    secure.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    secure.context.load_cert_chain(CERTIFICATE, KEY)
+    secure.context = identity(CERTIFICATE, KEY)
     threading.Thread(target=secure.serve_forever, daemon=True).start()
     plain = Server((ADDRESS, int(PLAIN_PORT)), plain_handler)
     print("serving", flush=True)

@@ -222,20 +222,19 @@ class Handler(front.Handler):
             at = parts.index("namespaces")
             parts[at:at + 2] = []
         collection = "/".join(parts[:5 if parts[1] == "apis" else 4])
-        if front.answers.get(collection):
-            code = front.answers[collection]
-            return self.answer(code, front.failure(code))
+        if self.wants_token and self.must_fail(collection):
+            return None
         target = there(path)
         question = urllib.parse.urlsplit(self.path).query
         target += f"?{question}" if question else ""
         kind = self.headers.get("Content-Type") or "application/json"
-        if self.command == "PATCH" and not self.wants_token:
+        if self.patch() == "apply" and not self.wants_token:
             kind = "application/apply-patch+yaml"
         text = None
         if self.command in ("POST", "PUT", "PATCH"):
             text = json.dumps(renamed(body, "v1", f"{CORE}/v1"))
         if query.get("watch") in ("true", "1"):
-            return self.watch_upstream(target)
+            return self.watch_upstream(collection, target)
         try:
             code, answer = ask(self.command, target, text, kind)
         except OSError as error:
@@ -249,7 +248,7 @@ class Handler(front.Handler):
             code = 200
         return self.answer(code, answer)
 
-    def watch_upstream(self, target):
+    def watch_upstream(self, collection, target):
         connection = connect()
         try:
             connection.request("GET", target)
@@ -260,8 +259,9 @@ class Handler(front.Handler):
             self.send_header("Content-Type", "application/json")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            for line in answer:
-                self.send(renamed(json.loads(line), f"{CORE}/v1", "v1"))
+            with self.watching(collection):
+                for line in answer:
+                    self.send(renamed(json.loads(line), f"{CORE}/v1", "v1"))
             return self.wfile.write(b"0\r\n\r\n")
         except (OSError, http.client.HTTPException):
             self.close_connection = True

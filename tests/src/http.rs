@@ -36,12 +36,27 @@ pub fn ask(
     path: &str,
     body: &str,
 ) -> anyhow::Result<Answer> {
+    send(place, address, method, path, "application/json", body)
+}
+
+/// As [`ask`], with a body of this media type.
+///
+/// # Errors
+/// When no HTTP answer comes within some seconds.
+pub fn send(
+    place: &Place,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    media_type: &str,
+    body: &str,
+) -> anyhow::Result<Answer> {
     let mut stream = place.connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     // HTTP/1.0: the body ends with the connection and is never chunked.
     let head = match body.len() {
         0 => String::new(),
-        length => format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"),
+        length => format!("Content-Type: {media_type}\r\nContent-Length: {length}\r\n"),
     };
     write!(
         stream,

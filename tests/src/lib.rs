@@ -13,6 +13,7 @@ pub mod addr;
 pub mod agent;
 pub mod arrivals;
 pub mod cgroup;
+pub mod cluster;
 pub mod container;
 pub mod curl;
 pub mod http;

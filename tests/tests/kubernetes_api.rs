@@ -90,6 +90,11 @@ fn wrong() -> Vec<(&'static str, Value, &'static str)> {
             json!({"action": "Direct", "targetPort": 443}),
             "are for `action: Tunnel`",
         ),
+        (
+            "Tunnel",
+            json!({"action": "Deny", "dns": "Off"}),
+            "are for `action: Tunnel`",
+        ),
         ("Tunnel", json!({"action": "deny"}), "Unsupported value"),
         (
             "Tunnel",
@@ -124,6 +129,12 @@ fn wrong() -> Vec<(&'static str, Value, &'static str)> {
             json!({"proxy": {"host": "proxy.example", "port": 1, "protocol": "HTTP2-CONNECT",
                              "plainHTTP": "ABSOLUTE_FORM"}}),
             "needs a proxy with the protocol HTTP-CONNECT",
+        ),
+        (
+            "Tunnel",
+            json!({"proxy": {"host": "proxy.example", "port": 1, "dialFrom": "workload",
+                             "healthCheck": {"targetHost": "site.example"}}}),
+            "nowhere to check from",
         ),
         (
             "Tunnel",
@@ -295,6 +306,8 @@ fn kubernetes_does_so_too() {
 
 /// What agents rely on.
 fn behaves(api: &ApiServer) {
+    behaves_as_to_managers(api);
+
     let spec = |port: u16| json!({"proxy": {"host": "proxy.example", "port": port}});
     let tunnel = |port: u16| object("Tunnel", &spec(port));
     api.apply(&tunnels(), NAMESPACE, "a", tunnel(1));
@@ -383,4 +396,90 @@ fn behaves(api: &ApiServer) {
     let (kinds, events) = types(&since);
     assert_eq!(kinds, "ERROR");
     assert_eq!(events[0]["object"]["code"], 410, "{events:?}");
+}
+
+/// Fields belong to whoever applies them, and conditions are told apart by their type.
+fn behaves_as_to_managers(api: &ApiServer) {
+    let spec = |port: u16| json!({"proxy": {"host": "proxy.example", "port": port}});
+    let now = || api.get(&tunnels(), NAMESPACE, "m");
+    let as_other = |name: &str, object: &Value, force: bool| {
+        api.apply_as("other", &tunnels(), NAMESPACE, name, object, force)
+    };
+    let other = |body: Value| {
+        let mut object =
+            json!({"apiVersion": VERSION, "kind": "Tunnel", "metadata": {"name": "m"}});
+        if let (Some(object), Value::Object(body)) = (object.as_object_mut(), body) {
+            object.extend(body);
+        }
+        object
+    };
+    api.apply(&tunnels(), NAMESPACE, "m", object("Tunnel", &spec(1)));
+    // What another has otherwise is a conflict.
+    let conflict = as_other("m", &other(json!({"spec": spec(2)})), false);
+    assert_eq!(conflict.status, 409, "{}", conflict.body);
+    let named = r#"conflict with \"test\""#;
+    assert!(conflict.body.contains(named), "{}", conflict.body);
+    // What nobody has is added, and goes with who has added it.
+    let port = json!({"spec": {"targetPort": 8443}});
+    assert_eq!(as_other("m", &other(port), false).status, 200);
+    let mut both = spec(1);
+    both["targetPort"] = 8443.into();
+    assert_eq!(now()["spec"], both);
+    assert_eq!(as_other("m", &other(json!({})), false).status, 200);
+    assert_eq!(now()["spec"], spec(1));
+    // By force it changes hands, and is left alone by who had it.
+    let forced = as_other("m", &other(json!({"spec": spec(2)})), true);
+    assert_eq!(forced.status, 200, "{}", forced.body);
+    assert_eq!(now()["spec"], spec(2));
+
+    let conditions = |named: &[(&str, &str)]| {
+        let all = named
+            .iter()
+            .map(|(kind, status)| json!({"type": kind, "status": status}));
+        other(json!({"status": {"conditions": all.collect::<Vec<_>>()}}))
+    };
+    let first = conditions(&[("Accepted", "True"), ("Programmed", "True")]);
+    let answer = api.try_apply(&tunnels(), NAMESPACE, "m/status", &first);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let added = as_other("m/status", &conditions(&[("Admired", "True")]), false);
+    assert_eq!(added.status, 200, "{}", added.body);
+    let theirs = conditions(&[("Accepted", "False")]);
+    assert_eq!(as_other("m/status", &theirs, false).status, 409);
+    let answer = api.try_apply(&tunnels(), NAMESPACE, "m/status", &first);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let stand: Vec<Value> = now()["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let mut kinds: Vec<_> = stand.iter().map(|it| it["type"].to_string()).collect();
+    kinds.sort();
+    assert_eq!(kinds, [r#""Accepted""#, r#""Admired""#, r#""Programmed""#]);
+    let managers = now()["metadata"]["managedFields"].clone();
+    let of_status = |manager: &str| {
+        let mut all = managers.as_array().into_iter().flatten();
+        all.any(|it| it["manager"] == manager && it["subresource"] == "status")
+    };
+    assert!(of_status("test") && of_status("other"), "{managers}");
+
+    // Who edits changes what he names; who replaces must have seen what is there.
+    let stale = now();
+    api.edit(
+        &tunnels(),
+        NAMESPACE,
+        "m",
+        &json!({"spec": {"targetPort": 80}}),
+    );
+    assert_eq!(now()["spec"]["targetPort"], 80);
+    assert_eq!(now()["spec"]["proxy"], spec(2)["proxy"]);
+    assert_eq!(now()["status"], stale["status"]);
+    let answer = api.replace(&tunnels(), NAMESPACE, "m", &stale);
+    assert_eq!(answer.status, 409, "{}", answer.body);
+    let mut fresh = now();
+    fresh["spec"] = spec(3);
+    fresh["status"] = json!({});
+    let answer = api.replace(&tunnels(), NAMESPACE, "m", &fresh);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(now()["spec"], spec(3));
+    assert_eq!(now()["status"], stale["status"]);
+    api.delete(&tunnels(), NAMESPACE, "m");
 }

@@ -8,6 +8,7 @@ use std::{env, fs};
 use serde_json::{Value, json};
 
 use crate::addr::PROXY_V4;
+use crate::pki::Issued;
 use crate::process::Running;
 use crate::{Must as _, Place, Scene, http, manifests, tools};
 
@@ -98,14 +99,20 @@ impl ApiServer {
             place.connect(address).is_ok()
         });
         let directory = scene.world.dir();
-        let token = directory.join("token");
-        fs::write(&token, TOKEN).must("write a token");
         let kubeconfig = directory.join("kubeconfig");
+        let server = Self {
+            _running: running,
+            place,
+            kubeconfig: kubeconfig.clone(),
+        };
+        let [authority, token] = server.files();
+        fs::write(&token, TOKEN).must("write a token");
+        fs::copy(scene.pki.ca(), &authority).must("copy a certificate");
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "clusters": [{"name": "c", "cluster": {
                 "server": format!("https://{}:{}", ADDRESS.0, ADDRESS.1),
-                "certificate-authority": scene.pki.ca(),
+                "certificate-authority": authority,
                 // What the certificate of these tests is for.
                 "tls-server-name": "site.example",
             }}],
@@ -113,11 +120,6 @@ impl ApiServer {
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
         });
         fs::write(&kubeconfig, config.to_string()).must("write a kubeconfig");
-        let server = Self {
-            _running: running,
-            place,
-            kubeconfig,
-        };
         for path in SERVED {
             server.serve(path);
         }
@@ -157,8 +159,22 @@ impl ApiServer {
         name: &str,
         object: &Value,
     ) -> http::Answer {
+        self.apply_as("test", collection, namespace, name, object, true)
+    }
+
+    /// Applies as another `manager` of fields, by force or not; the answer, whatever it is.
+    #[track_caller]
+    pub fn apply_as(
+        &self,
+        manager: &str,
+        collection: &str,
+        namespace: &str,
+        name: &str,
+        object: &Value,
+        force: bool,
+    ) -> http::Answer {
         let path = at(collection, namespace, name);
-        let path = format!("{path}?fieldManager=test&force=true");
+        let path = format!("{path}?fieldManager={manager}&force={force}");
         let answer = http::ask(
             &self.place,
             PLAIN.into(),
@@ -167,6 +183,31 @@ impl ApiServer {
             &object.to_string(),
         );
         answer.must(format_args!("PATCH {path}"))
+    }
+
+    /// Changes some fields of an object, as `kubectl edit` does.
+    #[track_caller]
+    pub fn edit(&self, collection: &str, namespace: &str, name: &str, patch: &Value) {
+        let path = at(collection, namespace, name);
+        let kind = "application/merge-patch+json";
+        let patch = patch.to_string();
+        let answer = http::send(&self.place, PLAIN.into(), "PATCH", &path, kind, &patch);
+        let answer = answer.must(format_args!("PATCH {path}"));
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    }
+
+    /// Puts an object in the place of the one whose `metadata.resourceVersion` it has; the answer.
+    #[track_caller]
+    pub fn replace(
+        &self,
+        collection: &str,
+        namespace: &str,
+        name: &str,
+        object: &Value,
+    ) -> http::Answer {
+        let path = at(collection, namespace, name);
+        let answer = http::ask(&self.place, PLAIN.into(), "PUT", &path, &object.to_string());
+        answer.must(format_args!("PUT {path}"))
     }
 
     /// Deletes an object.
@@ -186,6 +227,14 @@ impl ApiServer {
     pub fn list(&self, collection: &str) -> Vec<Value> {
         let list = self.ask("GET", collection, &Value::Null);
         list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// The version that the whole has reached.
+    #[track_caller]
+    pub fn version(&self) -> String {
+        let list = self.ask("GET", SERVED[0], &Value::Null);
+        let version = list["metadata"]["resourceVersion"].as_str();
+        version.expect("a version").to_owned()
     }
 
     /// What a watch tells that ends: `COLLECTION?watch=true&timeoutSeconds=1&resourceVersion=VERSION`.
@@ -223,6 +272,59 @@ impl ApiServer {
     #[track_caller]
     pub fn compact(&self) {
         self.ask("POST", "/fault/compact", &json!({}));
+    }
+
+    /// Has it answer requests of agents for a collection with this status, and tell them to come again
+    /// after so many seconds if that is not 0.
+    #[track_caller]
+    pub fn answer(&self, collection: &str, status: u16, after: u32) {
+        let path = format!("/fault/answer?path={collection}&status={status}&after={after}");
+        self.ask("POST", &path, &json!({}));
+    }
+
+    /// Has it answer them as usual.
+    #[track_caller]
+    pub fn recover(&self, collection: &str) {
+        self.answer(collection, 0, 0);
+    }
+
+    /// Has the watches of a collection that there are now be heard no more, without an end.
+    #[track_caller]
+    pub fn hang(&self, collection: &str) {
+        self.of_watches("hang", collection, &json!({}));
+    }
+
+    /// Ends a watch of a collection in the middle of its next event.
+    #[track_caller]
+    pub fn cut(&self, collection: &str) {
+        self.of_watches("cut", collection, &json!({}));
+    }
+
+    /// Has the watches of a collection say this line.
+    #[track_caller]
+    pub fn say(&self, collection: &str, line: &str) {
+        self.of_watches("say", collection, &json!({"line": line}));
+    }
+
+    #[track_caller]
+    fn of_watches(&self, fault: &str, collection: &str, body: &Value) {
+        let path = format!("/fault/{fault}?path={collection}");
+        let told = self.ask("POST", &path, body);
+        assert_ne!(told["watches"], 0, "nobody watches {collection}");
+    }
+
+    /// Has it be known by this certificate, and agents by this token, from the next connection on.
+    #[track_caller]
+    pub fn become_another(&self, identity: &Issued, token: &str) {
+        let (certificate, key) = (identity.certificate.display(), identity.key.display());
+        let path = format!("/fault/identity?certificate={certificate}&key={key}&token={token}");
+        self.ask("POST", &path, &json!({}));
+    }
+
+    /// The files that `kubeconfig` names: that of the authority, and that of the token.
+    pub fn files(&self) -> [PathBuf; 2] {
+        let directory = self.kubeconfig.parent().expect("a directory");
+        [directory.join("api-ca.crt"), directory.join("token")]
     }
 
     /// Every request of agents so far: `METHOD PATH?QUERY`.
