@@ -182,19 +182,29 @@ fn without_an_api_server_it_waits_and_says_for_what() {
     drop(first);
     let site = scene.curl("https://site.example/").args(["-4"]);
     assert_ne!(scene.captured(&site).exit, 0, "refused");
+    let waits_for = |expected: &str| {
+        wait_for("it says why it is not ready", SECONDS, || {
+            let asked = underpass_tests::http::get(
+                scene.world.host(),
+                underpass_tests::agent::READY,
+                "/healthz/ready",
+            );
+            let why = asked.map(|answer| answer.body).unwrap_or_default();
+            why.contains("no policy from the API server yet: ") && why.contains(expected)
+        });
+        assert_ne!(scene.captured(&site).exit, 0, "still refused");
+    };
+    // So it is for one that is not let in, or may not read what says what goes where.
+    for (status, expected) in [(401, "401 Unauthorized"), (403, "let us read tunnels")] {
+        api.answer(TUNNELS, status, 0);
+        let refused = Agent::launch_in_cluster(&scene, &api, &[]);
+        waits_for(expected);
+        drop(refused);
+        api.recover(TUNNELS);
+    }
     api.go_away(Duration::from_secs(5));
     let mut second = Agent::launch_in_cluster(&scene, &api, &[]);
-    let mut why = String::new();
-    wait_for("it says why it is not ready", SECONDS, || {
-        let asked = underpass_tests::http::get(
-            scene.world.host(),
-            underpass_tests::agent::READY,
-            "/healthz/ready",
-        );
-        why = asked.map(|answer| answer.body).unwrap_or_default();
-        why.contains("no policy from the API server yet")
-    });
-    assert_ne!(scene.captured(&site).exit, 0, "still refused");
+    waits_for("");
     second.wait_until_ready();
     scene.captured(&site).expect_ok();
     scene.world.expect_no_direct_arrivals();

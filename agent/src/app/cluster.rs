@@ -53,7 +53,7 @@ pub(super) async fn join(
     let check = readiness.check("cluster");
     tracing::info!(node = config.node, "waiting for the policy of the cluster");
     while timeout(LOOK, feed.changed()).await.is_err() {
-        if let Some(reason) = feed.outage() {
+        if let Some(reason) = feed.obstacle() {
             check.failed(&format_args!("no policy from the API server yet: {reason}"));
         }
     }

@@ -174,7 +174,19 @@ impl Feed {
         let state = self.state.lock();
         let mut watches = state.watches.iter();
         let is_of_one = |scope: &Scope| matches!(scope, Scope::Policy(_, Some(_)));
-        watches.all(|(scope, watched)| is_of_one(scope) || watched.is_settled())
+        watches.all(|(scope, watched)| is_of_one(scope) || watched.is_settled(scope))
+    }
+
+    /// Why not everything is known yet, as far as that is the API's doing.
+    pub fn obstacle(&self) -> Option<String> {
+        let state = self.state.lock();
+        let outage = state.outage.as_ref().map(|outage| outage.reason.clone());
+        outage.or_else(|| {
+            let mut watches = state.watches.iter();
+            let refused =
+                watches.find(|(scope, watched)| watched.refused && !watched.is_settled(scope));
+            refused.map(|(scope, _)| format!("it does not let us read {scope}"))
+        })
     }
 
     /// Why the API is not reached, if it is not.
@@ -229,7 +241,8 @@ impl Feed {
 
     pub(super) fn is_settled(&self, scope: &Scope) -> bool {
         let state = self.state.lock();
-        state.watches.get(scope).is_some_and(Watched::is_settled)
+        let watched = state.watches.get(scope);
+        watched.is_some_and(|watched| watched.is_settled(scope))
     }
 
     /// Takes an object of a watch as it is now.
@@ -380,12 +393,22 @@ impl State {
 }
 
 impl Watched {
-    fn is_settled(&self) -> bool {
-        self.synced || self.absent || self.refused
+    fn is_settled(&self, scope: &Scope) -> bool {
+        self.synced || self.absent || self.refused && !scope.is_vital()
     }
 }
 
 impl Scope {
+    /// Whether it is all of a kind that says what goes where. To do without it would be to let go what
+    /// is to be captured.
+    pub(super) fn is_vital(&self) -> bool {
+        use ClusterKind::{DestinationRule, ServiceEntry, Tunnel};
+        matches!(
+            self,
+            Self::Policy(Tunnel | ServiceEntry | DestinationRule, None)
+        )
+    }
+
     /// In the plural, with the group where it is not plain.
     fn name(&self) -> &'static str {
         match self {

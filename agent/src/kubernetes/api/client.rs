@@ -199,8 +199,9 @@ fn outcome(result: &Result<Response<Body>, kube::Error>) -> Outcome {
     match result {
         Err(error) => Outcome::Failed(cause(error)),
         Ok(response) => match response.status().as_u16() {
-            401 | 403 => Outcome::Refused(response.status().to_string()),
-            429 | 500.. => Outcome::Failed(format!("it answers {}", response.status())),
+            403 => Outcome::Refused(response.status().to_string()),
+            // Whoever we are may do it when our token is read again.
+            401 | 429 | 500.. => Outcome::Failed(format!("it answers {}", response.status())),
             _ => Outcome::Answered,
         },
     }

@@ -313,6 +313,23 @@ async fn who_may_not_read_secrets_is_told_and_goes_on() {
     assert_eq!(followed.feed.outage(), None);
 }
 
+#[tokio::test]
+async fn who_may_not_read_policy_or_is_not_known_waits_for_it() {
+    let server = server().await;
+    server.put(TUNNELS, "team-a", "one", tunnel("one.example"));
+    for (kind, status) in [(TUNNELS, 401), (TUNNELS, 403), (ENTRIES, 403), (RULES, 403)] {
+        server.fail(kind, status);
+        let followed = Followed::of(&server).await;
+        wait_for("it is noticed", || followed.feed.obstacle().is_some()).await;
+        assert_eq!(followed.feed.outage().is_some(), status == 401);
+        let early = timeout(Duration::from_millis(700), followed.feed.changed()).await;
+        assert!(early.is_err(), "{kind} is not known: {status}");
+        server.fail(kind, 0);
+        followed.until_proxies(&["one.example:3128"]).await;
+        assert_eq!(followed.feed.obstacle(), None);
+    }
+}
+
 /// Waits until `expected` is so.
 async fn wait_for(what: &str, mut expected: impl FnMut() -> bool) {
     let waiting = async {

@@ -45,10 +45,13 @@ pub(super) async fn follow(scope: Scope, api: super::Api, groups: Arc<Groups>, f
         match watched.until_it_ends(&mut backoff, &mut looks).await {
             End::Absent => {
                 looks += 1;
-                if looks >= LOOKS_UNTIL_GONE {
+                let is_gone = looks >= LOOKS_UNTIL_GONE;
+                if is_gone {
                     feed.keep_only(&scope, &HashSet::new());
                 }
-                feed.absent(&scope);
+                if is_gone || !scope.is_vital() {
+                    feed.absent(&scope);
+                }
                 sleep(LOOK_AGAIN.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
             }
             End::Desynced => sleep(backoff.next()).await,
