@@ -31,11 +31,11 @@ pub fn tunnel(port: u16, more: Value) -> Value {
     if let (Some(proxy), Value::Object(more)) = (spec["proxy"].as_object_mut(), more) {
         proxy.extend(more);
     }
-    of_spec(spec)
+    of_spec(&spec)
 }
 
 /// A Tunnel with this spec.
-pub fn of_spec(spec: Value) -> Value {
+pub fn of_spec(spec: &Value) -> Value {
     json!({"apiVersion": "underpass.dev/v1alpha1", "kind": "Tunnel", "spec": spec})
 }
 

@@ -282,7 +282,7 @@ fn a_minute_without_api_server_changes_nothing_and_what_was_rotated_counts_after
         "proxy": {"host": PROXY_V4, "port": 3128, "authentication": {"credentialName": "login"}},
     });
     api.apply(SECRETS, ROOT, "login", secret("YWxwaGEtNzM5MQ=="));
-    api.apply(TUNNELS, ROOT, "all", of_spec(with_login));
+    api.apply(TUNNELS, ROOT, "all", of_spec(&with_login));
     let mut agent = start(&scene, &api);
     wait_until_programmed(&api, ROOT, "all");
     let mut held = Held::start(&scene, ECHO);

@@ -67,7 +67,7 @@ fn tunnel(port: u16, more: Value) -> Value {
     if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
         spec.extend(more);
     }
-    of_spec(spec)
+    of_spec(&spec)
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn status(conditions: &[(&str, &str)]) -> Value {
     let all = conditions
         .iter()
         .map(|(kind, status)| json!({"type": kind, "status": status, "reason": "Theirs"}));
-    let mut object = of_spec(Value::Null);
+    let mut object = of_spec(&Value::Null);
     if let Some(object) = object.as_object_mut() {
         object.remove("spec");
     }

@@ -215,3 +215,56 @@ pub(super) fn cause(error: &dyn std::error::Error) -> String {
     }
     innermost.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// How long an answer is kept, in seconds.
+    async fn kept(status: u16, after: &str) -> u64 {
+        let answer = Response::builder()
+            .status(status)
+            .header(RETRY_AFTER, after)
+            .body(());
+        let start = Instant::now();
+        in_its_time(answer.unwrap()).await.unwrap();
+        start.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_to_come_later_comes_no_sooner_and_not_much_later() {
+        assert_eq!(kept(429, "7").await, 7);
+        assert_eq!(kept(503, "7").await, 7);
+        assert_eq!(kept(429, "3600").await, 30);
+        for (status, after) in [
+            (200, "7"),
+            (500, "7"),
+            (429, ""),
+            (429, "-7"),
+            (429, "soon"),
+        ] {
+            assert_eq!(kept(status, after).await, 0, "{status} {after}");
+        }
+    }
+
+    #[test]
+    fn the_file_of_the_authority_is_that_of_the_current_context() {
+        let config = |of_two: &str| {
+            let text = format!(
+                "{{current-context: b, contexts: [\
+                 {{name: a, context: {{cluster: one, user: u}}}}, \
+                 {{name: b, context: {{cluster: two, user: u}}}}], clusters: [\
+                 {{name: one, cluster: {{server: s, certificate-authority: /one.crt}}}}, \
+                 {{name: two, cluster: {{server: s, {of_two}}}}}]}}"
+            );
+            Kubeconfig::from_yaml(&text).unwrap()
+        };
+        let file = authority(&config("certificate-authority: /two.crt"));
+        assert_eq!(file, Some("/two.crt".into()));
+        let data = "certificate-authority: /two.crt, certificate-authority-data: AAAA";
+        assert_eq!(authority(&config(data)), None);
+        assert_eq!(authority(&config("insecure-skip-tls-verify: true")), None);
+    }
+}

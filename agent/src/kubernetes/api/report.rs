@@ -23,7 +23,7 @@ use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use super::client::cause;
 use super::kinds;
@@ -80,7 +80,11 @@ pub async fn report(
 
 /// Keeps the Lease of this node.
 async fn renew(leases: &Api<Lease>, node: &str, mut verdicts: watch::Receiver<Verdict>) {
-    let mut programmed = Programmed::new();
+    // An agent that has just started knows nothing, which is not to be told as that its node has lost
+    // what it had.
+    let judged = verdicts.wait_for(|verdict| *verdict != Verdict::default());
+    let _ = timeout(nodes::RENEWAL, judged).await;
+    let mut programmed = nodes::programmed(&verdicts.borrow_and_update(), &Programmed::new());
     let mut told = Told::default();
     loop {
         let mut renewal = nodes::RENEWAL.mul_f64(0.8 + 0.4 * fastrand::f64());

@@ -404,6 +404,7 @@ async fn conditions_tell_of_all_nodes_and_are_written_once() {
     assert!(is("bad", "Programmed", "False Invalid"));
     // A node that has not got it.
     second.report("node-2");
+    second.feed.judge([], Some("it cannot".to_owned()));
     wait_for("on one of two", || {
         is("good", "Programmed", "False Pending")
     })
@@ -415,16 +416,24 @@ async fn conditions_tell_of_all_nodes_and_are_written_once() {
     assert_eq!(status(), json!({"programmed": 2, "total": 2}));
     let holder = server.get(LEASES, ROOT, "underpass.status").unwrap();
     assert_eq!(holder["spec"]["holderIdentity"], "status");
-    // Nothing is written while nothing changes.
-    let writes = || {
-        let is_status = |uri: &&String| uri.contains("/tunnels/good/status");
-        server.requests().iter().filter(is_status).count()
+    // Nothing is written while nothing changes, also not when an agent starts anew.
+    let writes = |of: &str| {
+        let requests = server.requests().into_iter();
+        requests.filter(|uri| uri.contains(of)).count()
     };
-    let before = writes();
+    let status_writes = || writes("/tunnels/good/status");
+    let before = status_writes();
     first.judge();
+    drop(second);
+    let mut second = Followed::of(&server).await;
+    second.until_proxies(&["one.example:3128"]).await;
+    let lease_writes = || writes("/leases/underpass-node-2?");
+    let leases_before = lease_writes();
+    second.report("node-2");
     second.judge();
+    wait_for("its Lease", || lease_writes() > leases_before).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(writes(), before);
+    assert_eq!(status_writes(), before);
     // What is bad is told once.
     let rejected = || {
         let events = server.all(EVENTS).into_iter();
