@@ -259,6 +259,15 @@ fn a_watch_that_hangs_is_given_up_for_another() {
         proxies(&agent) == expected
     });
     println!("a watch that hangs is given up after {:?}", start.elapsed());
+    // Bookmarks keep the others.
+    let watches = |collection: &str| {
+        let watch = format!("GET {collection}?&watch=true");
+        let requests = api.requests().into_iter();
+        requests
+            .filter(|request| request.starts_with(&watch))
+            .count()
+    };
+    assert_eq!((watches(TUNNELS), watches(ENTRIES)), (2, 1));
     assert!(is_connected(&agent));
     assert_eq!(said(&mut agent, "logger\":\"kube"), 0);
     scene.world.expect_no_direct_arrivals();

@@ -173,7 +173,7 @@ fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> 
     let mut again = project.cargo("test");
     again
         .args(package)
-        .args(["--test", "kubernetes", "--"])
+        .args(["--no-fail-fast", "--test", "kubernetes*", "--"])
         .args(["--skip", "five_thousand_services"])
         .args(filter)
         .env("UNDERPASS_BIN", project.binary(true))
