@@ -3,6 +3,7 @@
 mod backoff;
 mod client;
 mod connector;
+mod events;
 mod follow;
 mod groups;
 mod kinds;

@@ -4,19 +4,17 @@
 //! changes or it has to be renewed. One of the agents, the leader, reads these Leases and writes the
 //! status of Tunnels. So no two write the same object, and what one writes makes no other write.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, watcher};
 use prometheus::IntCounterVec;
 use prometheus::core::Collector as _;
@@ -26,6 +24,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use super::client::cause;
+use super::events::Events;
 use super::kinds;
 use super::leader::{self, Candidate};
 use super::nodes::{self, Nodes, Programmed};
@@ -35,7 +34,7 @@ use crate::kubernetes::feed::{Feed, Name, Verdict};
 use crate::policy::ClusterKind;
 
 /// Who writes, in managed fields and events.
-const MANAGER: &str = "underpass";
+pub(super) const MANAGER: &str = "underpass";
 
 /// Between two writes of a node's Lease. The first of several changes is told at once.
 const BETWEEN_LEASES: Duration = Duration::from_secs(1);
@@ -45,12 +44,6 @@ const GATHER: Duration = Duration::from_millis(100);
 
 /// How often it tells how far a Tunnel has come meanwhile, and tries again what has failed.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// Between two events about the same thing.
-const EVENT_INTERVAL: Duration = Duration::from_secs(300);
-
-/// Events at a time, and how long it takes until there may be one more.
-const MAX_EVENTS: u32 = 20;
 
 /// Between two looks at the counters of refusals.
 const COUNTERS: Duration = Duration::from_secs(5);
@@ -332,90 +325,6 @@ impl Refusals {
             }
         }
         news
-    }
-}
-
-/// Events, bounded in number, and the same not often.
-struct Events {
-    recorder: Recorder,
-    last: HashMap<(String, Name, String), Instant>,
-    left: u32,
-    refilled: Instant,
-}
-
-impl Events {
-    /// Of this node's agent, or of whichever writes for all.
-    fn new(client: kube::Client, node: Option<String>) -> Self {
-        let reporter = Reporter {
-            controller: MANAGER.to_owned(),
-            instance: node,
-        };
-        Self {
-            recorder: Recorder::new(client, reporter),
-            last: HashMap::new(),
-            left: MAX_EVENTS,
-            refilled: Instant::now(),
-        }
-    }
-
-    /// Returns whether it is told.
-    async fn warn(
-        &mut self,
-        kind: &str,
-        name: &Name,
-        uid: Option<String>,
-        reason: &str,
-        action: &str,
-        note: &str,
-    ) -> bool {
-        let key = (kind.to_owned(), name.clone(), format!("{reason} {note}"));
-        self.last.retain(|_, at| at.elapsed() < EVENT_INTERVAL);
-        if self.last.contains_key(&key) {
-            return true;
-        }
-        let earned =
-            self.refilled.elapsed().as_secs() / (EVENT_INTERVAL.as_secs() / u64::from(MAX_EVENTS));
-        if earned > 0 {
-            self.left = (self.left + u32::try_from(earned).unwrap_or(MAX_EVENTS)).min(MAX_EVENTS);
-            self.refilled = Instant::now();
-        }
-        if self.left == 0 {
-            return false;
-        }
-        self.left -= 1;
-        let regarding = ObjectReference {
-            api_version: Some(api_version(kind).to_owned()),
-            kind: Some(kind.to_owned()),
-            namespace: Some(name.0.clone()),
-            name: Some(name.1.clone()),
-            uid,
-            ..ObjectReference::default()
-        };
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.to_owned(),
-            note: Some(status::shortened(note)),
-            action: action.to_owned(),
-            secondary: None,
-        };
-        match self.recorder.publish(&event, &regarding).await {
-            Ok(()) => {
-                self.last.insert(key, Instant::now());
-                true
-            }
-            Err(error) => {
-                tracing::debug!(error = cause(&error), "cannot publish an event");
-                false
-            }
-        }
-    }
-}
-
-fn api_version(kind: &str) -> &'static str {
-    match kind {
-        "Secret" | "Service" => "v1",
-        "VirtualService" => "networking.istio.io/v1",
-        _ => "underpass.dev/v1alpha1",
     }
 }
 
