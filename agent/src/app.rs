@@ -1,6 +1,7 @@
 //! The composition root: the one place that knows all the parts and puts them together.
 
 mod accept;
+mod cgroups;
 mod cluster;
 mod enrolment;
 mod health;
@@ -15,7 +16,6 @@ mod vital;
 mod watch;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,9 +31,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{AdminError, AdminServer, AdminState, AdminThread, Endpoints, Readiness};
 use crate::capture::{
-    Attachment, Canary, Capture, CaptureConfig, CaptureError, Discovery, Flows, Listener, Reach,
-    Workloads,
-    cgroup::{self, Hierarchy},
+    Canary, Capture, CaptureConfig, CaptureError, Flows, Listener, Reach, Workloads,
+    cgroup::Hierarchy,
 };
 use crate::circuit::Circuits;
 use crate::connection::{InForce, Way};
@@ -41,6 +40,7 @@ use crate::dns::{Knowledge, Resolver};
 use crate::inspect;
 use crate::kubernetes::ClusterConfig;
 use crate::limits::{Admission, Limits};
+use crate::name::Target;
 use crate::policy::LoadError;
 use crate::relay::Timeouts;
 use crate::sockets::SocketFactory;
@@ -48,14 +48,16 @@ use crate::telemetry::{LogHandle, Metrics};
 use crate::tunnel::{TunnelConfig, Tunneler};
 
 use accept::Acceptor;
+use cgroups::Cgroups;
 use enrolment::Enrolment;
 use kernel_side::KernelSide;
 use proxies::Proxies;
-use reload::{PolicyState, Reloader, announce, apply, must_outlive, warn_of};
+use reload::{PolicyState, Reloader, announce, apply, warn_of};
 use status::Status;
 use traces::Traces;
 use vital::VitalTasks;
 
+pub use cgroups::Scope;
 pub use policy_source::PolicySource;
 pub use traces::TraceSettings;
 
@@ -68,10 +70,12 @@ const DIRECT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What an agent is built from.
 pub struct Config {
-    /// The cgroup whose processes, and those below it, are captured.
-    pub cgroup: PathBuf,
+    /// Whose connections are captured.
+    pub scope: Scope,
     /// In which network namespaces they are.
     pub reach: Reach,
+    /// Where connections go that are never captured, besides those to the API server of the cluster.
+    pub never: Vec<Target>,
     /// What is too much; past it new connections are reset.
     pub limits: Limits,
     /// Whether the programs log each decision.
@@ -115,11 +119,10 @@ pub enum StartError {
 /// A running agent. When it is dropped, nothing is captured any more.
 pub struct Running {
     // Detached first, so that nothing is redirected to listeners that are gone.
-    _attachment: Arc<Mutex<Attachment>>,
+    cgroups: LetGo,
     _closed: DropGuard,
     admin: Arc<AdminThread>,
     capture: Arc<Mutex<Capture>>,
-    cgroup: PathBuf,
     drain: Duration,
     families: Vec<Family>,
     readiness: Readiness,
@@ -134,6 +137,15 @@ pub struct Running {
 pub(crate) enum Family {
     V4,
     V6,
+}
+
+/// Takes the programs off when it is dropped.
+struct LetGo(Arc<Cgroups>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.let_go();
+    }
 }
 
 /// What the endpoints show once there is something to show.
@@ -209,7 +221,8 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             let joining = cluster::join(
                 cluster, &sockets, &resolver, &vital, &readiness, &registry, &metrics,
             );
-            let feed = joining.await?;
+            let (feed, server) = joining.await?;
+            config.never.extend(server);
             config.policy.add(Arc::clone(&feed));
             read = config.policy.read(|_| {});
             (Err(served), Some(feed))
@@ -247,6 +260,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             Hierarchy::find()?,
             feed.as_ref().map(|feed| feed.pods()),
         )),
+        spares_node: matches!(config.scope, Scope::Pods(_)),
         sockets,
         metrics: Arc::clone(&metrics),
         circuits: Circuits::new(Arc::clone(&metrics)),
@@ -267,7 +281,11 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
     metrics.policy.started(rejected.is_empty());
     let capture = Arc::new(Mutex::new(capture));
     // Before the programs are attached: who speaks to a proxy himself must never be captured.
-    let proxies = Arc::new(Proxies::new(Arc::clone(&way), Arc::clone(&capture)));
+    let proxies = Arc::new(Proxies::new(
+        Arc::clone(&way),
+        Arc::clone(&capture),
+        config.never.clone(),
+    ));
     let refresh = proxies.refresh().await;
     vital.spawn("proxy addresses", Arc::clone(&proxies).keep_fresh(refresh));
 
@@ -289,39 +307,36 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             .vital
             .spawn(name, acceptor.run(listener, None, closing));
     }
+    let cgroups = Arc::new(Cgroups::new(
+        config.scope.clone(),
+        Arc::clone(&capture),
+        Arc::clone(&way),
+        config.outlives_us,
+    )?);
     let enrolment = match config.reach {
         Reach::OwnNamespace => None,
         Reach::EveryNamespace => {
-            let discovery = Discovery::new(&config.cgroup)?;
-            let enrolment = Enrolment::new(acceptor, Arc::clone(&capture), discovery)?;
-            let enrolment = Arc::new(enrolment);
+            let (capture, cgroups) = (Arc::clone(&capture), Arc::clone(&cgroups));
+            let enrolment = Arc::new(Enrolment::new(acceptor, capture, cgroups)?);
             // Before the programs are attached: who is there already is captured from then on.
             enrolment.look(Vec::new()).await;
-            let newcomers = capture.lock().newcomers()?;
-            let following = Arc::clone(&enrolment).follow(newcomers);
-            tasks.vital.spawn("network namespaces", following);
             Some(enrolment)
         }
     };
     let flows = capture.lock().flows();
     tasks.vital.spawn("flow sweeper", sweep(flows));
 
-    let mut attachment = capture.lock().attach(&config.cgroup)?;
-    if config.outlives_us {
-        for path in cgroup::leftovers(&config.cgroup) {
-            cgroup::end(&path)?;
-        }
-        attachment.set_outliving(must_outlive(&way.policy.load()))?;
-        // Ours are on the hooks, so those of an earlier agent may go: there is no gap.
-        let agents = attachment.supersede()?;
-        tracing::info!(agents, "taken over from earlier agents");
+    cgroups.settle()?;
+    let cgroups = LetGo(cgroups);
+    if let Some(enrolment) = &enrolment {
+        let newcomers = capture.lock().newcomers()?;
+        let following = Arc::clone(enrolment).follow(newcomers);
+        tasks.vital.spawn("network namespaces", following);
     }
-    tracing::info!(cgroup = %config.cgroup.display(), "capturing");
 
-    let attachment = Arc::new(Mutex::new(attachment));
     let status = Status {
         capture: Arc::clone(&capture),
-        cgroup: config.cgroup.clone(),
+        cgroups: Arc::clone(&cgroups.0),
         enrolment,
         kernel,
         policy: Arc::clone(&policy_state),
@@ -344,7 +359,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         source: config.policy,
         way: Arc::clone(&way),
         capture: Arc::clone(&capture),
-        attachment: config.outlives_us.then(|| Arc::downgrade(&attachment)),
+        cgroups: Arc::clone(&cgroups.0),
         proxies,
         state: policy_state,
         last: Mutex::new(fingerprint),
@@ -352,11 +367,10 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         asked: Notify::new(),
     };
     Ok(Running {
-        _attachment: attachment,
+        cgroups,
         _closed: tasks.closing.clone().drop_guard(),
         admin: Arc::new(admin),
         capture,
-        cgroup: config.cgroup,
         drain: config.drain,
         families,
         readiness,
@@ -378,7 +392,8 @@ impl Running {
     /// # Errors
     /// One was not captured.
     pub async fn prove_capture(&self) -> Result<(), CaptureError> {
-        let mut canary = Canary::start(&self.cgroup)?;
+        let main = self.cgroups.0.main().unwrap_or_default();
+        let mut canary = Canary::start(&main)?;
         for family in &self.families {
             canary.sing(*family == Family::V6).await?;
         }
@@ -388,15 +403,11 @@ impl Running {
     /// Checks capture until the agent drains or is dropped, on a thread of its own, and has
     /// readiness and a metric tell what came of it. The thread's end is also that of the canaries'
     /// cgroup.
-    ///
-    /// # Errors
-    /// The cgroup is gone, or the kernel does not tell about a program.
-    pub fn watch_capture(&self) -> Result<JoinHandle<()>, CaptureError> {
-        let mut capture = self.capture.lock();
+    pub fn watch_capture(&self) -> JoinHandle<()> {
+        let capture = self.capture.lock();
         let subject = health::Subject {
-            cgroup: self.cgroup.clone(),
+            cgroups: Arc::clone(&self.cgroups.0),
             families: self.families.clone(),
-            hooks: capture.hooks(&self.cgroup)?,
             flows: capture.flows(),
             counters: capture.counters(),
             tasks: self.tasks.vital.clone(),
@@ -404,7 +415,7 @@ impl Running {
             admin: Arc::downgrade(&self.admin),
         };
         let metrics = &self.way.metrics;
-        Ok(health::watch(subject, &self.readiness, metrics))
+        health::watch(subject, &self.readiness, metrics)
     }
 
     /// Reads policy again whenever its files change, and when [`reload`](Self::reload) asks for
@@ -502,7 +513,7 @@ fn config_dump(
     let (way, state) = (Arc::clone(way), Arc::clone(state));
     let fixed = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "cgroup": config.cgroup,
+        "cgroup": config.scope.key(),
         "max_connections": config.limits.connections,
         "max_connections_per_workload": config.limits.per_workload,
         "max_pending_tunnels": config.limits.pending_tunnels,

@@ -23,6 +23,7 @@ mod preflight;
 mod query;
 mod readable;
 mod rules;
+mod sandbox;
 mod sockets;
 mod workload;
 
@@ -32,10 +33,10 @@ use std::sync::Arc;
 use underpass_abi::{Listeners, Verdict};
 
 pub use answers::Answers;
-pub use attachment::Attachment;
+pub use attachment::{Attachment, supersede};
 pub use canary::{Canary, serve_sockets};
 pub use counters::KernelCounters;
-pub use discovery::{Discovery, Resident, Sight};
+pub use discovery::{Discovery, Resident, Sandboxes, Sight};
 pub use error::CaptureError;
 pub use flows::{Flows, Sweeper};
 pub use listener::{Accepted, Incoming, Listener};
@@ -115,12 +116,14 @@ impl Capture {
         Ok(capture)
     }
 
-    /// Captures what processes in `cgroup` and below it connect to, from now on.
+    /// Captures what processes in `cgroup` and below it connect to, from now on. Never to be called
+    /// for a cgroup below another: what is redirected once must not be looked at again. The cgroup
+    /// `key` is the same for all that an agent attaches, and for the next agent that takes over.
     ///
     /// # Errors
     /// The cgroup cannot be opened, or the kernel refuses a program.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<Attachment, CaptureError> {
-        self.object.attach(cgroup)
+    pub fn attach(&mut self, cgroup: &Path, key: &Path) -> Result<Attachment, CaptureError> {
+        self.object.attach(cgroup, key)
     }
 
     /// The hooks of `cgroup`, to check that what [`attach`](Self::attach) put there still is.
@@ -129,6 +132,18 @@ impl Capture {
     /// The cgroup cannot be opened, or the kernel does not tell about a program.
     pub fn hooks(&mut self, cgroup: &Path) -> Result<Hooks, CaptureError> {
         Hooks::new(self.object.ebpf(), cgroup)
+    }
+
+    /// Captures nothing in the calling thread's network namespace from now on, but for the cgroups
+    /// that are [selected](Rules::set_selected).
+    ///
+    /// # Errors
+    /// It cannot be told which namespace that is.
+    pub fn spare_own_namespace(&mut self) -> Result<(), CaptureError> {
+        let cookie = netns::cookie(&mut self.object, &self.sockets)?;
+        // The inode of a namespace has 32 bits.
+        let inode = u32::try_from(Netns::own()?.id().inode()).unwrap_or_default();
+        self.rules.spare(cookie, inode)
     }
 
     /// Opens the agent's listeners in the calling thread's network namespace and lets

@@ -49,6 +49,8 @@ pub(crate) struct Way {
     /// What workloads have resolved.
     pub(crate) knowledge: Arc<Knowledge>,
     pub(crate) workloads: Arc<Workloads>,
+    /// Whether what is on the agent's own network is captured only where policy names it.
+    pub(crate) spares_node: bool,
     pub(crate) sockets: Arc<dyn SocketFactory>,
     pub(crate) tunneler: Tunneler,
     pub(crate) metrics: Arc<Metrics>,
@@ -154,7 +156,9 @@ impl Way {
             record.decided(
                 telemetry::Decision::Direct,
                 None,
-                Some(Label::fixed("the destination is the proxy itself")),
+                Some(Label::fixed(
+                    "the destination is a proxy, or never captured",
+                )),
             );
             return self.direct(workload, dst, Bytes::new(), None, record).await;
         }
@@ -243,7 +247,8 @@ impl Way {
     /// Who connects, and what policy looks like from there.
     async fn look_from(&self, policy: &InForce, origin: &Origin) -> (Arc<Workload>, Arc<View>) {
         let who = self.workloads.of(origin.cgroup_id, origin.pid).await;
-        let view = policy.view_from(origin.cgroup_id, &who);
+        let host_network = self.spares_node && origin.from.is_none();
+        let view = policy.view_from(origin.cgroup_id, &who, host_network);
         (who, view)
     }
 

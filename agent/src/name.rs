@@ -166,6 +166,27 @@ pub struct Target {
     pub port: u16,
 }
 
+impl FromStr for Target {
+    type Err = String;
+
+    /// `HOST:PORT` or `IP:PORT`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or("expected HOST:PORT or IP:PORT")?;
+        let host: Host = host.parse().map_err(|error| format!("{error}"))?;
+        if matches!(host, Host::Addr(IpAddr::V6(_))) && !text.starts_with('[') {
+            return Err("write an IPv6 address in brackets: [2001:db8::1]:443".to_owned());
+        }
+        let port: u16 = port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or("expected a port from 1 to 65535 behind the last colon")?;
+        Ok(Self { host, port })
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)

@@ -34,7 +34,7 @@ mod workloads;
 mod yaml;
 
 pub use api::metadata::Namespace;
-pub use compile::{CapturePlan, Materials, Options, Policy};
+pub use compile::{CapturePlan, Materials, Named, Options, Policy};
 pub use decision::{
     Decision, DenyReason, DirectRule, Fallback, Note, TargetSource, TargetTls, TunnelDecision,
     Verdict,

@@ -33,6 +33,9 @@ pub struct Workload {
     pub name: Option<Box<str>>,
     /// What has made the pod, and makes it again.
     pub owner: Option<Owner>,
+    /// Whether it is on the network of the node itself, where that is told apart: in a cluster only
+    /// rules that name workloads are about it.
+    pub host_network: bool,
 }
 
 impl Workload {
@@ -57,6 +60,11 @@ impl Workload {
             owner: pod.owner.clone(),
             ..self.clone()
         }
+    }
+
+    /// The container that it is, by the id that its runtime gave it.
+    pub fn container_id(&self) -> Option<&str> {
+        self.container.as_ref()?.id.as_deref()
     }
 
     /// Whether it belongs to a pod of which nothing but its cgroup is known.

@@ -15,6 +15,7 @@ use crate::listener;
 use crate::maps::{
     CONFIG, NAMESPACES, NEWCOMERS, PROXIES, REDIRECTS, ROLES, count, is_captured, sides,
 };
+use crate::node::spares_connection;
 use crate::socket::{forget, storage, storage_or};
 use crate::task::is_kernel_thread;
 
@@ -213,6 +214,10 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
     }
     // SAFETY: as above.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // Port 0 is a canary of the agent's own.
+    if dst.port != 0 && spares_connection(cookie) {
+        return Class::Skip(Counter::SkippedHostNetwork);
+    }
     // SAFETY: the value is copied at once.
     let Some(&Listeners { port_v4, port_v6 }) = (unsafe { NAMESPACES.get(&cookie) }) else {
         // The agent may not have come here yet: it is told, by the thread that is here.

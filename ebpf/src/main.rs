@@ -5,7 +5,7 @@
 //! the agent finds it, before the SYN leaves; `peername` lets the workload see the peer it asked
 //! for; `udp` refuses datagrams that would walk past what TCP is under; `dns` passes on what
 //! workloads are answered; `netns` tells the agent which namespace it is in, on kernels with no other
-//! way. Every program stays small: the verifiers of all kernels from 5.10 on must take it.
+//! way; `node` leaves alone what is on the node's own network. Every program stays small: the verifiers of all kernels from 5.10 on must take it.
 
 #![no_std]
 #![no_main]
@@ -16,6 +16,7 @@ mod flow;
 mod listener;
 mod maps;
 mod netns;
+mod node;
 mod peername;
 mod socket;
 mod task;

@@ -50,6 +50,10 @@ pub static REDIRECTS: SkStorage<Redirect> = SkStorage::new();
 #[btf_map]
 pub static ROLES: SkStorage<u32> = SkStorage::new();
 
+/// A set: the values mean nothing.
+#[btf_map]
+pub static SELECTED: HashMap<u64, u32, 4096> = HashMap::new();
+
 /// The moment, in nanoseconds since boot, from which the next refused datagram is logged.
 #[btf_map]
 pub static NEXT_LOG: PerCpuArray<u64, 1> = PerCpuArray::new();

@@ -8,6 +8,11 @@ use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 #[unsafe(no_mangle)]
 static TASK_FLAGS_OFFSET: Global<u32> = Global::new(0);
 
+/// From the task to the inode of its network namespace: see `underpass-abi`. All 0 where it is not
+/// known.
+#[unsafe(no_mangle)]
+static NETNS_INODE_PATH: Global<[u32; 3]> = Global::new([0; 3]);
+
 /// PF_KTHREAD of the kernel's include/linux/sched.h.
 const KERNEL_THREAD: u32 = 0x0020_0000;
 
@@ -23,5 +28,29 @@ pub fn is_kernel_thread() -> bool {
     unsafe {
         let flags = (bpf_get_current_task() as *const u8).add(offset as usize);
         bpf_probe_read_kernel(flags.cast::<u32>()).is_ok_and(|flags| flags & KERNEL_THREAD != 0)
+    }
+}
+
+/// The inode of the network namespace that the task is in, as `/proc/self/ns/net` shows it; 0 where
+/// the kernel does not tell.
+#[inline(always)]
+pub fn netns_inode() -> u32 {
+    let [nsproxy, net, inode] = NETNS_INODE_PATH.load();
+    if inode == 0 {
+        return 0;
+    }
+    // SAFETY: as above; a task that ends has no namespaces any more, and null is no address.
+    unsafe {
+        let task = bpf_get_current_task() as u64;
+        let read = |from: u64, offset: u32| {
+            bpf_probe_read_kernel((from + u64::from(offset)) as *const u64)
+        };
+        let Ok(nsproxy) = read(task, nsproxy) else {
+            return 0;
+        };
+        let Ok(net) = read(nsproxy, net) else {
+            return 0;
+        };
+        bpf_probe_read_kernel((net + u64::from(inode)) as *const u32).unwrap_or(0)
     }
 }

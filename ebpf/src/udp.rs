@@ -13,6 +13,7 @@ use underpass_abi::{Address, Counter, Endpoint, Side};
 
 use crate::dns::note_question;
 use crate::maps::{NEXT_LOG, PROXIES, ROLES, count, is_captured, sides};
+use crate::node::spares_datagram;
 use crate::socket::{of_packet, storage};
 use crate::task::is_kernel_thread;
 
@@ -71,7 +72,7 @@ fn decide(ctx: &SkBuffContext, datagram: &Datagram, refused: Side) -> i32 {
     if unsafe { PROXIES.get(&destination) }.is_some() {
         return PROCEED;
     }
-    if is_ours(ctx) || is_kernel_thread() {
+    if is_ours(ctx) || is_kernel_thread() || spares_datagram(ctx) {
         return PROCEED;
     }
     count(if quic {

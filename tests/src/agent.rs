@@ -121,6 +121,17 @@ impl Agent {
         Self::capturing(program, &scene.world, options, Endpoints::default())
     }
 
+    /// The same, on the node whose hierarchy begins at the world's [root](World::root), as a node in a
+    /// container sees it, and with nobody telling it which cgroup to capture.
+    #[track_caller]
+    pub fn launch_on_node(scene: &Scene, kubeconfig: &str, options: &[&str]) -> Self {
+        let world = &scene.world;
+        let program = node(world)
+            .args(["run", "--kubernetes", "--node-name", "node-1"])
+            .args(["--kubeconfig", kubeconfig]);
+        Self::serving(program, world, options, Endpoints::default())
+    }
+
     /// Whether it is ready, and if not, why.
     #[track_caller]
     pub fn readiness(&self) -> (bool, String) {
@@ -147,9 +158,13 @@ impl Agent {
     /// Starts `program`, which knows its policy, to capture the workload of the world.
     #[track_caller]
     fn capturing(program: Cmd, world: &World, options: &[&str], endpoints: Endpoints) -> Self {
+        let program = program.arg("--cgroup").arg(world.workload().path());
+        Self::serving(program, world, options, endpoints)
+    }
+
+    #[track_caller]
+    fn serving(program: Cmd, world: &World, options: &[&str], endpoints: Endpoints) -> Self {
         let running = program
-            .arg("--cgroup")
-            .arg(world.workload().path())
             .args(["--metrics-addr", &endpoints.metrics.to_string()])
             .args(["--ready-addr", &endpoints.ready.to_string()])
             .args(["--admin-addr", &endpoints.admin.to_string()])
@@ -344,6 +359,19 @@ pub fn tunnel_policy(spec: &[&str]) -> String {
 pub fn underpass(world: &World) -> Cmd {
     world.host().command(binary())
 }
+
+/// The program on the world's host, in a hierarchy of cgroups that begins at the world's root.
+#[track_caller]
+pub fn node(world: &World) -> Cmd {
+    let launcher = world.host().command("unshare").in_cgroup(world.root());
+    launcher
+        .args(["--cgroup", "--mount", "--", "sh", "-c", HIERARCHY, "sh"])
+        .arg(binary())
+}
+
+/// Leaves no hierarchy of cgroups but that of the calling process's namespace.
+const HIERARCHY: &str = "umount --recursive /sys/fs/cgroup && \
+     mount -t cgroup2 none /sys/fs/cgroup && exec \"$@\"";
 
 /// The program under test: `$UNDERPASS_BIN`, or the release build beside this test's own.
 #[track_caller]

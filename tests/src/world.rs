@@ -22,7 +22,7 @@ use crate::{Must as _, Place};
 pub struct World {
     workload: Cgroup,
     services: Cgroup,
-    _root: Cgroup,
+    root: Cgroup,
     dir: TempDir,
     host: Place,
     inet: Place,
@@ -55,7 +55,7 @@ impl World {
         let world = Self {
             workload,
             services,
-            _root: root,
+            root,
             dir,
             host,
             inet,
@@ -79,6 +79,11 @@ impl World {
     /// The cgroup whose connections the agent captures.
     pub fn workload(&self) -> &Cgroup {
         &self.workload
+    }
+
+    /// The cgroup that both are in, the root of a node's hierarchy.
+    pub fn root(&self) -> &Cgroup {
+        &self.root
     }
 
     /// The cgroup of everything else.

@@ -11,10 +11,11 @@ use super::vital::VitalTasks;
 use crate::admin::Readiness;
 use crate::dns::Resolver;
 use crate::kubernetes::{ClusterConfig, Feed};
+use crate::name::Target;
 use crate::sockets::SocketFactory;
 use crate::telemetry::Metrics;
 
-/// Follows the cluster, and waits until all of its policy is known, however long that takes: without
+/// Follows the cluster, whose API server is told, and waits until all of its policy is known, however long that takes: without
 /// it nothing may be captured, nor let go that an earlier agent left refused. Readiness says meanwhile
 /// what is waited for.
 #[cfg(feature = "kubernetes")]
@@ -26,7 +27,7 @@ pub(super) async fn join(
     readiness: &Readiness,
     registry: &Registry,
     metrics: &Metrics,
-) -> Result<Arc<Feed>, StartError> {
+) -> Result<(Arc<Feed>, Option<Target>), StartError> {
     use std::time::Duration;
 
     use tokio::time::timeout;
@@ -37,6 +38,7 @@ pub(super) async fn join(
     const LOOK: Duration = Duration::from_secs(1);
 
     let api = Api::new(config, Arc::clone(sockets), resolver.clone()).await?;
+    let server = api.server();
     let feed = Arc::new(Feed::default());
     let following = follow(
         api.clone(),
@@ -58,7 +60,7 @@ pub(super) async fn join(
         }
     }
     check.ok();
-    Ok(feed)
+    Ok((feed, server))
 }
 
 /// There is none to follow.
@@ -72,6 +74,6 @@ pub(super) async fn join(
     _: &Readiness,
     _: &Registry,
     _: &Metrics,
-) -> Result<Arc<Feed>, StartError> {
-    Ok(Arc::default())
+) -> Result<(Arc<Feed>, Option<Target>), StartError> {
+    Ok((Arc::default(), None))
 }

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::accept::Acceptor;
+use super::cgroups::Cgroups;
 use crate::capture::{
     Capture, CaptureError, Discovery, Netns, NetnsId, Newcomers, Resident, Sight, SocketsWithin,
 };
@@ -46,6 +48,7 @@ const DESCRIPTORS: usize = 3;
 pub(super) struct Enrolment {
     acceptor: Acceptor,
     capture: Arc<Mutex<Capture>>,
+    cgroups: Arc<Cgroups>,
     discovery: Discovery,
     /// The agent's own, which is enrolled by itself and for good.
     own: NetnsId,
@@ -56,21 +59,24 @@ impl Enrolment {
     pub(super) fn new(
         acceptor: Acceptor,
         capture: Arc<Mutex<Capture>>,
-        discovery: Discovery,
+        cgroups: Arc<Cgroups>,
     ) -> Result<Self, CaptureError> {
         Ok(Self {
             acceptor,
             capture,
-            discovery,
+            cgroups,
+            discovery: Discovery::new()?,
             own: Netns::own()?.id(),
             roll: Mutex::default(),
         })
     }
 
     /// Looks until the agent closes: when cgroups or processes come and go, when a workload connects
-    /// from a namespace that is not enrolled, and from time to time.
+    /// from a namespace that is not enrolled, when policy names others, and from time to time. Has the
+    /// programs follow.
     pub(super) async fn follow(self: Arc<Self>, mut newcomers: Newcomers) {
         let closing = self.acceptor.closing();
+        let mut pods = self.acceptor.way().workloads.of_pods();
         let mut wait = SOON;
         loop {
             let told = tokio::select! {
@@ -78,6 +84,8 @@ impl Enrolment {
                 () = closing.cancelled() => return,
                 threads = newcomers.arrived() => Some(threads),
                 changed = self.discovery.changed() => Some(changed.map(|()| Vec::new())),
+                () = self.cgroups.asked() => Some(Ok(Vec::new())),
+                () = changed(&mut pods) => Some(Ok(Vec::new())),
                 () = sleep(wait) => None,
             };
             let is_told = told.is_some();
@@ -91,6 +99,7 @@ impl Enrolment {
             };
             let began = Instant::now();
             let again = self.look(threads).await;
+            self.settle().await;
             wait = if is_told || again { SOON } else { INTERVAL };
             let pause = SHORTEST.max(began.elapsed() * PAUSE);
             if closing.run_until_cancelled(sleep(pause)).await.is_none() {
@@ -103,13 +112,25 @@ impl Enrolment {
     pub(super) async fn look(self: &Arc<Self>, newcomers: Vec<u32>) -> bool {
         let this = Arc::clone(self);
         let looked = spawn_blocking(move || {
-            let sight = this.discovery.look(&newcomers);
+            let cgroups = this.cgroups.look(&this.discovery);
+            let sight = this.discovery.look(&cgroups, &newcomers);
             this.reconcile(sight)
         });
         looked.await.unwrap_or_else(|error| {
             tracing::error!(%error, "looking for network namespaces failed");
             true
         })
+    }
+
+    /// Has the programs be where they should, after a look.
+    async fn settle(&self) {
+        let cgroups = Arc::clone(&self.cgroups);
+        let settled = spawn_blocking(move || cgroups.settle()).await;
+        match settled {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "not everything is captured that should be"),
+            Err(error) => tracing::error!(%error, "attaching programs failed"),
+        }
     }
 
     /// For `/status`.
@@ -130,6 +151,9 @@ impl Enrolment {
             if roll.set_unseen(reason, unseen) {
                 metrics.namespace_failed(reason);
             }
+        }
+        for _ in 0..roll.set_sandboxes(sight.sandboxes) {
+            metrics.namespace_failed(NotEnrolled::Sandboxed);
         }
         for (id, resident) in sight.namespaces {
             if roll.failed_within(id, INTERVAL) {
@@ -241,6 +265,17 @@ impl Enrolment {
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err((reason(&error), error.to_string())),
         }
+    }
+}
+
+/// Waits until pods are known that were not, if that is ever told.
+async fn changed(pods: &mut Option<watch::Receiver<()>>) {
+    let told = match pods {
+        Some(pods) => pods.changed().await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -3,7 +3,6 @@
 
 mod map;
 
-use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -14,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use underpass_abi::Counter;
 
 use super::Family;
+use super::cgroups::Cgroups;
 use super::vital::VitalTasks;
 use crate::admin::{AdminThread, Check, Readiness};
-use crate::capture::{Canary, CaptureError, Flows, Hooks, KernelCounters};
+use crate::capture::{Canary, CaptureError, Flows, KernelCounters};
 use crate::telemetry::Metrics;
 use map::FlowMap;
 
@@ -26,9 +26,8 @@ const INTERVAL: Duration = Duration::from_secs(3);
 
 /// What is looked at.
 pub(super) struct Subject {
-    pub(super) cgroup: PathBuf,
+    pub(super) cgroups: Arc<Cgroups>,
     pub(super) families: Vec<Family>,
-    pub(super) hooks: Hooks,
     pub(super) flows: Arc<Flows>,
     pub(super) counters: Arc<KernelCounters>,
     pub(super) tasks: VitalTasks,
@@ -94,14 +93,20 @@ impl Probes {
         let mut flows = FlowMap::new(subject.counters.value(Counter::RefusedMapFull));
         loop {
             self.tasks.report(tasks(subject));
-            self.programs.report(subject.hooks.check());
+            self.programs.report(subject.cgroups.check());
             self.map.report(flows.check(
                 subject.flows.len(),
                 subject.flows.capacity(),
                 subject.counters.value(Counter::RefusedMapFull),
             ));
-            for (family, probe) in &self.canaries {
-                let sung = sing(&mut canary, &subject.cgroup, *family);
+            // Without it there is nothing to be captured, and the programs' check says so.
+            let cgroup = subject.cgroups.main();
+            let canaries = cgroup.iter().flat_map(|cgroup| {
+                let canaries = self.canaries.iter();
+                canaries.map(move |(family, probe)| (cgroup, *family, probe))
+            });
+            for (cgroup, family, probe) in canaries {
+                let sung = sing(&mut canary, cgroup, family);
                 let sung = runtime.block_on(subject.closing.run_until_cancelled(sung));
                 let Some(sung) = sung else {
                     return;

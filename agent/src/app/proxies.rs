@@ -1,4 +1,4 @@
-//! Keeps the programs informed of where the proxies are.
+//! Keeps the programs informed of whom they must leave alone: the proxies, and what the node needs.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::capture::Capture;
 use crate::connection::{InForce, Way};
-use crate::name::Host;
-use crate::policy::{Endpoint, Policy};
+use crate::name::{Host, Target};
+use crate::policy::Policy;
 
 /// Bounds on the time between two look-ups, whatever the records say.
 const SHORTEST: Duration = Duration::from_secs(5);
@@ -26,16 +26,19 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub(super) struct Proxies {
     way: Arc<Way>,
     capture: Arc<Mutex<Capture>>,
+    /// What is left alone whatever policy says.
+    never: Vec<Target>,
     /// Of a policy that is about to be in force; told besides those of the one that is.
     upcoming: Mutex<HashSet<SocketAddr>>,
     changed: Notify,
 }
 
 impl Proxies {
-    pub(super) fn new(way: Arc<Way>, capture: Arc<Mutex<Capture>>) -> Self {
+    pub(super) fn new(way: Arc<Way>, capture: Arc<Mutex<Capture>>, never: Vec<Target>) -> Self {
         Self {
             way,
             capture,
+            never,
             upcoming: Mutex::default(),
             changed: Notify::new(),
         }
@@ -49,32 +52,33 @@ impl Proxies {
         let known = self.way.proxies.load_full();
         let mut addresses: HashSet<SocketAddr> = HashSet::new();
         let policy = self.way.policy.load_full();
-        for proxy in endpoints(&policy) {
-            let name = match &proxy.host {
+        for (host, port) in self.endpoints(&policy) {
+            let name = match host {
                 Host::Addr(ip) => {
-                    addresses.insert(SocketAddr::new(*ip, proxy.port));
+                    addresses.insert(SocketAddr::new(*ip, port));
                     continue;
                 }
                 Host::Name(name) => name,
             };
+            let last_known = known.iter().filter(|known| known.port() == port);
             match timeout(DEADLINE, self.way.resolver.lookup(name)).await {
                 Ok(Ok(found)) => {
                     again = again.min(found.valid_until.into());
-                    addresses.extend(
-                        found
-                            .addrs
-                            .iter()
-                            .map(|ip| SocketAddr::new(*ip, proxy.port)),
-                    );
+                    let found = found.addrs.iter();
+                    addresses.extend(found.map(|ip| SocketAddr::new(*ip, port)));
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(%proxy, %error, "cannot resolve the proxy");
-                    addresses.extend(known.iter().filter(|known| known.port() == proxy.port));
+                    tracing::warn!(%name, port, %error, "cannot resolve what is not to be captured");
+                    addresses.extend(last_known);
                     again = now;
                 }
                 Err(_) => {
-                    tracing::warn!(%proxy, "no answer from the name servers about the proxy");
-                    addresses.extend(known.iter().filter(|known| known.port() == proxy.port));
+                    tracing::warn!(
+                        %name,
+                        port,
+                        "no answer from the name servers about what is not to be captured"
+                    );
+                    addresses.extend(last_known);
                     again = now;
                 }
             }
@@ -104,17 +108,16 @@ impl Proxies {
         let current = self.way.policy.load_full();
         let mut upcoming = HashSet::new();
         let mut names = Vec::new();
-        for proxy in endpoints(policy) {
-            match &proxy.host {
+        for (host, port) in self.endpoints(policy) {
+            match host {
                 Host::Addr(ip) => {
-                    upcoming.insert(SocketAddr::new(*ip, proxy.port));
+                    upcoming.insert(SocketAddr::new(*ip, port));
                 }
                 // What the policy in force has is kept fresh already.
                 Host::Name(name) => {
-                    let is_known = endpoints(&current)
-                        .any(|known| known.host == proxy.host && known.port == proxy.port);
-                    if !is_known {
-                        names.push((name, proxy.port));
+                    let mut known = self.endpoints(&current);
+                    if !known.any(|known| known == (host, port)) {
+                        names.push((name, port));
                     }
                 }
             }
@@ -144,6 +147,14 @@ impl Proxies {
         self.changed.notify_one();
     }
 
+    /// Every place where a proxy listens, or what else is left alone.
+    fn endpoints<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = (&'a Host, u16)> {
+        let proxies = policy.proxies().flat_map(|proxy| &proxy.endpoints);
+        let proxies = proxies.map(|endpoint| (&endpoint.host, endpoint.port));
+        let never = self.never.iter().map(|never| (&never.host, never.port));
+        proxies.chain(never)
+    }
+
     fn tell(&self, addresses: HashSet<SocketAddr>) {
         if addresses == **self.way.proxies.load() {
             return;
@@ -153,9 +164,4 @@ impl Proxies {
             tracing::error!(%error, "cannot tell the programs where the proxies are");
         }
     }
-}
-
-/// Every place where a proxy listens.
-fn endpoints(policy: &Policy) -> impl Iterator<Item = &Endpoint> {
-    policy.proxies().flat_map(|proxy| &proxy.endpoints)
 }

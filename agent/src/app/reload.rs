@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
+use super::cgroups::Cgroups;
 use super::policy_source::{PolicySource, Read};
 use super::proxies::Proxies;
 use super::watch::{Fingerprint, Watch};
-use crate::capture::{Attachment, Capture, CaptureError};
+use crate::capture::{Capture, CaptureError};
 use crate::connection::{InForce, Way};
 use crate::kubernetes::Feed;
 use crate::policy::{Captured, FailureMode, LoadError, Policy, Problem, Side};
@@ -38,9 +39,7 @@ pub(super) struct Reloader {
     pub(super) source: PolicySource,
     pub(super) way: Arc<Way>,
     pub(super) capture: Arc<Mutex<Capture>>,
-    /// The programs, if they may outlive the agent. Weak, because they are to be detached before
-    /// all else, even if a policy is just being read.
-    pub(super) attachment: Option<Weak<Mutex<Attachment>>>,
+    pub(super) cgroups: Arc<Cgroups>,
     pub(super) proxies: Arc<Proxies>,
     pub(super) state: Arc<PolicyState>,
     /// What was read last, whatever came of it. Locked while policy is read.
@@ -200,13 +199,12 @@ impl Reloader {
             self.proxies.abandon();
             return Err(error);
         }
-        if let Some(attachment) = self.attachment.as_ref().and_then(Weak::upgrade)
-            && let Err(error) = attachment.lock().set_outliving(must_outlive(&policy))
-        {
+        if let Err(error) = self.cgroups.set_outliving(must_outlive(&policy)) {
             tracing::error!(%error, "the programs do not follow the policy's failure mode");
         }
         announce(&policy, &self.way.metrics);
         self.proxies.put_into_force(InForce::new(policy));
+        self.cgroups.ask();
         self.way.tunneler.serve(self.way.policy.load().proxies());
         Ok(())
     }

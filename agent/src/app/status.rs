@@ -1,11 +1,11 @@
 //! What `/status` shows besides readiness: the state of an agent at a glance.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
+use super::cgroups::Cgroups;
 use super::enrolment::Enrolment;
 use super::kernel_side::KernelSide;
 use super::reload::PolicyState;
@@ -21,7 +21,7 @@ const MAX_NAMES: usize = 100;
 /// Where it is read from.
 pub(super) struct Status {
     pub(super) capture: Arc<Mutex<Capture>>,
-    pub(super) cgroup: PathBuf,
+    pub(super) cgroups: Arc<Cgroups>,
     /// `None` where only the agent's own namespace is captured.
     pub(super) enrolment: Option<Arc<Enrolment>>,
     pub(super) kernel: Arc<KernelSide>,
@@ -35,12 +35,14 @@ impl Status {
     /// Nothing in it is secret.
     pub(super) fn to_json(&self) -> Value {
         let policy = self.way.policy.load();
+        let cgroups = self.cgroups.to_json();
         let plan = policy.capture_plan();
         let proxies: Vec<String> = policy.proxies().map(ToString::to_string).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
-            "cgroup": self.cgroup,
+            "cgroup": cgroups["main"],
+            "named_cgroups": cgroups["named"],
             "capabilities": capabilities::kept().ok(),
             "policy": {
                 "generation": self.policy.generation(),

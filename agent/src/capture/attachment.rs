@@ -16,7 +16,7 @@ pub struct Attachment {
     /// Never pinned.
     _only_here: Vec<FdLink>,
     pins: Option<Pins>,
-    cgroup: PathBuf,
+    key: PathBuf,
 }
 
 /// What came of attaching a program.
@@ -36,11 +36,11 @@ enum Link {
 
 impl Attachment {
     /// Of links in the order in which they were attached, and those that are gone with the agent in
-    /// any case.
+    /// any case; `key` as for [`Capture::attach`](super::Capture::attach).
     pub(super) fn new(
         links: Vec<Attached>,
         only_here: Vec<Attached>,
-        cgroup: &Path,
+        key: &Path,
     ) -> Result<Self, CaptureError> {
         let mut held = Vec::with_capacity(links.len());
         for attached in links.into_iter().rev() {
@@ -51,7 +51,7 @@ impl Attachment {
             links: held,
             _only_here: only_here.into_iter().map(link).collect::<Result<_, _>>()?,
             pins: None,
-            cgroup: cgroup.to_owned(),
+            key: key.to_owned(),
         })
     }
 
@@ -63,7 +63,7 @@ impl Attachment {
     pub fn set_outliving(&mut self, outliving: bool) -> Result<(), CaptureError> {
         match (outliving, self.pins.take()) {
             (true, None) => {
-                let pins = Pins::create(&self.cgroup)?;
+                let pins = Pins::create(&self.key)?;
                 // Kept even if a pin fails: what was pinned before must be found again.
                 let pins = self.pins.insert(pins);
                 for (program, link) in &mut self.links {
@@ -99,13 +99,17 @@ impl Attachment {
         }
         Ok(())
     }
+}
 
-    /// Takes the programs of earlier agents off the same cgroup, now that ours are on it: so there
-    /// is no moment without any. Returns how many agents that were.
-    ///
-    /// # Errors
-    /// One of their programs cannot be taken off.
-    pub fn supersede(&self) -> Result<usize, CaptureError> {
-        Pins::supersede(&self.cgroup, self.pins.as_ref())
-    }
+/// Takes off their hooks the programs that earlier agents have pinned under the same key, now that
+/// `ours` are on: so there is no moment without any. Returns on how many cgroups there were some.
+///
+/// # Errors
+/// One of their programs cannot be taken off.
+pub fn supersede<'a>(
+    key: &Path,
+    ours: impl Iterator<Item = &'a Attachment>,
+) -> Result<usize, CaptureError> {
+    let own: Vec<&Pins> = ours.filter_map(|ours| ours.pins.as_ref()).collect();
+    Pins::supersede(key, &own)
 }

@@ -24,14 +24,6 @@ pub(super) const CANARY_PREFIX: &str = "underpass-canary-";
 /// How the names of `exec`'s cgroups begin, unless the user gave another.
 pub const EXEC_PREFIX: &str = "underpass-exec-";
 
-/// Where kubelet has the cgroups of pods, by its driver and with a root of its own (as in kind).
-const PODS: [&str; 4] = [
-    "kubepods.slice",
-    "kubepods",
-    "kubelet.slice/kubelet-kubepods.slice",
-    "kubelet/kubepods",
-];
-
 /// How long killed processes may take to leave a cgroup.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -100,18 +92,27 @@ impl Hierarchy {
         &self.subtree
     }
 
-    /// The cgroup below which kubelet has all pods of this node.
-    ///
-    /// # Errors
-    /// There is none where kubelet makes it.
-    pub fn pods(&self) -> Result<PathBuf, CaptureError> {
-        let mut paths = PODS.iter().map(|name| self.mount.join(name));
-        paths
-            .find(|path| path.is_dir())
-            .ok_or_else(|| CaptureError::NoPods {
-                root: self.mount.clone(),
-                names: &PODS,
-            })
+    /// The cgroup below which kubelet has all pods of this node, as soon as it has made it: `kubepods`,
+    /// or with systemd `kubepods.slice`, in the root or in a cgroup of kubelet's own, as in kind
+    /// (`kubelet/kubepods`, `kubelet.slice/kubelet-kubepods.slice`). Those further down are of nodes
+    /// inside of this one.
+    pub fn pods(&self) -> Option<PathBuf> {
+        let mut first = children(&self.mount);
+        first.sort();
+        let mut second: Vec<PathBuf> = first.iter().flat_map(|above| children(above)).collect();
+        second.sort();
+        first.into_iter().chain(second).find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let name = name.strip_suffix(".slice").unwrap_or(&name);
+            name == "kubepods" || name.ends_with("-kubepods")
+        })
+    }
+
+    /// The cgroups in which that may be made: the root, and those in it.
+    pub fn parents_of_pods(&self) -> Vec<PathBuf> {
+        let mut parents = children(&self.mount);
+        parents.push(self.mount.clone());
+        parents
     }
 
     /// The cgroup that this process is in.

@@ -1,6 +1,6 @@
-//! Which network namespaces the processes of a cgroup live in.
+//! Which network namespaces the processes of cgroups live in.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use nix::sys::inotify::{AddWatchFlags, InotifyEvent};
 use super::CaptureError;
 use super::inotify::Inotify;
 use super::netns::NetnsId;
+use super::sandbox;
 
 /// What is told of a cgroup: cgroups made and removed below it, processes that somebody moves
 /// (`cgroup.procs` is written), the first process and the end of the last (`cgroup.events`).
@@ -20,14 +21,16 @@ const WATCHED: AddWatchFlags = AddWatchFlags::IN_CREATE
     .union(AddWatchFlags::IN_MODIFY)
     .union(AddWatchFlags::IN_ONLYDIR);
 
-/// Looks through a cgroup and all below it, and is told when it is time to look again.
+/// Looks through cgroups and all below them, and is told when it is time to look again.
 #[derive(Debug)]
 pub struct Discovery {
-    cgroup: PathBuf,
     proc: PathBuf,
     inotify: Inotify,
     blind: AtomicBool,
 }
+
+/// Sandboxes, by the cgroups that they are in, and what kind they are.
+pub type Sandboxes = BTreeMap<PathBuf, &'static str>;
 
 /// What one look found.
 #[derive(Debug, Default)]
@@ -39,6 +42,8 @@ pub struct Sight {
     /// Processes whose namespace we may not know, for want of `CAP_SYS_PTRACE` or of their user's
     /// rights.
     pub hidden: usize,
+    /// Processes in which others run whose connections cannot be captured.
+    pub sandboxes: Sandboxes,
 }
 
 /// Somebody in a namespace.
@@ -51,18 +56,13 @@ pub struct Resident {
 }
 
 impl Discovery {
-    /// Of the processes below `cgroup`. To be called on a tokio runtime.
+    /// Of no cgroup yet. To be called on a tokio runtime.
     ///
     /// # Errors
     /// There is no inotify instance to be had (`fs.inotify.max_user_instances`).
-    pub fn new(cgroup: &Path) -> Result<Self, CaptureError> {
-        let inotify = Inotify::new().map_err(|source| CaptureError::Cgroup {
-            path: cgroup.to_owned(),
-            action: "watch it (fs.inotify.max_user_instances?)",
-            source,
-        })?;
+    pub fn new() -> Result<Self, CaptureError> {
+        let inotify = Inotify::new().map_err(CaptureError::Inotify)?;
         Ok(Self {
-            cgroup: cgroup.to_owned(),
             proc: "/proc".into(),
             inotify,
             blind: AtomicBool::new(false),
@@ -78,11 +78,12 @@ impl Discovery {
         Ok(())
     }
 
-    /// One look, which also takes these threads into account: each is of a namespace that was not
-    /// known when it was there. Reads `/proc` and the cgroup file system, so it blocks.
-    pub fn look(&self, newcomers: &[u32]) -> Sight {
+    /// One look into these cgroups and all below them, which also takes these threads into account:
+    /// each is of a namespace that was not known when it was there. Reads `/proc` and the cgroup file
+    /// system, so it blocks.
+    pub fn look(&self, cgroups: &[PathBuf], newcomers: &[u32]) -> Sight {
         let mut sight = Sight::default();
-        let mut pending = vec![self.cgroup.clone()];
+        let mut pending = cgroups.to_vec();
         while let Some(directory) = pending.pop() {
             // Watched before it is read: what comes later is told.
             self.watch(&directory);
@@ -113,7 +114,12 @@ impl Discovery {
         for process in listed.lines().filter_map(|line| line.parse().ok()) {
             match process {
                 0 => sight.strangers += 1,
-                process => self.note(process, Some(directory), sight),
+                process => {
+                    self.note(process, Some(directory), sight);
+                    let kind = sandbox::kind(&self.proc, process);
+                    let kind = kind.map(|kind| (directory.to_owned(), kind));
+                    sight.sandboxes.extend(kind);
+                }
             }
         }
     }
@@ -132,7 +138,8 @@ impl Discovery {
         }
     }
 
-    fn watch(&self, directory: &Path) {
+    /// Is told of what changes in this cgroup, from now on.
+    pub fn watch(&self, directory: &Path) {
         let Err(errno) = self.inotify.watch(directory, WATCHED) else {
             return;
         };

@@ -75,17 +75,17 @@ pub enum CaptureError {
     NoCgroup2,
     /// No cgroup of pods.
     #[error(
-        "no cgroup of pods below {}: there is none of {}; start kubelet first, or name the cgroup by \
-         --cgroup",
-        root.display(),
-        names.join(", ")
+        "there is no cgroup of pods in {} yet: kubelet makes it, as `kubepods` or `kubepods.slice`, there \
+         or one level below; where it is called otherwise, --cgroup names it",
+        .0.display()
     )]
-    NoPods {
-        /// The root of the hierarchy.
-        root: PathBuf,
-        /// What was looked for.
-        names: &'static [&'static str],
-    },
+    NoPods(PathBuf),
+    /// A cgroup without programs.
+    #[error("the programs are not on cgroup {}; the log says why", .0.display())]
+    NotAttached(PathBuf),
+    /// Nobody can be told of changes of cgroups.
+    #[error("cannot watch cgroups: {0} (fs.inotify.max_user_instances?)")]
+    Inotify(io::Error),
     /// Programs that somebody detached.
     #[error(
         "{} not attached to cgroup {} any more: connections are not captured as they should be; \

@@ -30,6 +30,31 @@ const PACKET_PROGRAMS: [(&str, CgroupSkbAttachType, bool); 3] = [
     ("observe_answer", CgroupSkbAttachType::Ingress, false),
 ];
 
+/// Where things are in structures of the kernel; 0 where it does not tell. Then its threads are captured
+/// like everybody, and nobody's UDP is known by its namespace.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Offsets {
+    task_flags: u32,
+    netns_inode: [u32; 3],
+}
+
+impl Offsets {
+    fn of_kernel() -> Self {
+        let netns_inode = || {
+            let in_net = btf::offset_of("net", "ns")? + btf::offset_of("ns_common", "inum")?;
+            Some([
+                btf::offset_of("task_struct", "nsproxy")?,
+                btf::offset_of("nsproxy", "net_ns")?,
+                in_net,
+            ])
+        };
+        Self {
+            task_flags: btf::offset_of("task_struct", "flags").unwrap_or_default(),
+            netns_inode: netns_inode().unwrap_or_default(),
+        }
+    }
+}
+
 /// The loaded object.
 #[derive(Debug)]
 pub(super) struct Object {
@@ -41,20 +66,23 @@ impl Object {
         if BYTES.is_empty() {
             return Err(CaptureError::NoPrograms);
         }
-        // A kernel that does not tell has its threads captured like everybody.
-        let task_flags = btf::offset_of("task_struct", "flags").unwrap_or(0);
-        match Self::load_with(config, task_flags) {
+        let offsets = Offsets::of_kernel();
+        match Self::load_with(config, &offsets) {
             // A locked-down kernel lets no program read its memory.
-            Err(error @ CaptureError::Program { .. }) if task_flags != 0 => {
-                let object = Self::load_with(config, 0).map_err(|_| error)?;
-                tracing::warn!("connections of kernel threads are captured like any other's");
+            Err(error @ CaptureError::Program { .. }) if offsets != Offsets::default() => {
+                let unknown = Offsets::default();
+                let object = Self::load_with(config, &unknown).map_err(|_| error)?;
+                tracing::warn!(
+                    "the kernel lets programs read nothing of its own: connections of its threads are \
+                     captured, and UDP of pods on the node's network is refused, like any other's"
+                );
                 Ok(object)
             }
             result => result,
         }
     }
 
-    fn load_with(config: &CaptureConfig, task_flags: u32) -> Result<Self, CaptureError> {
+    fn load_with(config: &CaptureConfig, offsets: &Offsets) -> Result<Self, CaptureError> {
         // Kernels before 5.11 charge maps against this limit, whose default holds none of ours. If
         // it cannot be raised, loading says so.
         if Version::current().is_ok_and(|version| version < Version::new(5, 11, 0)) {
@@ -68,7 +96,8 @@ impl Object {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(underpass_abi::map::FLOWS, config.max_connections)
             .override_global(aya_log::LEVEL, &level, true)
-            .override_global(underpass_abi::TASK_FLAGS_OFFSET, &task_flags, true)
+            .override_global(underpass_abi::TASK_FLAGS_OFFSET, &offsets.task_flags, true)
+            .override_global(underpass_abi::NETNS_INODE_PATH, &offsets.netns_inode, true)
             .load(BYTES)
             .map_err(|source| CaptureError::Load(Box::new(source)))?;
         for name in SOCK_ADDR_PROGRAMS {
@@ -130,7 +159,7 @@ impl Object {
         })
     }
 
-    pub(super) fn attach(&mut self, cgroup: &Path) -> Result<Attachment, CaptureError> {
+    pub(super) fn attach(&mut self, cgroup: &Path, key: &Path) -> Result<Attachment, CaptureError> {
         let directory = File::open(cgroup).map_err(|source| CaptureError::Cgroup {
             path: cgroup.to_owned(),
             action: "open it",
@@ -169,7 +198,7 @@ impl Object {
                 .map_err(refused(name))?;
             links.push((name, FdLink::try_from(link)));
         }
-        Attachment::new(links, only_here, cgroup)
+        Attachment::new(links, only_here, key)
     }
 }
 

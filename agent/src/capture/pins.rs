@@ -2,8 +2,8 @@
 //!
 //! Under a closed policy the programs stay when the agent is gone, and refuse what it would have
 //! tunnelled, since the listener with its mark is gone too. A link stays as long as it is pinned
-//! in the BPF file system: each agent has a directory there, named after the cgroup it captures,
-//! with one file per link.
+//! in the BPF file system: each agent has a directory there for each cgroup that it attached to, named
+//! after the one that is its key, with one file per link.
 
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ const DIRECTORY: &str = "underpass";
 /// Where it is on every distribution that mounts it.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
-/// The directory of this agent's pins.
+/// The directory of this agent's pins on one cgroup.
 #[derive(Debug)]
 pub(super) struct Pins {
     directory: PathBuf,
@@ -32,12 +32,12 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Makes a directory for the pins of the agent that captures `cgroup`.
-    pub(super) fn create(cgroup: &Path) -> Result<Self, CaptureError> {
+    /// Makes a directory for pins of the agent with this key, a cgroup.
+    pub(super) fn create(key: &Path) -> Result<Self, CaptureError> {
         let base = mounted()?.join(DIRECTORY);
         let unique = unique().map_err(|error| failed(&base, error))?;
         // No dot: this file system keeps names with dots for itself.
-        let name = format!("{}-{unique}", cgroup_id(cgroup)?);
+        let name = format!("{}-{unique}", cgroup_id(key)?);
         let directory = base.join(name);
         fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
         let claim = Claim::take(&directory)
@@ -54,17 +54,17 @@ impl Pins {
         self.directory.join(program)
     }
 
-    /// Takes the programs of other agents on the same cgroup off their hooks, dead or alive.
-    /// Returns how many agents that were.
-    pub(super) fn supersede(cgroup: &Path, own: Option<&Self>) -> Result<usize, CaptureError> {
-        let prefix = format!("{}-", cgroup_id(cgroup)?);
+    /// Takes the programs of other agents with the same key off their hooks, dead or alive.
+    /// Returns on how many cgroups there were some.
+    pub(super) fn supersede(key: &Path, own: &[&Self]) -> Result<usize, CaptureError> {
+        let prefix = format!("{}-", cgroup_id(key)?);
         let mut superseded = 0;
         for directory in directories() {
-            let is_own = own.is_some_and(|own| own.directory == directory);
-            let on_cgroup = directory
+            let is_own = own.iter().any(|own| own.directory == directory);
+            let is_of_key = directory
                 .file_name()
                 .is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
-            if on_cgroup && !is_own {
+            if is_of_key && !is_own {
                 release(&directory)?;
                 superseded += 1;
             }

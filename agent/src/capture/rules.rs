@@ -21,7 +21,7 @@ use steps::{Place, Step, steps};
 /// as it is, is not written again, and the order of the rest leaves no gap.
 pub struct Rules {
     config: Array<MapData, Config>,
-    not_enrolled: Verdict,
+    selected: HashMap<MapData, u64, u32>,
     namespaces: HashMap<MapData, u64, Listeners>,
     ports: Array<MapData, u64>,
     prefixes: LpmTrie<MapData, RuleKey, Sides>,
@@ -34,6 +34,8 @@ pub struct Rules {
 }
 
 struct Written {
+    config: Config,
+    selected: HashSet<u64>,
     ports: Vec<u64>,
     prefixes: std::collections::HashMap<Place, Sides>,
     proxies: HashSet<Endpoint>,
@@ -43,7 +45,7 @@ impl Rules {
     pub(super) fn new(object: &mut Object, not_enrolled: Verdict) -> Result<Self, CaptureError> {
         let mut rules = Self {
             config: object.map(map::CONFIG)?,
-            not_enrolled,
+            selected: object.map(map::SELECTED)?,
             max_prefixes: max_entries(object, map::PREFIXES)?,
             max_proxies: max_entries(object, map::PROXIES)?,
             namespaces: object.map(map::NAMESPACES)?,
@@ -51,13 +53,21 @@ impl Rules {
             prefixes: object.map(map::PREFIXES)?,
             proxies: object.map(map::PROXIES)?,
             written: Written {
+                config: Config {
+                    spared_netns: 0,
+                    spared_inode: 0,
+                    not_enrolled: not_enrolled as u32,
+                    observe_dns: 0,
+                    _pad: 0,
+                },
+                selected: HashSet::new(),
                 // As the kernel makes an array.
                 ports: vec![0; PORT_WORDS as usize],
                 prefixes: std::collections::HashMap::new(),
                 proxies: HashSet::new(),
             },
         };
-        rules.set_observing(false)?;
+        rules.write_config()?;
         Ok(rules)
     }
 
@@ -66,12 +76,42 @@ impl Rules {
     /// # Errors
     /// The map cannot be changed.
     pub fn set_observing(&mut self, observing: bool) -> Result<(), CaptureError> {
-        let value = Config {
-            not_enrolled: self.not_enrolled as u32,
-            observe_dns: observing.into(),
-        };
+        self.written.config.observe_dns = observing.into();
+        self.write_config()
+    }
+
+    /// Has nothing captured from now on in the network namespace with this cookie and inode, but for
+    /// the cgroups that are [selected](Self::set_selected).
+    pub(super) fn spare(&mut self, cookie: u64, inode: u32) -> Result<(), CaptureError> {
+        self.written.config.spared_netns = cookie;
+        self.written.config.spared_inode = inode;
+        self.write_config()
+    }
+
+    /// Sets which cgroups, by their ids, are captured with all below them even in the namespace that
+    /// is spared.
+    ///
+    /// # Errors
+    /// The map is full or cannot be changed.
+    pub fn set_selected(&mut self, wanted: &HashSet<u64>) -> Result<(), CaptureError> {
+        let written = &mut self.written.selected;
+        for id in wanted.difference(&written.clone()) {
+            self.selected
+                .insert(id, 1, 0)
+                .map_err(failed(map::SELECTED, "insert into"))?;
+            written.insert(*id);
+        }
+        for id in written.clone().difference(wanted) {
+            ignore_missing(self.selected.remove(id))
+                .map_err(failed(map::SELECTED, "delete from"))?;
+            written.remove(id);
+        }
+        Ok(())
+    }
+
+    fn write_config(&mut self) -> Result<(), CaptureError> {
         self.config
-            .set(0, value, 0)
+            .set(0, self.written.config, 0)
             .map_err(failed(map::CONFIG, "set"))
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 
 use super::cgroup::Hierarchy;
@@ -136,6 +136,27 @@ impl Workloads {
         let this = Arc::clone(self);
         let remembered = spawn_blocking(move || this.remember(cgroup_id, directory)).await;
         remembered.unwrap_or_default()
+    }
+
+    /// The cgroups in `within` whose workloads are meant, with their ids; of those in one another the
+    /// outermost. Reads the cgroup file system, so it blocks, and waits for nobody to tell of a pod.
+    pub fn outermost(
+        &self,
+        within: &Path,
+        is_meant: impl Fn(&Path, &Workload) -> bool,
+    ) -> Vec<(PathBuf, u64)> {
+        Walk::through(within).outermost(|directory| {
+            let seen = Workload::in_cgroup(&self.name(directory));
+            let container = seen.container.as_ref();
+            let pod = container.and_then(|it| self.pods.as_ref()?.get(&it.pod));
+            let workload = pod.map(|pod| seen.of_pod(&pod));
+            is_meant(directory, workload.as_ref().unwrap_or(&seen))
+        })
+    }
+
+    /// Is told whenever the API server tells something new of this node's pods.
+    pub fn of_pods(&self) -> Option<watch::Receiver<()>> {
+        self.pods.as_ref().map(|pods| pods.subscribe())
     }
 
     /// The path of a cgroup of which a workload was asked for, from the root of the hierarchy.

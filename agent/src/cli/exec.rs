@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use super::options::{CaptureOptions, LogOptions, OptionalEndpoints, SecretOptions, TraceOptions};
 use super::{FLUSH, Failure, argv};
 use crate::admin::Endpoints;
-use crate::app::{self, Config, PolicySource};
+use crate::app::{self, Config, PolicySource, Scope};
 use crate::capture::cgroup::{self, OwnedCgroup};
 use crate::capture::{self, Reach};
 use crate::limits::raise_descriptors;
@@ -113,10 +113,11 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
 
     let runtime = Runtime::new().context("cannot start the runtime")?;
     let config = Config {
-        cgroup: cgroup.path().to_owned(),
+        scope: Scope::Cgroup(cgroup.path().to_owned()),
         // The command may make a network namespace of its own; what it does there must not slip
         // past the tunnel.
         reach: Reach::OwnNamespace,
+        never: args.capture.never_capture.clone(),
         limits,
         verbose,
         // The guard sees to that: it ends the command.
@@ -136,7 +137,7 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
     // From here on the guard removes the cgroup, whatever becomes of us.
     runtime.block_on(running.prove_capture())?;
     if running.endpoints().ready.is_some() {
-        running.watch_capture()?;
+        running.watch_capture();
     }
 
     let command = spawn(

@@ -82,6 +82,11 @@ struct WorkloadOptions {
     /// The cgroup that connects, from the root of the hierarchy
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
+
+    /// With --kubernetes, what connects is on the network of the node: a pod with hostNetwork, or
+    /// in no pod
+    #[arg(long, requires = "kubernetes")]
+    host_network: bool,
 }
 
 impl WorkloadOptions {
@@ -94,6 +99,7 @@ impl WorkloadOptions {
             unit: self.unit.as_deref().map(Into::into).or(known.unit),
             namespace: self.namespace.as_deref().map(Into::into),
             service_account: self.service_account.as_deref().map(Into::into),
+            host_network: self.host_network,
             labels: self.label.iter().cloned().collect(),
             ..known
         }

@@ -10,6 +10,7 @@ use super::Failure;
 use crate::app::TraceSettings;
 use crate::kubernetes::ClusterConfig;
 use crate::limits::Limits;
+use crate::name::Target;
 use crate::policy::{Namespace, Paths};
 use crate::telemetry::logging::{self, LogConfig, LogFormat, LogHandle, LogOutput};
 
@@ -189,6 +190,11 @@ pub(super) struct CaptureOptions {
     /// Addresses that are internal besides those that always are; may be given several times
     #[arg(long, value_name = "CIDR")]
     pub(super) internal_cidr: Vec<IpNet>,
+
+    /// Never capture connections to this address and port, whatever policy says, and whether the agent
+    /// lives or not; may be given several times [with --kubernetes, the API server always is one]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) never_capture: Vec<Target>,
 
     /// Connections at a time; past them new ones are reset
     #[arg(long, value_name = "N", default_value_t = 65_536,

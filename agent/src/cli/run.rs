@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::options::{CaptureOptions, KubernetesOptions, LogOptions, SecretOptions, TraceOptions};
 use super::{FLUSH, Failure};
 use crate::admin::Endpoints;
-use crate::app::{self, Config, PolicySource, Running};
+use crate::app::{self, Config, PolicySource, Running, Scope};
 use crate::capabilities;
 use crate::capture::{self, Reach};
 use crate::limits::raise_descriptors;
@@ -66,10 +66,10 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let log = args.log.start("info")?;
     let traces = args.traces.settings(true)?;
     let hierarchy = capture::preflight()?;
-    let cgroup = match &args.cgroup {
-        Some(path) => hierarchy.cgroup(path).map_err(Failure::usage)?,
-        None if args.kubernetes.is_wanted() => hierarchy.pods()?,
-        None => hierarchy.root().to_owned(),
+    let scope = match &args.cgroup {
+        Some(path) => Scope::Cgroup(hierarchy.cgroup(path).map_err(Failure::usage)?),
+        None if args.kubernetes.is_wanted() => Scope::Pods(hierarchy),
+        None => Scope::Cgroup(hierarchy.root().to_owned()),
     };
     let limits = args.capture.limits_of_node();
     match raise_descriptors(limits.connections) {
@@ -83,8 +83,9 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         root_namespace: cluster.as_ref().map(|it| it.root_namespace.clone()),
     };
     let config = Config {
-        cgroup,
+        scope,
         reach: Reach::EveryNamespace,
+        never: args.capture.never_capture,
         limits,
         verbose,
         outlives_us: true,
@@ -103,7 +104,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         let running = app::build(config, log.clone()).await?;
         // Before the canaries' helper is started.
         give_up_privileges();
-        let watch = running.watch_capture()?;
+        let watch = running.watch_capture();
         running.follow_policy();
         let status = until_told(running).await;
         // It has been told, and has a cgroup to remove. A panic in it has been reported.

@@ -15,7 +15,8 @@ const MAX_VIEWS: usize = 8192;
 /// A policy in force. The views of its rules that workloads have are made once and live as long.
 pub(crate) struct InForce {
     policy: Policy,
-    views: RwLock<HashMap<u64, Seen>>,
+    /// By cgroup, and whether it is on the network of the node.
+    views: RwLock<HashMap<(u64, bool), Seen>>,
 }
 
 /// What the workload in a cgroup sees.
@@ -40,17 +41,31 @@ impl InForce {
         }
     }
 
-    /// What the policy looks like from `who`, which is in the cgroup with this id.
-    pub(crate) fn view_from(&self, cgroup_id: u64, who: &Arc<Workload>) -> Arc<View> {
-        if !self.policy.wants_workload() {
+    /// What the policy looks like from `who`, which is in the cgroup with this id, and with
+    /// `host_network` on the network of the node, where others than pods are told apart.
+    pub(crate) fn view_from(
+        &self,
+        cgroup_id: u64,
+        who: &Arc<Workload>,
+        host_network: bool,
+    ) -> Arc<View> {
+        if !self.policy.wants_workload() && !host_network {
             return Arc::clone(self.policy.view_of_stranger());
         }
         // More may have been learnt of the cgroup since.
         let same = |seen: &&Seen| Arc::ptr_eq(&seen.who, who);
-        if let Some(seen) = self.views.read().get(&cgroup_id).filter(same) {
+        if let Some(seen) = self
+            .views
+            .read()
+            .get(&(cgroup_id, host_network))
+            .filter(same)
+        {
             return Arc::clone(&seen.view);
         }
-        let view = self.policy.view(who);
+        let view = self.policy.view(&Workload {
+            host_network,
+            ..Workload::clone(who)
+        });
         let mut views = self.views.write();
         if views.len() >= MAX_VIEWS {
             views.clear();
@@ -59,7 +74,7 @@ impl InForce {
             who: Arc::clone(who),
             view: Arc::clone(&view),
         };
-        views.insert(cgroup_id, seen);
+        views.insert((cgroup_id, host_network), seen);
         view
     }
 }

@@ -141,6 +141,15 @@ pub struct CapturePlan {
     pub ports: PortSet,
 }
 
+/// Whether rules name workloads, rather than being for all.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Named {
+    /// By whatever is known of them.
+    pub any: bool,
+    /// By unit or cgroup, which what is in no pod has as well.
+    pub by_services: bool,
+}
+
 /// What is found while documents are compiled.
 #[derive(Debug, Default)]
 struct Report {
@@ -205,6 +214,7 @@ impl Policy {
             place: "command line".to_owned(),
             scope: Scope::All,
             workloads: WorkloadMatch::default(),
+            pods_only: false,
             action: Action::Tunnel(Box::new(Route {
                 proxies: Arc::new([RankedProxy {
                     proxy: Arc::new(proxy),
@@ -334,6 +344,21 @@ impl Policy {
                 .any(super::header::HeaderTemplate::wants_workload)
     }
 
+    /// Whether rules name workloads.
+    pub fn names_workloads(&self) -> Named {
+        let workloads = || self.rules.iter().map(|rule| &rule.workloads);
+        Named {
+            any: workloads().any(WorkloadMatch::is_selective),
+            by_services: workloads().any(WorkloadMatch::names_services),
+        }
+    }
+
+    /// Whether a rule names this workload.
+    pub fn names(&self, workload: &Workload) -> bool {
+        let mut rules = self.rules.iter();
+        rules.any(|rule| rule.workloads.is_selective() && rule.workloads.matches(workload))
+    }
+
     /// What the policy looks like from a workload.
     pub fn view(&self, workload: &Workload) -> Arc<View> {
         Arc::new(self.make_view(workload))
@@ -345,7 +370,7 @@ impl Policy {
     }
 
     fn make_view(&self, workload: &Workload) -> View {
-        let applies = |(_, rule): &(usize, &Rule)| rule.workloads.matches(workload);
+        let applies = |(_, rule): &(usize, &Rule)| rule.mismatch(workload).is_none();
         let mine = || self.rules.iter().enumerate().filter(applies);
         View {
             rules: mine().map(|(index, _)| index).collect(),

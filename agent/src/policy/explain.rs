@@ -288,7 +288,7 @@ impl Policy {
                 }
             },
         }
-        rule.workloads.mismatch(workload).map(str::to_owned)
+        rule.mismatch(workload).map(str::to_owned)
     }
 }
 
@@ -318,7 +318,7 @@ fn goes_before(winner: &Rule, rule: &Rule) -> String {
         (1, 1) if pattern_length(winner) != pattern_length(rule) => "is about a longer domain",
         _ if kind(winner) != kind(rule) => "is a DestinationRule",
         _ if winner.workloads.is_everyone() != rule.workloads.is_everyone()
-            || winner.workloads.selects_all() != rule.workloads.selects_all() =>
+            || winner.workloads.is_selective() != rule.workloads.is_selective() =>
         {
             "is for this workload in particular"
         }

@@ -68,6 +68,8 @@ pub(super) struct Rule {
     pub(super) place: String,
     pub(super) scope: Scope,
     pub(super) workloads: WorkloadMatch,
+    /// Whether it is about nothing on the node's own network: in a cluster, what names no workloads.
+    pub(super) pods_only: bool,
     pub(super) action: Action,
     pub(super) udp: Udp,
 }
@@ -119,6 +121,17 @@ impl Action {
 }
 
 impl Rule {
+    /// Why it is not for this workload, in words.
+    pub(super) fn mismatch(&self, workload: &Workload) -> Option<&'static str> {
+        if self.pods_only && workload.host_network {
+            return Some(
+                "the workload is on the node's own network, where rules without workloadSelector do \
+                 not apply",
+            );
+        }
+        self.workloads.mismatch(workload)
+    }
+
     /// Whether names count that workloads have resolved.
     pub(super) fn observes_dns(&self) -> bool {
         match &self.action {

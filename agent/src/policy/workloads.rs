@@ -41,9 +41,14 @@ impl WorkloadMatch {
         *self == Self::default()
     }
 
-    /// Whether all are meant of those to whom the rule shows.
-    pub(super) fn selects_all(&self) -> bool {
-        self.selector == WorkloadSelector::default()
+    /// Whether workloads are named, by whatever is known of them.
+    pub(super) fn is_selective(&self) -> bool {
+        self.selector != WorkloadSelector::default()
+    }
+
+    /// Whether they are named by what processes have that are in no pod.
+    pub(super) fn names_services(&self) -> bool {
+        !self.selector.units.is_empty() || !self.selector.cgroups.is_empty()
     }
 
     /// Whether this one is.

@@ -167,6 +167,7 @@ impl Connection {
             ("src.cgroup", state.cgroup.map(Value::from)),
             ("src.namespace", text(state.who.namespace.as_ref())),
             ("src.pod", text(state.who.name.as_ref())),
+            ("src.container", text(state.who.container_id().as_ref())),
             ("original_dst", text(state.original_dst.as_ref())),
             ("target", text(state.target.as_ref())),
             ("target.source", text(state.target_source.as_ref())),

@@ -368,6 +368,7 @@ fn log_access(
                 src.cgroup = state.cgroup,
                 src.namespace = state.who.namespace.as_deref(),
                 src.pod = state.who.name.as_deref(),
+                src.container = state.who.container_id(),
                 original_dst = state.original_dst.map(field::display),
                 target = state.target.as_ref().map(field::display),
                 target.source = state.target_source.map(field::display),

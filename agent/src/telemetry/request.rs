@@ -410,6 +410,7 @@ impl RequestRecord {
                     src.cgroup = captured.cgroup,
                     src.namespace = self.who.namespace.as_deref(),
                     src.pod = self.who.name.as_deref(),
+                    src.container = self.who.container_id(),
                     original_dst = field::display(captured.original_dst),
                     request_id = self.id.as_str(),
                     method = self.method.as_deref(),

@@ -99,6 +99,11 @@ impl Pods {
         self.changed.send_replace(());
     }
 
+    /// Is told of each change.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// The pod of this name.
     pub fn get(&self, uid: &str) -> Option<Arc<Pod>> {
         self.known.load().get(uid).cloned()
@@ -106,7 +111,7 @@ impl Pods {
 
     /// The same, and waits some seconds for one that is not known yet.
     pub async fn find(&self, uid: &str) -> Option<Arc<Pod>> {
-        let mut changed = self.changed.subscribe();
+        let mut changed = self.subscribe();
         let told = async {
             loop {
                 if let Some(pod) = self.get(uid) {

@@ -49,6 +49,8 @@ counters! {
     SkippedAgent => Skipped "agent",
     /// No agent is there, and the policy is open.
     SkippedAgentGone => Skipped "agent_gone",
+    /// In the network namespace of the node, and not named by policy.
+    SkippedHostNetwork => Skipped "host_network",
     /// An internal address.
     SkippedInternal => Skipped "internal",
     /// A thread of the kernel itself.

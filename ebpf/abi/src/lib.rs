@@ -22,6 +22,11 @@ pub use rule::{Config, PORT_WORDS, RuleKey, Side, Sides, SocketRole, Verdict, po
 /// Global of the programs: byte offset of `flags` in the running kernel's `task_struct`.
 pub const TASK_FLAGS_OFFSET: &str = "TASK_FLAGS_OFFSET";
 
+/// Global of the programs, three `u32`: the way from a `task_struct` to the inode of its network
+/// namespace, as byte offsets in the running kernel: of `nsproxy` in the task, of `net_ns` in that, of
+/// the inode in that.
+pub const NETNS_INODE_PATH: &str = "NETNS_INODE_PATH";
+
 /// Names of the maps, as the programs define them.
 pub mod map {
     /// Ring buffer of [`Answer`](crate::Answer)s.
@@ -49,4 +54,7 @@ pub mod map {
     pub const REDIRECTS: &str = "REDIRECTS";
     /// Socket storage of the agent's own sockets: [`SocketRole`](crate::SocketRole).
     pub const ROLES: &str = "ROLES";
+    /// Hash set of the ids (`u64`) of cgroups whose processes, and those below, are captured also
+    /// where they are in the network namespace of the node.
+    pub const SELECTED: &str = "SELECTED";
 }

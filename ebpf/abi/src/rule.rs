@@ -102,10 +102,17 @@ pub enum SocketRole {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Config {
+    /// The network namespace of the node, where only what is in `SELECTED` is captured: its cookie; 0
+    /// if everything is.
+    pub spared_netns: u64,
+    /// The same namespace by its inode, for programs that are told no cookie.
+    pub spared_inode: u32,
     /// The [`Verdict`].
     pub not_enrolled: u32,
     /// 1 if answers to DNS questions are passed on to the agent, else 0.
     pub observe_dns: u32,
+    /// Always zero.
+    pub _pad: u32,
 }
 
 /// Number of `u64` words in the port set.
@@ -118,7 +125,7 @@ pub const fn port_slot(port: u16) -> (u32, u64) {
     ((port as u32 >> 6) & (PORT_WORDS - 1), 1 << (port & 63))
 }
 
-const _: () = assert!(size_of::<Config>() == 8);
+const _: () = assert!(size_of::<Config>() == 24);
 const _: () = assert!(size_of::<Sides>() == 4 && align_of::<Sides>() == 1);
 const _: () = assert!(size_of::<RuleKey>() == 20 && align_of::<RuleKey>() == 1);
 const _: () = assert!(core::mem::offset_of!(RuleKey, address) == 4);
@@ -127,7 +134,7 @@ const _: () = assert!(core::mem::offset_of!(RuleKey, address) == 4);
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
 
-    // SAFETY: repr(C), two integers, no padding.
+    // SAFETY: repr(C), integers only, no implicit padding.
     unsafe impl aya::Pod for super::Config {}
     // SAFETY: repr(C), bytes only.
     unsafe impl aya::Pod for super::RuleKey {}

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use underpass_abi::Listeners;
 
-use crate::capture::{NetnsId, Resident, Sight};
+use crate::capture::{NetnsId, Resident, Sandboxes, Sight};
 use crate::sockets::Vantage;
 use crate::telemetry::metrics::NotEnrolled;
 
@@ -21,6 +21,8 @@ pub(super) struct Roll {
     failed: BTreeMap<NetnsId, Failure>,
     /// Processes of which not even the namespace is known.
     unseen: BTreeMap<NotEnrolled, usize>,
+    /// Of which nothing is captured, wherever they live.
+    sandboxes: Sandboxes,
     /// The reasons that were logged: once each, until there is no failure left.
     logged: BTreeSet<NotEnrolled>,
 }
@@ -119,6 +121,22 @@ impl Roll {
         processes > before
     }
 
+    /// Notes which sandboxes there are; how many of them are new. Each is logged once.
+    pub(super) fn set_sandboxes(&mut self, now: Sandboxes) -> usize {
+        let before = std::mem::replace(&mut self.sandboxes, now);
+        let new = self.sandboxes.iter();
+        let new = new.filter(|(cgroup, _)| !before.contains_key(*cgroup));
+        new.inspect(|(cgroup, kind)| {
+            tracing::warn!(
+                cgroup = %cgroup.display(),
+                kind,
+                "a pod is not covered: {}",
+                NotEnrolled::Sandboxed.hint()
+            );
+        })
+        .count()
+    }
+
     /// Whether it was tried less than this ago, in vain.
     pub(super) fn failed_within(&self, id: NetnsId, time: Duration) -> bool {
         let failure = self.failed.get(&id);
@@ -163,6 +181,7 @@ impl Roll {
             "enrolled": self.enrolled.len() + 1,
             "workloads": workloads.collect::<Vec<_>>(),
             "not_enrolled": failed.collect::<Vec<_>>(),
+            "sandboxed": self.sandboxes,
             "unseen_processes": unseen.collect::<serde_json::Map<_, _>>(),
         })
     }

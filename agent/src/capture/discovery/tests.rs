@@ -28,7 +28,7 @@ impl Scene {
             fs::create_dir_all(&ns).unwrap();
             std::os::unix::fs::symlink(namespace, ns.join("net")).unwrap();
         }
-        let mut discovery = Discovery::new(&cgroup).unwrap();
+        let mut discovery = Discovery::new().unwrap();
         discovery.proc = proc;
         Self {
             directory,
@@ -41,8 +41,13 @@ impl Scene {
         fs::metadata(path).unwrap().ino()
     }
 
+    fn look(&self, newcomers: &[u32]) -> Sight {
+        let cgroup = self.directory.path().join("cgroup");
+        self.discovery.look(&[cgroup], newcomers)
+    }
+
     fn seen(&self, newcomers: &[u32]) -> Vec<u64> {
-        let sight = self.discovery.look(newcomers);
+        let sight = self.look(newcomers);
         let mut seen: Vec<u64> = sight.namespaces.keys().map(|id| id.inode()).collect();
         seen.sort_unstable();
         seen
@@ -60,7 +65,7 @@ async fn each_namespace_is_seen_once_and_who_has_ended_is_not() {
     wanted.sort_unstable();
     assert_eq!(scene.seen(&[11, 12]), wanted);
 
-    let sight = scene.discovery.look(&[]);
+    let sight = scene.look(&[]);
     assert_eq!((sight.strangers, sight.hidden), (1, 0));
     let mut residents = sight.namespaces.iter();
     assert!(residents.all(|(id, resident)| scene.discovery.is_in(resident.thread, *id)));
@@ -69,7 +74,7 @@ async fn each_namespace_is_seen_once_and_who_has_ended_is_not() {
 #[tokio::test]
 async fn it_is_told_of_processes_and_cgroups_and_of_nothing_else() {
     let scene = Scene::new();
-    let _ = scene.discovery.look(&[]);
+    let _ = scene.look(&[]);
     let pod = scene.directory.path().join("cgroup/pod");
     let told = || timeout(Duration::from_millis(100), scene.discovery.changed());
     fs::write(pod.join("memory.max"), "1").unwrap();
@@ -79,7 +84,7 @@ async fn it_is_told_of_processes_and_cgroups_and_of_nothing_else() {
     fs::create_dir(pod.join("container")).unwrap();
     scene.discovery.changed().await.unwrap();
     // It was made after the look, so nothing is told of it before the next one.
-    let _ = scene.discovery.look(&[]);
+    let _ = scene.look(&[]);
     fs::write(pod.join("container/cgroup.procs"), "9\n").unwrap();
     scene.discovery.changed().await.unwrap();
 }

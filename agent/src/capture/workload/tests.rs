@@ -193,19 +193,73 @@ fn pods_are_found_where_kubelet_puts_them() {
     for path in [
         "kubepods.slice",
         "kubepods",
+        // As in kind, and wherever kubelet has a root of its own.
         "kubelet.slice/kubelet-kubepods.slice",
         "kubelet/kubepods",
+        "k3s/kubepods",
     ] {
         let directory = tempfile::tempdir().unwrap();
         let hierarchy = Hierarchy::at(directory.path(), "/");
-        let error = hierarchy.pods().unwrap_err().to_string();
+        for other in [
+            "init.scope",
+            // Those of nodes inside of this one.
+            "system.slice/docker-0a.scope/kubelet/kubepods",
+            "docker/0a/kubelet.slice/kubelet-kubepods.slice",
+        ] {
+            fs::create_dir_all(directory.path().join(other)).unwrap();
+        }
+        assert_eq!(hierarchy.pods(), None);
+        let made = directory.path().join(path);
+        fs::create_dir_all(&made).unwrap();
+        assert_eq!(hierarchy.pods(), Some(made.clone()));
         assert!(
-            error.contains("--cgroup") && error.contains(path),
-            "{error}"
+            hierarchy
+                .parents_of_pods()
+                .contains(&made.parent().unwrap().to_owned())
         );
-        fs::create_dir_all(directory.path().join(path)).unwrap();
-        assert_eq!(hierarchy.pods().unwrap(), directory.path().join(path));
+        // A pod's own do not matter.
+        fs::create_dir_all(made.join("pod1/kubepods")).unwrap();
+        assert_eq!(hierarchy.pods(), Some(made));
     }
+}
+
+#[tokio::test]
+async fn what_is_named_is_found_by_the_outermost_cgroup() {
+    let node = Node::new("/");
+    for path in [
+        "system.slice/a.service/payload",
+        "system.slice/a.service-b",
+        "system.slice/b.service",
+        "kubepods.slice/kubepods-pod0f2c7c1e_3b54_4a38_9d2e_5b1f0a6c7d8e.slice/cri-containerd-0a1b2c3d4e5f.scope",
+    ] {
+        node.cgroup(path);
+    }
+    let root = node.workloads.hierarchy.root().to_owned();
+    let found = |within: &Path, is_meant: &dyn Fn(&Workload) -> bool| -> Vec<String> {
+        let found = node
+            .workloads
+            .outermost(within, |_, workload| is_meant(workload));
+        let ids = found.iter().all(|(path, id)| is_of(path, *id));
+        assert!(ids, "{found:?}");
+        let paths = found
+            .iter()
+            .map(|(path, _)| path.strip_prefix(&root).unwrap());
+        paths.map(|path| path.display().to_string()).collect()
+    };
+    let unit = |name: &'static str| {
+        move |workload: &Workload| {
+            workload
+                .unit
+                .as_deref()
+                .is_some_and(|unit| unit.starts_with(name))
+        }
+    };
+    assert_eq!(found(&root, &unit("a.service")), ["system.slice/a.service"]);
+    let both = ["system.slice/a.service", "system.slice/b.service"];
+    assert_eq!(found(&root, &|it| unit("a.")(it) || unit("b.")(it)), both);
+    assert_eq!(found(&root.join("kubepods.slice"), &unit("a.")), [""; 0]);
+    let pod = "kubepods.slice/kubepods-pod0f2c7c1e_3b54_4a38_9d2e_5b1f0a6c7d8e.slice";
+    assert_eq!(found(&root, &|it| it.container.is_some()), [pod]);
 }
 
 #[tokio::test]

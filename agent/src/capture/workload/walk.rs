@@ -48,6 +48,16 @@ impl Walk {
         self.began
     }
 
+    /// The cgroups that are meant, with their ids; of those in one another the outermost.
+    pub(super) fn outermost(self, is_meant: impl Fn(&Path) -> bool) -> Vec<(PathBuf, u64)> {
+        let found = self.found.into_iter().map(|(id, path)| (path, id));
+        let mut found: Vec<_> = found.filter(|(path, _)| is_meant(path)).collect();
+        // Each stands right before those below it.
+        found.sort();
+        found.dedup_by(|(path, _), (above, _)| path.starts_with(above));
+        found
+    }
+
     /// The directory of the cgroup with this id.
     pub(super) fn directory(&self, cgroup_id: u64) -> Option<&Path> {
         self.found.get(&cgroup_id).map(PathBuf::as_path)

@@ -21,19 +21,7 @@ impl FromStr for Destination {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (host, port) = text
-            .rsplit_once(':')
-            .ok_or("expected HOST:PORT or IP:PORT")?;
-        let host: Host = host.parse().map_err(|error| format!("{error}"))?;
-        if matches!(host, Host::Addr(IpAddr::V6(_))) && !text.starts_with('[') {
-            return Err("write an IPv6 address in brackets: [2001:db8::1]:443".to_owned());
-        }
-        let port: u16 = port
-            .parse()
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or("expected a port from 1 to 65535 behind the last colon")?;
-        Ok(Self(Target { host, port }))
+        text.parse().map(Self)
     }
 }
 

@@ -22,6 +22,9 @@ impl fmt::Display for Text<'_> {
             plain(&status["pid"])
         )?;
         line(f, "cgroup", &plain(&status["cgroup"]))?;
+        for cgroup in items(&status["named_cgroups"]) {
+            line(f, "named by policy", &plain(cgroup))?;
+        }
         let capabilities: Vec<_> = items(&status["capabilities"]).map(plain).collect();
         if !capabilities.is_empty() {
             line(f, "capabilities", &capabilities.join(" "))?;
@@ -89,6 +92,9 @@ fn namespaces(f: &mut fmt::Formatter<'_>, namespaces: &Value) -> fmt::Result {
         );
         line(f, "not enrolled", &told)?;
     }
+    for (cgroup, kind) in fields(&namespaces["sandboxed"]) {
+        line(f, "not covered", &format!("{cgroup} ({})", plain(kind)))?;
+    }
     for (reason, processes) in fields(&namespaces["unseen_processes"]) {
         let told = format!("{} processes ({reason})", plain(processes));
         line(f, "not enrolled", &told)?;
@@ -148,6 +154,7 @@ mod tests {
             "version": "0.1.0",
             "pid": 7,
             "cgroup": "/sys/fs/cgroup",
+            "named_cgroups": ["/sys/fs/cgroup/a.service"],
             "capabilities": ["CAP_NET_ADMIN", "CAP_BPF"],
             "policy": {
                 "generation": 3,
@@ -168,6 +175,7 @@ mod tests {
                 "not_enrolled": [
                     {"inode": 4, "pid": 5, "cgroup": "/b", "reason": "other", "error": "no"},
                 ],
+                "sandboxed": {"/c": "gVisor"},
                 "unseen_processes": {"not_permitted": 2},
             },
             "maps": {"FLOWS": {"entries": 1, "capacity": 100}},
@@ -176,6 +184,7 @@ mod tests {
             Text(&status).to_string(),
             "underpass 0.1.0, process 7: NOT READY\n  \
              cgroup               /sys/fs/cgroup\n  \
+             named by policy      /sys/fs/cgroup/a.service\n  \
              capabilities         CAP_NET_ADMIN CAP_BPF\n  \
              check programs       failed: gone\n  \
              check tasks          ok\n  \
@@ -189,6 +198,7 @@ mod tests {
              refused              0\n  \
              namespaces           3\n  \
              not enrolled         4 of process 5, /b: no\n  \
+             not covered          /c (gVisor)\n  \
              not enrolled         2 processes (not_permitted)\n  \
              map FLOWS            1 of 100"
         );

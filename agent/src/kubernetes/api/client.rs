@@ -21,6 +21,7 @@ use tower::{BoxError, Service, ServiceExt as _};
 use super::connector::Connector;
 use crate::dns::Resolver;
 use crate::kubernetes::ClusterConfig;
+use crate::name::Target;
 use crate::sockets::SocketFactory;
 
 /// After so long without a byte a connection is given up: a server has a bookmark for each watch every
@@ -54,7 +55,7 @@ pub enum ApiError {
 
 /// A client of the API server. Clones share connections.
 #[derive(Clone)]
-pub struct Api(Client);
+pub struct Api(Client, Option<Target>);
 
 impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -90,6 +91,7 @@ impl Api {
                 })?
             }
         };
+        let server = target(&config.cluster_url);
         let connector = Connector { sockets, resolver };
         let connector = config.rustls_https_connector_with_connector(connector)?;
         let mut connector = TimeoutConnector::new(connector);
@@ -112,7 +114,12 @@ impl Api {
                 .with_layer(&base)
                 .build(),
         };
-        Ok(Self(client))
+        Ok(Self(client, server))
+    }
+
+    /// Where the server is.
+    pub fn server(&self) -> Option<Target> {
+        self.1.clone()
     }
 
     /// A client that tells `observer` how each of its requests fares.
@@ -153,6 +160,20 @@ async fn in_its_time<B>(answer: Response<B>) -> Result<Response<B>, BoxError> {
         sleep(Duration::from_secs(seconds).min(LONGEST_WAIT)).await;
     }
     Ok(answer)
+}
+
+/// Where the server of this address is, if that names a host.
+fn target(url: &http::Uri) -> Option<Target> {
+    let host = url.host()?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = match url.scheme_str() {
+        Some("http") => 80,
+        _ => 443,
+    };
+    Some(Target {
+        host: host.parse().ok()?,
+        port: url.port_u16().unwrap_or(port),
+    })
 }
 
 /// How a request fared.

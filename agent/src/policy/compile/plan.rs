@@ -157,15 +157,22 @@ impl Demand {
             by_all: false,
         };
         for rule in rules {
+            // In a cluster one for everyone spares the node's own network, and what names that comes
+            // to bear nevertheless.
+            if asked.by_all && !rule.workloads.is_selective() {
+                continue;
+            }
             if traffic.is_captured_by(rule) {
                 let closed = rule.action.is_closed();
                 let demand = if closed { Self::Closed } else { Self::Open };
                 asked.demand = asked.demand.max(demand);
             }
-            // After one that is for everyone no later one comes to bear.
             if rule.workloads.is_everyone() {
                 asked.by_all = true;
-                break;
+                // After it no later one comes to bear.
+                if !rule.pods_only {
+                    break;
+                }
             }
         }
         asked
@@ -225,17 +232,25 @@ impl Here {
 /// What is asked by rules that may be about any address.
 struct Everywhere {
     for_all: Demand,
+    /// By those of them that name workloads, where others spare the node's own network.
+    for_node: Demand,
     /// By those that a name leads to.
     by_name: Demand,
 }
 
 impl Everywhere {
     fn new(rules: &[Rule], services: &[Service], traffic: Traffic) -> Self {
-        let for_all = rules.iter().filter(|rule| matches!(rule.scope, Scope::All));
-        let for_all = Demand::of(for_all, traffic).demand;
+        let all = || rules.iter().filter(|rule| matches!(rule.scope, Scope::All));
+        let for_all = Demand::of(all(), traffic).demand;
+        let spares_node = rules.iter().any(|rule| rule.pods_only);
+        let named = all().filter(|rule| spares_node && rule.workloads.is_selective());
+        let for_node = Demand::of(named, traffic).demand;
         if traffic == Traffic::Udp {
-            let by_name = Demand::Nothing;
-            return Self { for_all, by_name };
+            return Self {
+                for_all,
+                for_node,
+                by_name: Demand::Nothing,
+            };
         }
         let hosts = rules.iter().filter(|rule| match &rule.scope {
             Scope::Host { ports, .. } => traffic.is_on(|port| ports.contains(port)),
@@ -256,7 +271,11 @@ impl Everywhere {
                 by_name = by_name.max(for_all);
             }
         }
-        Self { for_all, by_name }
+        Self {
+            for_all,
+            for_node,
+            by_name,
+        }
     }
 
     fn demand(&self) -> Demand {
@@ -265,7 +284,7 @@ impl Everywhere {
 
     /// What is asked at the addresses of a prefix that services have.
     fn at(&self, net: IpNet, here: &PrefixTable<Here>) -> Demand {
-        let mut demand = self.by_name;
+        let mut demand = self.by_name.max(self.for_node);
         // No service at all may be about a connection, or one that no rule for it selects.
         let mut leaves_rest = false;
         let mut whole = false;

@@ -155,6 +155,7 @@ fn redirects<'a>(
                         policy: document.id().into(),
                         place: document.place(&key).to_string(),
                         scope,
+                        pods_only: proxies.tenancy().is_many() && !workloads.is_selective(),
                         workloads: workloads.clone(),
                         action: Action::Tunnel(Box::new(route.clone())),
                         udp: Udp::DenyQuic,

@@ -85,7 +85,7 @@ impl Rank {
             of_root: tenancy.is_for_all(document.namespace()),
             for_everyone: match tenancy.tenant(document.namespace()) {
                 // Of the namespace.
-                Some(_) => workloads.selects_all(),
+                Some(_) => !workloads.is_selective(),
                 None => workloads.is_everyone(),
             },
             ageless: metadata.creation_timestamp.is_none(),
@@ -164,6 +164,7 @@ fn tunnel(
                 ActionField::Deny if workloads.is_everyone() => Udp::Deny,
                 ActionField::Deny | ActionField::Tunnel => Udp::DenyQuic,
             }),
+            pods_only: tenancy.is_many() && !workloads.is_selective(),
             workloads,
             action,
         },
@@ -333,6 +334,7 @@ fn destination_rule(
             policy: document.id().into(),
             place: document.place("spec.trafficPolicy.tunnel").to_string(),
             scope,
+            pods_only: tenancy.is_many() && !workloads.is_selective(),
             workloads,
             action: Action::Tunnel(Box::new(Route {
                 proxies: Arc::new([RankedProxy {

@@ -52,17 +52,20 @@ pub enum NotEnrolled {
     Other,
     /// It does not see whose namespace it is.
     OtherPidNamespace,
+    /// What runs there has a kernel or a machine of its own.
+    Sandboxed,
     /// There are too many.
     TooMany,
 }
 
 impl NotEnrolled {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Descriptors,
         Self::NotPermitted,
         Self::Other,
         Self::OtherPidNamespace,
+        Self::Sandboxed,
         Self::TooMany,
     ];
 
@@ -73,6 +76,7 @@ impl NotEnrolled {
             Self::NotPermitted => "not_permitted",
             Self::Other => "other",
             Self::OtherPidNamespace => "other_pid_namespace",
+            Self::Sandboxed => "sandboxed",
             Self::TooMany => "too_many",
         }
     }
@@ -88,6 +92,10 @@ impl NotEnrolled {
             Self::Other => "the failure mode decides about connections from there",
             Self::OtherPidNamespace => {
                 "the agent needs the pid namespace of the node (in Kubernetes: hostPID: true)"
+            }
+            Self::Sandboxed => {
+                "what runs in a sandbox (gVisor, Kata Containers, a virtual machine) makes no connections \
+                 that the node's kernel sees: nothing of it is captured, nor refused"
             }
             Self::TooMany => "somebody makes very many; the failure mode decides about the others",
         }

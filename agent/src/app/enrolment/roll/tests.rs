@@ -30,6 +30,20 @@ fn a_failure_is_told_until_nobody_lives_there() {
 }
 
 #[test]
+fn a_sandbox_counts_once_while_it_is_there() {
+    let mut roll = Roll::default();
+    let sandboxes = |paths: &[&str]| -> Sandboxes {
+        let kinds = paths.iter().map(|path| ((*path).into(), "gVisor"));
+        kinds.collect()
+    };
+    assert_eq!(roll.set_sandboxes(sandboxes(&[])), 0);
+    assert_eq!(roll.set_sandboxes(sandboxes(&["/a", "/b"])), 2);
+    assert_eq!(roll.set_sandboxes(sandboxes(&["/b"])), 0);
+    assert_eq!(roll.to_json()["sandboxed"], json!({"/b": "gVisor"}));
+    assert_eq!(roll.set_sandboxes(sandboxes(&["/a", "/b"])), 1);
+}
+
+#[test]
 fn processes_that_are_not_seen_count_when_there_are_more() {
     let mut roll = Roll::default();
     let reason = NotEnrolled::OtherPidNamespace;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::policy::testing::{decided_for, document, entry, facts, rule, secret, through, tunnel};
-use crate::policy::{Decision, Documents, Materials, Options, Policy};
+use crate::policy::{Decision, Documents, Materials, Options, Policy, Side};
 use crate::workload::Workload;
 
 const ROOT: &str = "underpass-system";
@@ -322,4 +322,84 @@ fn a_service_is_where_its_ready_pods_are_else_at_its_own_address() {
         ["squid.egress.svc.cluster.local:3128"]
     );
     assert_eq!(found(&[&all, &headless, slice]), ["10.1.0.7:8080"]);
+}
+
+/// What is on the node's own network is nobody's by being there: it has to be named.
+#[test]
+fn rules_without_a_selector_spare_the_network_of_the_node() {
+    let service = entry(
+        "s, labels: {t: s}",
+        "hosts: [s.test], addresses: [203.0.113.7]",
+    );
+    let policy = compile(&[
+        service,
+        tunnel("s", "action: Deny, selector: {matchLabels: {t: s}}"),
+        through("all", ""),
+        through("own, namespace: kube-system", ""),
+        through(
+            "resolver",
+            "workloadSelector: {matchLabels: {app: resolver}}",
+        ),
+        through("backup", "workloadSelector: {units: [backup.service]}"),
+    ]);
+    let resolver = Workload {
+        labels: [("app".to_owned(), "resolver".to_owned())].into(),
+        ..pod("kube-system")
+    };
+    let decides = |workload: &Workload, host_network, connection: &str| {
+        let workload = Workload {
+            host_network,
+            ..workload.clone()
+        };
+        let decided = decided_for(&policy, &workload, connection);
+        decided.split(": ").next().unwrap().to_owned()
+    };
+    let backup = Workload::in_cgroup("/system.slice/backup.service");
+    let kubelet = Workload::in_cgroup("/system.slice/kubelet.service");
+    for (workload, in_pod, on_node) in [
+        (&resolver, "Tunnel/kube-system/own", "Tunnel/resolver"),
+        (&pod("kube-system"), "Tunnel/kube-system/own", "Direct"),
+        (&backup, "Tunnel/backup", "Tunnel/backup"),
+        (&kubelet, "Tunnel/all", "Direct"),
+    ] {
+        let elsewhere = "203.0.113.8:443";
+        assert_eq!(decides(workload, false, elsewhere), in_pod, "{workload:?}");
+        assert_eq!(decides(workload, true, elsewhere), on_node, "{workload:?}");
+        assert_eq!(policy.names(workload), on_node != "Direct", "{workload:?}");
+    }
+    // The address that is denied to pods.
+    assert_eq!(
+        decides(&backup, false, "203.0.113.7:443"),
+        "Deny Tunnel/s rule"
+    );
+    assert_eq!(decides(&backup, true, "203.0.113.7:443"), "Tunnel/backup");
+    let named = policy.names_workloads();
+    assert!(named.any && named.by_services);
+    let named = compile(&[through("all", "workloadSelector: {}")]).names_workloads();
+    assert!(!named.any && !named.by_services);
+}
+
+/// Where a rule for everyone goes before it, one that names workloads has its connections captured
+/// nevertheless, if that rule spares them.
+#[test]
+fn what_is_named_on_the_network_of_the_node_is_captured() {
+    let service = entry(
+        "s, labels: {t: s}",
+        "hosts: [s.test], addresses: [203.0.113.7]",
+    );
+    let direct = tunnel("s", "action: Direct, selector: {matchLabels: {t: s}}");
+    let side = |more: &[String]| {
+        let policy = compile(&[&[service.clone(), direct.clone()], more].concat());
+        let plan = policy.capture_plan();
+        let net: ipnet::IpNet = "203.0.113.7/32".parse().unwrap();
+        let (_, captured) = plan
+            .prefixes
+            .iter()
+            .find(|(prefix, _)| *prefix == net)
+            .unwrap();
+        captured.tcp
+    };
+    assert_eq!(side(&[through("all", "")]), Side::Open);
+    let named = through("backup", "workloadSelector: {units: [backup.service]}");
+    assert_eq!(side(&[through("all", ""), named]), Side::External);
 }
