@@ -88,6 +88,17 @@ impl Container {
         self
     }
 
+    /// Does not let it see what it would find at this path.
+    #[must_use]
+    #[track_caller]
+    pub fn without(mut self, destination: &str) -> Self {
+        let mounts = self.config["mounts"].as_array_mut().expect("mounts");
+        let before = mounts.len();
+        mounts.retain(|mount| mount["destination"] != destination);
+        assert!(mounts.len() < before, "nothing is mounted at {destination}");
+        self
+    }
+
     /// Gives it these capabilities and no others.
     #[must_use]
     pub fn capabilities(mut self, names: &[&str]) -> Self {

@@ -130,6 +130,20 @@ fn a_pod_is_tunnelled_and_stays_refused_until_the_uninstaller_has_run() {
     assert_eq!(status.code(), Some(0), "{}", detach.tails());
 }
 
+/// Programs of a closed policy have to outlive the container, and what is mounted in it does not.
+#[test]
+fn without_the_bpf_file_system_of_the_node_it_says_so() {
+    let scene = Scene::new("container-bpffs");
+    let manifests = documents(&render("overlays/closed-all"));
+    let api = cluster(&scene, &manifests);
+    let container = agent(&scene, &manifests, &api).without("/sys/fs/bpf");
+    let done = container.command(&scene.world).start().finish(SECONDS);
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    let said = "a closed policy needs the BPF file system";
+    assert!(done.stderr.contains(said), "{done:?}");
+    assert!(done.stderr.contains("on the node"), "{done:?}");
+}
+
 /// Capabilities without which it does not start, and what it asks for then: CAP_SYS_ADMIN stands for
 /// two others.
 const NEEDED: [(&str, &str); 2] = [

@@ -173,10 +173,11 @@ fn mounted() -> Result<PathBuf, CaptureError> {
 }
 
 /// Whether what this process mounts is there for all, as far as can be told: with the pid namespace of
-/// the node the first process is the node's.
+/// the node the first process is the node's, and the second, which is the kernel's and can be seen where
+/// the first may not, is in the same mount namespace.
 fn is_of_node() -> bool {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    match (namespace("1"), namespace("self")) {
+    match (namespace("1").or_else(|| namespace("2")), namespace("self")) {
         (Some(first), Some(own)) => first == own,
         _ => true,
     }
