@@ -5,9 +5,9 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use underpass_tests::addr::{HOST_V4, OTHER_V4, proxy_v4};
+use underpass_tests::addr::{HOST_V4, OTHER_V4, OTHER_V6, PROXY_V6, proxy_v4, proxy_v6};
 use underpass_tests::agent::{Agent, tunnel_policy, underpass};
-use underpass_tests::pod::{Node, Pod};
+use underpass_tests::pod::{Node, Pod, address_v6};
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy, Step};
 use underpass_tests::servers::h2_proxy::{ECHO, H2Proxy};
 use underpass_tests::{Must as _, World, wait_for};
@@ -91,6 +91,33 @@ fn a_proxy_is_dialled_from_the_namespace_of_the_workload() {
     drop((one, two));
     agent.wait_for_metric("underpass_namespaces_enrolled", &[], 1.0);
     wait_for("the namespaces are gone", SECONDS, || node.wires() == 0);
+}
+
+/// A proxy that has only an IPv6 address, and a target as well.
+#[test]
+fn a_proxy_is_dialled_from_the_ipv6_address_of_a_pod() {
+    let world = World::new("dial-from-ipv6");
+    let node = Node::new(&world);
+    let answer = Answer::opened([Step::TellTarget, Step::Finish]);
+    let proxy = FakeProxy::start(world.inet(), proxy_v6(), answer);
+    let agent = Agent::start(
+        &world,
+        &policy(&[]).replace("192.0.2.20", &PROXY_V6.to_string()),
+    );
+    let pods = start(&node, &agent, [1, 2]);
+    for (number, pod) in (1..).zip(&pods) {
+        let talk = pod
+            .program("talk")
+            .args([OTHER_V6.to_string(), "443".to_owned()]);
+        let told = talk.run(SECONDS).expect_success().stdout;
+        let target = format!("[{OTHER_V6}]:443");
+        assert!(told.contains(&target), "{told}\n{}", agent.tails());
+        let requests = proxy.requests();
+        let last = requests.last().expect("a request");
+        assert_eq!(last.line(), format!("CONNECT {target} HTTP/1.1"));
+        assert_eq!(last.peer.ip(), IpAddr::from(address_v6(number)));
+    }
+    world.expect_no_direct_arrivals();
 }
 
 #[test]
