@@ -31,12 +31,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{AdminError, AdminServer, AdminState, AdminThread, Endpoints, Readiness};
 use crate::capture::{
-    Canary, Capture, CaptureConfig, CaptureError, Flows, Listener, Reach, Workloads,
+    Canary, Capture, CaptureConfig, CaptureError, Enrolled, Flows, Listener, Reach, Workloads,
     cgroup::Hierarchy,
 };
 use crate::circuit::Circuits;
 use crate::connection::{InForce, Way};
-use crate::dns::{Knowledge, Resolver};
+use crate::dns::{Forwarder, Knowledge, Resolver, Virtuals};
 use crate::inspect;
 use crate::kubernetes::ClusterConfig;
 use crate::limits::{Admission, Limits};
@@ -256,6 +256,8 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         ),
         resolver,
         knowledge,
+        virtuals: Virtuals::default(),
+        forwarder: Forwarder::default(),
         workloads: Arc::new(Workloads::new(
             Hierarchy::find()?,
             feed.as_ref().map(|feed| feed.pods()),
@@ -272,11 +274,14 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         closing: closing.clone(),
     });
 
-    let listeners = capture.enrol()?.listeners;
+    let Enrolled {
+        listeners, fronts, ..
+    } = capture.enrol()?;
     metrics.capture.set_namespaces_enrolled(1);
     let families = families(&listeners);
     apply(&way.policy.load(), &mut capture)?;
     announce(&way.policy.load(), &metrics);
+    way.count_virtuals(&way.policy.load());
     way.tunneler.serve(way.policy.load().proxies());
     metrics.policy.started(rejected.is_empty());
     let capture = Arc::new(Mutex::new(capture));
@@ -306,6 +311,11 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         tasks
             .vital
             .spawn(name, acceptor.run(listener, None, closing));
+    }
+    for front in fronts {
+        let closing = tasks.closing.clone();
+        let serving = acceptor.serve(front, None, closing);
+        tasks.vital.spawn("queries of workloads", serving);
     }
     let cgroups = Arc::new(Cgroups::new(
         config.scope.clone(),

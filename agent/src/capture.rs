@@ -12,6 +12,7 @@ mod counters;
 mod discovery;
 mod error;
 mod flows;
+mod front;
 pub(crate) mod inotify;
 mod listener;
 mod logs;
@@ -27,6 +28,7 @@ mod sandbox;
 mod sockets;
 mod workload;
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,12 +41,13 @@ pub use counters::KernelCounters;
 pub use discovery::{Discovery, Resident, Sandboxes, Sight};
 pub use error::CaptureError;
 pub use flows::{Flows, Sweeper};
+pub use front::{Asked, Front, MAX_MESSAGE};
 pub use listener::{Accepted, Incoming, Listener};
 pub use netns::{Netns, NetnsId};
 pub use newcomers::Newcomers;
 pub use preflight::preflight;
 pub use query::Hooks;
-pub use rules::Rules;
+pub use rules::{Dns, Rules};
 pub use sockets::{MarkedSockets, SocketsWithin};
 pub use workload::Workloads;
 
@@ -57,6 +60,8 @@ pub struct Enrolled {
     pub ports: Listeners,
     /// On 127.0.0.1, and on ::1 where there is IPv6.
     pub listeners: Vec<Listener>,
+    /// Where the queries of workloads arrive, if policy has them come.
+    pub fronts: Vec<Front>,
 }
 
 /// The loaded programs and their maps. Nothing is captured before [`attach`](Self::attach); when
@@ -64,6 +69,7 @@ pub struct Enrolled {
 pub struct Capture {
     object: object::Object,
     flows: Arc<Flows>,
+    queries: Arc<front::Queries>,
     rules: Rules,
     sockets: Arc<MarkedSockets>,
     counters: Arc<KernelCounters>,
@@ -108,6 +114,7 @@ impl Capture {
         let mut object = object::Object::load(config)?;
         let capture = Self {
             flows: Arc::new(Flows::new(&mut object, config.max_connections)?),
+            queries: Arc::new(front::Queries::new(&mut object)?),
             rules: Rules::new(&mut object, config.reach.not_enrolled())?,
             sockets: Arc::new(MarkedSockets::new(&mut object)?),
             counters: Arc::new(KernelCounters::new(&mut object)?),
@@ -153,13 +160,24 @@ impl Capture {
     /// No loopback port could be bound or marked.
     pub fn enrol(&mut self) -> Result<Enrolled, CaptureError> {
         let cookie = netns::cookie(&mut self.object, &self.sockets)?;
-        let (listeners, ports) = listener::open(cookie, &self.sockets, &self.flows)?;
+        let (listeners, [port_v4, port_v6]) = listener::open(cookie, &self.sockets, &self.flows)?;
+        let open = |address| front::open(cookie, address, &self.sockets, &self.queries);
+        let (mut fronts, dns_v4) = open(Ipv4Addr::LOCALHOST.into())?;
+        let (on_v6, dns_v6) = open(Ipv6Addr::LOCALHOST.into())?;
+        fronts.extend(on_v6);
+        let ports = Listeners {
+            port_v4,
+            port_v6,
+            dns_v4,
+            dns_v6,
+        };
         // Only now that all of them listen.
         self.rules.enrol(cookie, ports)?;
         Ok(Enrolled {
             cookie,
             ports,
             listeners,
+            fronts,
         })
     }
 
@@ -227,13 +245,5 @@ impl Capture {
     /// The log map is not there or cannot be polled.
     pub fn logs(&mut self) -> Result<impl Future<Output = ()> + Send + use<>, CaptureError> {
         logs::forward(self.object.ebpf())
-    }
-}
-
-/// Ports of the listeners, for the enrolment map.
-fn ports(v4: u16, v6: Option<u16>) -> Listeners {
-    Listeners {
-        port_v4: v4,
-        port_v6: v6.unwrap_or(0),
     }
 }

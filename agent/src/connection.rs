@@ -4,12 +4,13 @@ mod first_bytes;
 mod http;
 mod in_force;
 mod outbound;
+mod queries;
 
 use std::collections::HashSet;
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -18,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Accepted, Workloads};
 use crate::circuit::Circuits;
-use crate::dns::{Knowledge, Resolver};
+use crate::dns::{Forwarder, Knowledge, PORT_DNS, Resolver, Virtuals};
 use crate::inspect::{self, Form, Seen};
 use crate::limits::{Admission, Refusal};
-use crate::name::{Host, OriginalDst};
+use crate::name::{Host, HostName, OriginalDst};
 use crate::policy::{self, Claim, Facts, HeaderContext, NameSource, Policy, Verdict, View};
 use crate::relay::Timeouts;
 use crate::sockets::{SocketFactory, Vantage, finish_on_close};
@@ -48,6 +49,10 @@ pub(crate) struct Way {
     pub(crate) resolver: Resolver,
     /// What workloads have resolved.
     pub(crate) knowledge: Arc<Knowledge>,
+    /// What hosts have been given on demand.
+    pub(crate) virtuals: Virtuals,
+    /// Passes on queries for which policy has no answer.
+    pub(crate) forwarder: Forwarder,
     pub(crate) workloads: Arc<Workloads>,
     /// Whether what is on the agent's own network is captured only where policy names it.
     pub(crate) spares_node: bool,
@@ -103,6 +108,7 @@ impl Way {
             cgroup_id: accepted.cgroup_id,
             pid: accepted.pid,
             from,
+            host: self.stands_for(accepted.original_dst.ip()),
         };
         let result = tokio::select! {
             result = self.carry(&mut workload, &origin, &mut record) => result,
@@ -160,7 +166,9 @@ impl Way {
                     "the destination is a proxy, or never captured",
                 )),
             );
-            return self.direct(workload, dst, Bytes::new(), None, record).await;
+            return self
+                .direct(workload, (dst, None), Bytes::new(), None, record)
+                .await;
         }
         let (who, view) = self.look_from(&policy, origin).await;
         record.workload(self.metrics.sources.of(&who), Arc::clone(&who));
@@ -170,21 +178,24 @@ impl Way {
         }
         let mut arrived = Arrived {
             dst,
+            host: origin.host.clone(),
             who,
             from: origin.from.clone(),
             bytes: Bytes::new(),
             speaks_tls: false,
         };
-        let mut facts = Facts {
-            original_dst: dst,
-            claimed: None,
-            claimed_is_verified: false,
-        };
-        if let Some(look) = policy.look_at(dst, &view) {
+        if policy.serves_dns() && dst.port() == PORT_DNS {
+            let queries = self.queries_over_tcp(workload, arrived, origin, policy, view, record);
+            return Box::pin(queries).await;
+        }
+        let mut facts = origin.facts();
+        if let Some(look) = policy.look_at(&facts, &view) {
             let inspecting = self.inspect(workload, look, origin, record);
             let inspected = Box::pin(inspecting).await?;
-            facts.claimed = inspected.claimed_host().map(first_bytes::claim);
-            self.see_through_ech(&inspected.seen, origin, &view, &mut facts);
+            if origin.host.is_none() {
+                facts.claimed = inspected.claimed_host().map(first_bytes::claim);
+                self.see_through_ech(&inspected.seen, origin, &view, &mut facts);
+            }
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
             let version = match &inspected.seen {
                 Seen::Http(head) if head.form != Form::Authority => Some(Version::Http1),
@@ -214,15 +225,7 @@ impl Way {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
                 record.decided(telemetry::Decision::Deny, by, None);
-                let label = match reason {
-                    policy::DenyReason::NoName => {
-                        self.metrics
-                            .policy
-                            .deduced(telemetry::TargetSource::Sni, Deduction::Missing);
-                        telemetry::DenyReason::NoName
-                    }
-                    policy::DenyReason::Rule => telemetry::DenyReason::Rule,
-                };
+                let label = self.denied(reason, telemetry::TargetSource::Sni);
                 record.denied(label, &reason);
                 Err(Failure::new(ResponseFlag::Deny, reason))
             }
@@ -230,7 +233,8 @@ impl Way {
                 let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by, Some(Label::of(&rule)));
                 let target = verdict.target.as_ref();
-                self.direct(workload, dst, arrived.bytes, target, record)
+                let to = (dst, arrived.host.as_ref());
+                self.direct(workload, to, arrived.bytes, target, record)
                     .await
             }
             policy::Decision::Tunnel(decision) => {
@@ -242,6 +246,30 @@ impl Way {
                     .await
             }
         }
+    }
+
+    /// Why policy refuses a connection, as a label. A name, where that is missing, is one of `from`.
+    fn denied(
+        &self,
+        reason: policy::DenyReason,
+        from: telemetry::TargetSource,
+    ) -> telemetry::DenyReason {
+        match reason {
+            policy::DenyReason::NoName => {
+                self.metrics.policy.deduced(from, Deduction::Missing);
+                telemetry::DenyReason::NoName
+            }
+            policy::DenyReason::Rule => telemetry::DenyReason::Rule,
+            policy::DenyReason::UnknownAddress => telemetry::DenyReason::UnknownAddress,
+        }
+    }
+
+    /// The host that a virtual address stands for.
+    fn stands_for(&self, addr: IpAddr) -> Option<HostName> {
+        let policy = self.policy.load();
+        let (slot, host) = policy.virtual_slot(addr)?;
+        host.cloned()
+            .or_else(|| self.virtuals.host(slot, Instant::now()))
     }
 
     /// Who connects, and what policy looks like from there.
@@ -315,11 +343,25 @@ struct Origin {
     pid: u32,
     /// The workload's network namespace; `None`: the agent's.
     from: Option<Arc<Vantage>>,
+    /// The host that `dst` stands for, if it is a virtual address.
+    host: Option<HostName>,
+}
+
+impl Origin {
+    /// What is known of the connection before it says something.
+    fn facts(&self) -> Facts {
+        match &self.host {
+            Some(host) => Facts::of_virtual(self.dst, host.clone()),
+            None => Facts::new(self.dst),
+        }
+    }
 }
 
 /// What has arrived of a connection, and from whom.
 struct Arrived {
     dst: OriginalDst,
+    /// The host that it stands for, if it is a virtual address.
+    host: Option<HostName>,
     who: Arc<Workload>,
     from: Option<Arc<Vantage>>,
     /// Read already.

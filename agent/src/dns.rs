@@ -10,13 +10,16 @@
 
 mod answer;
 mod files;
+mod forward;
 mod knowledge;
 mod known;
 mod provider;
+mod query;
 mod servers;
 mod staggered;
 #[cfg(test)]
 mod tests;
+mod virtuals;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -34,8 +37,15 @@ use files::{Hosts, Watched};
 use servers::{Answer, Failure, NameServers};
 
 pub use answer::{Answer as ObservedAnswer, Malformed};
-pub use knowledge::{Heard, Knowledge, Listener};
+pub use forward::{ForwardError, Forwarder};
+pub use knowledge::{Heard, Knowledge, Listener, Outcome};
+pub(crate) use query::grant_existence;
+pub use query::{Kind, Query};
 pub(crate) use staggered::first_success;
+pub use virtuals::{Exhausted, Virtuals};
+
+/// Where name servers listen (RFC 1035 section 4.2).
+pub const PORT_DNS: u16 = 53;
 
 /// The whole of a lookup, all servers and both address families together.
 const DEADLINE: Duration = Duration::from_secs(5);

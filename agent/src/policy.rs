@@ -26,10 +26,12 @@ mod proxy;
 mod proxy_url;
 mod rule;
 mod schema;
+mod served;
 mod source;
 mod target;
 #[cfg(test)]
 mod testing;
+mod virtuals;
 mod workloads;
 mod yaml;
 
@@ -55,6 +57,7 @@ pub use proxy::{
 };
 pub use proxy_url::ProxyUrlError;
 pub use schema::{CustomResource, custom_resources};
+pub use served::Served;
 pub use source::{
     ClusterDocuments, ClusterKind, ClusterObjects, LoadError, Loaded, ObjectKey, Paths, References,
     Sources, load, load_cluster,
@@ -63,4 +66,5 @@ pub use target::{
     HttpRoute, HttpRoutes, HttpSettings, Outliers, PathMatch, Retries, RetryOn, RouteMatch,
     TargetPolicy, TargetSettings,
 };
+pub use virtuals::{InvalidVirtualRange, Slot, VirtualRange};
 pub use workloads::View;

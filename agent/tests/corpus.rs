@@ -12,6 +12,8 @@ mod client_hello;
 mod connect_answer;
 #[path = "../fuzz/checks/dns_answer.rs"]
 mod dns_answer;
+#[path = "../fuzz/checks/dns_query.rs"]
+mod dns_query;
 #[path = "../fuzz/checks/http2_proxy.rs"]
 mod http2_proxy;
 #[path = "../fuzz/checks/http_head.rs"]
@@ -39,6 +41,11 @@ fn connect_answers() {
 #[test]
 fn answers_of_name_servers() {
     check_all("dns_answer", dns_answer::check);
+}
+
+#[test]
+fn queries_to_name_servers() {
+    check_all("dns_query", dns_query::check);
 }
 
 #[test]

@@ -9,17 +9,19 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::{debug, warn};
-use underpass_abi::{Address, Counter, Endpoint, Flow, Listeners, Redirect, Side, Verdict};
+use underpass_abi::{Counter, Endpoint, Flow, Listeners, Redirect, Side, SocketRole, Verdict};
 
-use crate::listener;
 use crate::maps::{
     CONFIG, NAMESPACES, NEWCOMERS, PROXIES, REDIRECTS, ROLES, count, is_captured, sides,
 };
 use crate::node::spares_connection;
+use crate::sockaddr::{loopback, read4, read6, write4, write6};
 use crate::socket::{forget, storage, storage_or};
 use crate::task::is_kernel_thread;
+use crate::{front, listener};
 
 const PROTOCOL_TCP: u32 = 6;
+const PROTOCOL_UDP: u32 = 17;
 const PROTOCOL_MPTCP: u32 = 262;
 
 /// What the kernel does after the hook: fail with EPERM, or go on.
@@ -28,25 +30,12 @@ const PROCEED: i32 = 1;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    // SAFETY: the context is valid while the program runs.
-    let (ip, port) = unsafe {
-        let addr = ctx.sock_addr;
-        (
-            (&raw const (*addr).user_ip4).read_volatile(),
-            (&raw const (*addr).user_port).read_volatile(),
-        )
-    };
-    let dst = Endpoint::new(Address::v4(ip.to_ne_bytes()), u16::from_be(port as u16));
+    let dst = read4(&ctx);
     match decide(&ctx, &dst, false) {
         Step::Proceed => PROCEED,
         Step::Refuse => REFUSE,
         Step::Redirect(port) => {
-            // SAFETY: as above.
-            unsafe {
-                let addr = ctx.sock_addr;
-                (&raw mut (*addr).user_ip4).write_volatile(u32::from_ne_bytes([127, 0, 0, 1]));
-                (&raw mut (*addr).user_port).write_volatile(u32::from(port.to_be()));
-            }
+            write4(&ctx, &loopback(&dst, port));
             PROCEED
         }
     }
@@ -54,44 +43,12 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    // SAFETY: the context is valid while the program runs. Words are read one by one, since the
-    // verifier refuses the wide loads that the compiler would merge them into.
-    let (ip, port) = unsafe {
-        let ip = (&raw const (*ctx.sock_addr).user_ip6).cast::<u32>();
-        (
-            [
-                ip.read_volatile(),
-                ip.add(1).read_volatile(),
-                ip.add(2).read_volatile(),
-                ip.add(3).read_volatile(),
-            ],
-            (&raw const (*ctx.sock_addr).user_port).read_volatile(),
-        )
-    };
-    // SAFETY: four words are sixteen bytes.
-    let address = Address(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(ip) });
-    let mapped = address.is_v4();
-    let dst = Endpoint::new(address, u16::from_be(port as u16));
-    match decide(&ctx, &dst, !mapped) {
+    let dst = read6(&ctx);
+    match decide(&ctx, &dst, !dst.address.is_v4()) {
         Step::Proceed => PROCEED,
         Step::Refuse => REFUSE,
         Step::Redirect(port) => {
-            // An IPv4-mapped socket reaches the IPv4 listener, an IPv6 one its own: a socket
-            // with IPV6_V6ONLY could not use the other.
-            let (third, fourth) = if mapped {
-                (0xffffu32.to_be(), u32::from_ne_bytes([127, 0, 0, 1]))
-            } else {
-                (0, 1u32.to_be())
-            };
-            // SAFETY: as above.
-            unsafe {
-                let ip = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
-                ip.write_volatile(0);
-                ip.add(1).write_volatile(0);
-                ip.add(2).write_volatile(third);
-                ip.add(3).write_volatile(fourth);
-                (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(port.to_be()));
-            }
+            write6(&ctx, &loopback(&dst, port));
             PROCEED
         }
     }
@@ -113,6 +70,12 @@ fn decide(ctx: &SockAddrContext, dst: &Endpoint, ipv6: bool) -> Step {
             (*ctx.sock_addr).__bindgen_anon_1.sk,
         )
     };
+    if protocol == PROTOCOL_UDP {
+        return match front::on_connect(ctx, sk, dst, ipv6) {
+            Some(port) => Step::Redirect(port),
+            None => Step::Proceed,
+        };
+    }
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_MPTCP {
         return Step::Proceed;
     }
@@ -190,6 +153,11 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
     if is_kernel_thread() {
         return Class::Skip(Counter::SkippedKernel);
     }
+    if front::is_served(dst)
+        && let Some(class) = capture_query(ctx, sk, ipv6)
+    {
+        return class;
+    }
     if dst.address.is_loopback() {
         // SAFETY: the context is valid while the program runs.
         let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
@@ -209,7 +177,7 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
     if unsafe { PROXIES.get(dst) }.is_some() {
         return Class::Skip(Counter::SkippedProxy);
     }
-    if !is_captured(dst.port) {
+    if side != Side::Virtual as u8 && !is_captured(dst.port) {
         return Class::Skip(Counter::SkippedPort);
     }
     // SAFETY: as above.
@@ -219,7 +187,10 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
         return Class::Skip(Counter::SkippedHostNetwork);
     }
     // SAFETY: the value is copied at once.
-    let Some(&Listeners { port_v4, port_v6 }) = (unsafe { NAMESPACES.get(&cookie) }) else {
+    let Some(&Listeners {
+        port_v4, port_v6, ..
+    }) = (unsafe { NAMESPACES.get(&cookie) })
+    else {
         // The agent may not have come here yet: it is told, by the thread that is here.
         let _ = NEWCOMERS.output(bpf_get_current_pid_tgid() as u32, 0);
         let as_ruled = CONFIG
@@ -239,7 +210,7 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
     if port == 0 {
         return Class::Refuse(Counter::RefusedFamily);
     }
-    if !listener::is_ours(ctx, port, ipv6) {
+    if !listener::is_ours(ctx, port, ipv6, SocketRole::Listener) {
         return if side == Side::Open as u8 {
             Class::Skip(Counter::SkippedAgentGone)
         } else {
@@ -247,4 +218,25 @@ fn classify(ctx: &SockAddrContext, sk: *mut bpf_sock, dst: &Endpoint, ipv6: bool
         };
     }
     Class::Capture(cookie, port)
+}
+
+/// Queries over TCP come to the agent wherever the name server is, if they can; else the way of every
+/// other connection is theirs.
+#[inline(always)]
+fn capture_query(ctx: &SockAddrContext, sk: *mut bpf_sock, ipv6: bool) -> Option<Class> {
+    // SAFETY: the context is valid while the program runs, and `sk` is the context's.
+    let (cookie, device) = unsafe {
+        (
+            bpf_get_netns_cookie(ctx.as_ptr()),
+            (&raw const (*sk).bound_dev_if).read_volatile(),
+        )
+    };
+    // SAFETY: the value is copied at once.
+    let &Listeners {
+        port_v4, port_v6, ..
+    } = unsafe { NAMESPACES.get(&cookie) }?;
+    let port = if ipv6 { port_v6 } else { port_v4 };
+    let there =
+        port != 0 && device == 0 && listener::is_ours(ctx, port, ipv6, SocketRole::Listener);
+    there.then_some(Class::Capture(cookie, port))
 }

@@ -4,8 +4,9 @@
 //! network namespace and keeps the original destination with the socket; `flow` writes it where
 //! the agent finds it, before the SYN leaves; `peername` lets the workload see the peer it asked
 //! for; `udp` refuses datagrams that would walk past what TCP is under; `dns` passes on what
-//! workloads are answered; `netns` tells the agent which namespace it is in, on kernels with no other
-//! way; `node` leaves alone what is on the node's own network. Every program stays small: the verifiers of all kernels from 5.10 on must take it.
+//! workloads are answered, `front` sends to the agent what they ask; `netns` tells the agent which namespace it is in, on kernels with
+//! no other way; `node` leaves alone what is on the node's own network. Every program stays small: the verifiers of all kernels from
+//! 5.10 on must take it.
 
 #![no_std]
 #![no_main]
@@ -13,11 +14,13 @@
 mod connect;
 mod dns;
 mod flow;
+mod front;
 mod listener;
 mod maps;
 mod netns;
 mod node;
 mod peername;
+mod sockaddr;
 mod socket;
 mod task;
 mod udp;

@@ -1,16 +1,19 @@
 //! All maps of the programs; `underpass-abi` says what they hold.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use underpass_abi::{
-    Answer, Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Questions, Redirect,
-    RuleKey, Side, Sides, port_slot,
+    Answer, Asker, Config, Counter, Endpoint, Flow, FlowKey, Listeners, PORT_WORDS, Query,
+    QueryKey, Questions, Redirect, RuleKey, Side, Sides, port_slot,
 };
 
 /// One that finds no room is lost, and counted.
 #[btf_map]
 pub static ANSWERS: RingBuf<Answer, { 1 << 20 }> = RingBuf::new();
+
+#[btf_map]
+pub static ASKERS: SkStorage<Asker> = SkStorage::new();
 
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
@@ -39,6 +42,10 @@ pub static PREFIXES: LpmTrie<RuleKey, Sides, 16_384> = LpmTrie::new();
 /// A set: the values mean nothing.
 #[btf_map]
 pub static PROXIES: HashMap<Endpoint, u32, 4096> = HashMap::new();
+
+/// The agent takes an entry as soon as it reads the query; what it never reads is overwritten.
+#[btf_map]
+pub static QUERIES: LruHashMap<QueryKey, Query, 8192> = LruHashMap::new();
 
 #[btf_map]
 pub static QUESTIONS: SkStorage<Questions> = SkStorage::new();

@@ -12,6 +12,7 @@ use aya_log_ebpf::warn;
 use underpass_abi::{Address, Counter, Endpoint, Side};
 
 use crate::dns::note_question;
+use crate::front::note_query;
 use crate::maps::{NEXT_LOG, PROXIES, ROLES, count, is_captured, sides};
 use crate::node::spares_datagram;
 use crate::socket::{of_packet, storage};
@@ -50,6 +51,10 @@ pub fn watch_udp(ctx: SkBuffContext) -> i32 {
         let _ = note_question(&ctx, &datagram);
         return PROCEED;
     }
+    if datagram.destination.address.is_loopback() {
+        let _ = note_query(&ctx, &datagram);
+        return PROCEED;
+    }
     decide(&ctx, &datagram, Side::Open)
 }
 
@@ -63,7 +68,7 @@ fn decide(ctx: &SkBuffContext, datagram: &Datagram, refused: Side) -> i32 {
     let other = sides.udp == refused as u8 && destination.port != PORT_QUIC;
     if !(quic || other)
         || destination.port == PORT_DNS
-        || !(hidden || is_captured(destination.port))
+        || !(hidden || sides.tcp == Side::Virtual as u8 || is_captured(destination.port))
     {
         return PROCEED;
     }

@@ -2,14 +2,23 @@
 
 ask NAME TYPE SERVER…         one unconnected socket asks all servers, as musl does, and takes the first
                               answer; prints its address
+each FAMILY NAME TYPE SERVER… the same, and tells of every answer from whom it came, and the address; a socket of
+                              the family inet6 asks servers with IPv4 by their mapped addresses
+peer NAME TYPE SERVER         a connected socket asks; tells whom it is connected to, and the address
+bytes SERVER HEX…             sends each datagram to the server; prints the answer in hexadecimal digits, or
+                              `silence` where none comes in TIME
+names COUNT DOMAIN SERVER     asks for so many names below a domain; prints the addresses there are
+rounds COUNT NAME SERVER      asks so many times, and prints the microseconds of a round in the middle
 listen ADDRESS PORT           a socket there asks a server that is silent; says `ready`, and prints from whom a
                               datagram came
 forge FROM HOST PORT NAME IP  sends HOST an answer to that question, from port 53 of FROM: NAME is at IP
 """
 
+import os
 import socket
 import struct
 import sys
+import time
 
 TYPES = {"A": 1, "AAAA": 28}
 NUMBER = 4711
@@ -46,6 +55,58 @@ if verb == "ask":
     for server in servers:
         sock.sendto(question(name, kind), (server, 53))
     print(address(sock.recv(4096), name, kind))
+elif verb == "each":
+    family, name, kind, *servers = args
+    six = family == "inet6"
+    sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(20)
+    for server in servers:
+        server = "::ffff:" + server if six and ":" not in server else server
+        sock.sendto(question(name, kind), (server, 53))
+    for _ in servers:
+        message, peer = sock.recvfrom(4096)
+        print(peer[0], peer[1], address(message, name, kind), flush=True)
+elif verb == "peer":
+    name, kind, server = args
+    sock = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(20)
+    sock.connect((server, 53))
+    sock.send(question(name, kind))
+    message, peer = sock.recvfrom(4096)
+    print(*sock.getpeername()[:2], *peer[:2], address(message, name, kind))
+elif verb == "bytes":
+    server, *datagrams = args
+    for datagram in datagrams:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(float(os.environ.get("TIME", "20")))
+        sock.sendto(bytes.fromhex(datagram), (server, 53))
+        try:
+            print(sock.recv(65535).hex(), flush=True)
+        except socket.timeout:
+            print("silence", flush=True)
+elif verb == "names":
+    count, domain, server = int(args[0]), args[1], args[2]
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(20)
+    sock.connect((server, 53))
+    for n in range(count):
+        name = f"n{n}.{domain}"
+        sock.send(question(name, "A"))
+        message = sock.recv(4096)
+        if message[3] & 0x0F == 0:
+            print(address(message, name, "A"))
+elif verb == "rounds":
+    count, name, server = int(args[0]), args[1], args[2]
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(20)
+    sock.connect((server, 53))
+    took = []
+    for _ in range(count):
+        start = time.perf_counter()
+        sock.send(question(name, "A"))
+        sock.recv(4096)
+        took.append(time.perf_counter() - start)
+    print(int(sorted(took)[count // 2] * 1e6))
 elif verb == "listen":
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(20)

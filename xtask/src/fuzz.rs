@@ -66,6 +66,8 @@ enum Target {
     ConnectAnswer,
     /// What a name server answers a workload
     DnsAnswer,
+    /// What a workload asks a name server
+    DnsQuery,
     /// Requests and answers of HTTP/1.1
     HttpMessages,
     /// What a proxy sends on an HTTP/2 connection
@@ -82,6 +84,7 @@ impl Target {
             Self::HttpHead => "http_head",
             Self::ConnectAnswer => "connect_answer",
             Self::DnsAnswer => "dns_answer",
+            Self::DnsQuery => "dns_query",
             Self::HttpMessages => "http_messages",
             Self::Http2Proxy => "http2_proxy",
             Self::Policy => "policy",

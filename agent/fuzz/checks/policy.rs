@@ -106,7 +106,7 @@ fn check_decisions(policy: &Policy) {
         };
         assert!(without_name.note.is_none());
         for (facts, verdict) in named {
-            if policy.look_at(dst, view).is_none() {
+            if policy.look_at(&Facts::new(dst), view).is_none() {
                 assert_eq!(format!("{verdict:?}"), format!("{without_name:?}"));
             }
             let verified = Facts {
@@ -199,7 +199,10 @@ fn check_decision(facts: &Facts, decision: &Decision) {
                 TargetSource::OriginalDst => {
                     assert_eq!(tunnel.target.host.name(), None, "an address is no name");
                 }
-                TargetSource::Dns | TargetSource::Sni | TargetSource::HttpHost => {
+                TargetSource::Dns
+                | TargetSource::HttpHost
+                | TargetSource::Sni
+                | TargetSource::VirtualAddress => {
                     assert_eq!(claimed, Some(&tunnel.target.host));
                 }
             }

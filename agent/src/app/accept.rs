@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Tasks;
 use super::shed::Shedder;
-use crate::capture::{Canary, Incoming, Listener};
+use crate::capture::{Canary, Front, Incoming, Listener};
 use crate::connection::Way;
+use crate::dns::Outcome;
 use crate::sockets::Vantage;
 
 /// How long a retired listener still takes what was redirected to it before: those connections
@@ -67,6 +68,66 @@ impl Acceptor {
         let this = self.clone();
         let accepting = async move { this.accept(&listener, there.as_ref(), &closing).await };
         self.tasks.acceptors.track_future(accepting)
+    }
+
+    /// Answers queries until `closing`, in another network namespace or the agent's own.
+    pub(super) fn serve(
+        &self,
+        front: Front,
+        there: Option<Arc<Vantage>>,
+        closing: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let this = self.clone();
+        let serving = async move { this.answer(Arc::new(front), there, &closing).await };
+        self.tasks.acceptors.track_future(serving)
+    }
+
+    async fn answer(
+        &self,
+        front: Arc<Front>,
+        there: Option<Arc<Vantage>>,
+        closing: &CancellationToken,
+    ) {
+        let mut buffer = Vec::new();
+        let receive = async |buffer: &mut Vec<u8>| {
+            match front.receive(buffer).await {
+                Ok(Some(asked)) => {
+                    let (way, front) = (Arc::clone(&self.way), Arc::clone(&front));
+                    let there = there.clone();
+                    let cut = self.tasks.cut.clone();
+                    self.tasks
+                        .connections
+                        .spawn(cut.run_until_cancelled_owned(async move {
+                            if let Some(answer) = way.answer(&asked, there.as_ref()).await
+                                && let Err(error) = front.answer(&answer, asked.client).await
+                            {
+                                tracing::debug!(%error, "answer to a query not sent");
+                            }
+                        }));
+                }
+                Ok(None) => self.way.metrics.dns.asked(Outcome::Stranger),
+                // That an answer could not be delivered, to one who is gone.
+                Err(error) => tracing::debug!(%error, "front"),
+            }
+        };
+        loop {
+            tokio::select! {
+                () = receive(&mut buffer) => {}
+                () = closing.cancelled() => break,
+            }
+        }
+        if let Err(error) = front.retire() {
+            tracing::warn!(%error, "queries made right now may get no answer");
+        }
+        let last_call = sleep(LAST_CALL);
+        tokio::pin!(last_call);
+        loop {
+            tokio::select! {
+                biased;
+                () = receive(&mut buffer) => {}
+                () = &mut last_call => break,
+            }
+        }
     }
 
     async fn accept(

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
+use underpass_abi::FRONTS;
 
 use super::accept::Acceptor;
 use super::cgroups::Cgroups;
@@ -41,8 +42,8 @@ const PAUSE: u32 = 4;
 const MOST: usize = 2048;
 const MOST_PER_CGROUP: usize = 64;
 
-/// What every namespace costs: its listeners, and itself.
-const DESCRIPTORS: usize = 3;
+/// What every namespace costs: its listeners and fronts, and itself.
+const DESCRIPTORS: usize = 3 + 2 * FRONTS;
 
 /// Enrols namespaces and lets them go.
 pub(super) struct Enrolment {
@@ -252,7 +253,13 @@ impl Enrolment {
                     let there = Arc::clone(&vantage);
                     self.acceptor.start(listener, there, closing.clone())
                 };
-                let acceptors = enrolled.listeners.into_iter().map(accept).collect();
+                let serve = |front| {
+                    let there = Some(Arc::clone(&vantage));
+                    tokio::spawn(self.acceptor.serve(front, there, closing.clone()))
+                };
+                let accepting = enrolled.listeners.into_iter().map(accept);
+                let serving = enrolled.fronts.into_iter().map(serve);
+                let acceptors = accepting.chain(serving).collect();
                 Entry {
                     resident: resident.clone(),
                     vantage,

@@ -48,6 +48,13 @@ impl CaptureSource for KernelSide {
         })
     }
 
+    fn queries_passed(&self) -> Vec<(&'static str, u64)> {
+        self.by(|outcome| match outcome {
+            Outcome::QueryPassed(reason) => Some(reason),
+            _ => None,
+        })
+    }
+
     fn answers_lost(&self) -> u64 {
         self.counters.value(Counter::AnswerLost)
     }

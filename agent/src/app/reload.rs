@@ -17,7 +17,7 @@ use super::cgroups::Cgroups;
 use super::policy_source::{PolicySource, Read};
 use super::proxies::Proxies;
 use super::watch::{Fingerprint, Watch};
-use crate::capture::{Capture, CaptureError};
+use crate::capture::{Capture, CaptureError, Dns};
 use crate::connection::{InForce, Way};
 use crate::kubernetes::Feed;
 use crate::policy::{Captured, FailureMode, LoadError, Policy, Problem, Side};
@@ -205,6 +205,7 @@ impl Reloader {
         announce(&policy, &self.way.metrics);
         self.proxies.put_into_force(InForce::new(policy));
         self.cgroups.ask();
+        self.way.count_virtuals(&self.way.policy.load());
         self.way.tunneler.serve(self.way.policy.load().proxies());
         Ok(())
     }
@@ -355,6 +356,7 @@ pub(super) fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), Captur
         Side::External => underpass_abi::Side::External,
         Side::Internal => underpass_abi::Side::Internal,
         Side::Open => underpass_abi::Side::Open,
+        Side::Virtual => underpass_abi::Side::Virtual,
     };
     let prefixes = plan.prefixes.iter().map(|(prefix, captured)| {
         let Captured { tcp, quic, udp } = *captured;
@@ -366,7 +368,13 @@ pub(super) fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), Captur
         .exceptions
         .iter()
         .map(|(prefix, port)| (*prefix, Some(*port), internal));
-    capture.rules().set_observing(policy.observes_dns())?;
+    capture.rules().set_dns(if policy.serves_dns() {
+        Dns::Served
+    } else if policy.observes_dns() {
+        Dns::Observed
+    } else {
+        Dns::Ignored
+    })?;
     capture.rules().set_prefixes(prefixes.chain(exceptions))?;
     capture.rules().set_ports(|port| plan.ports.contains(port))
 }

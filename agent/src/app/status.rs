@@ -60,6 +60,10 @@ impl Status {
                 "refused": by_reason(self.kernel.refused()),
             },
             "namespaces": self.enrolment.as_ref().map(|enrolment| enrolment.to_json()),
+            "dns": {
+                "served": policy.serves_dns(),
+                "virtual_hosts": policy.virtual_hosts() + self.way.virtuals.len(),
+            },
             "names": self.names(),
             "maps": self.maps(),
         })

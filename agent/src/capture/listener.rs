@@ -11,9 +11,9 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use underpass_abi::{Listeners, SocketRole};
+use underpass_abi::SocketRole;
 
-use super::{CaptureError, Flows, MarkedSockets, ports};
+use super::{CaptureError, Flows, MarkedSockets};
 use crate::name::OriginalDst;
 
 /// Connections that the kernel holds for us, established and not accepted. The kernel caps it at
@@ -99,17 +99,15 @@ impl Listener {
 /// Opens the listeners of the calling thread's network namespace, whose cookie that is: on
 /// 127.0.0.1, and on ::1 where there is IPv6. To be called on a tokio runtime.
 ///
-/// A namespace that is still being made has its loopback down. Then the addresses are not there
-/// yet, and are bound all the same, so that the listeners are there when they come.
+/// Gives their ports as well, 0 where there is none.
 pub(super) fn open(
     netns_cookie: u64,
     sockets: &Arc<MarkedSockets>,
     flows: &Arc<Flows>,
-) -> Result<(Vec<Listener>, Listeners), CaptureError> {
-    let early = loopback_is_down();
+) -> Result<(Vec<Listener>, [u16; 2]), CaptureError> {
     let bind = |address: IpAddr| {
-        let (socket, port) = bind(address, early, sockets)
-            .map_err(|source| CaptureError::Listen { address, source })?;
+        let (socket, port) =
+            bind(address, sockets).map_err(|source| CaptureError::Listen { address, source })?;
         let listener = Listener {
             socket,
             netns_cookie,
@@ -120,33 +118,23 @@ pub(super) fn open(
     };
     let (v4, port_v4) = bind(Ipv4Addr::LOCALHOST.into())?;
     match bind(Ipv6Addr::LOCALHOST.into()) {
-        Ok((v6, port_v6)) => Ok((vec![v4, v6], ports(port_v4, Some(port_v6)))),
+        Ok((v6, port_v6)) => Ok((vec![v4, v6], [port_v4, port_v6])),
         Err(CaptureError::Listen { source, .. }) if is_family_missing(&source) => {
             tracing::info!("no IPv6 in this network namespace: external IPv6 is refused");
-            Ok((vec![v4], ports(port_v4, None)))
+            Ok((vec![v4], [port_v4, 0]))
         }
         Err(error) => Err(error),
     }
 }
 
-fn bind(address: IpAddr, early: bool, sockets: &MarkedSockets) -> io::Result<(TcpListener, u16)> {
+fn bind(address: IpAddr, sockets: &MarkedSockets) -> io::Result<(TcpListener, u16)> {
     let local = SocketAddr::new(address, 0);
     let socket = Socket::new(
         Domain::for_address(local),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    if local.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    if early {
-        match address {
-            IpAddr::V4(_) => socket.set_freebind_v4(true)?,
-            IpAddr::V6(_) if is_ipv6_off() => return Err(Errno::EADDRNOTAVAIL.into()),
-            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
-        }
-    }
-    socket.set_nonblocking(true)?;
+    prepare(&socket, address)?;
     // Accepted sockets inherit it, so that there is no moment in which a crash of the agent would
     // look to a workload like the end of the data.
     socket.set_linger(Some(Duration::ZERO))?;
@@ -159,6 +147,24 @@ fn bind(address: IpAddr, early: bool, sockets: &MarkedSockets) -> io::Result<(Tc
     let listener = TcpListener::from_std(socket.into())?;
     let port = listener.local_addr()?.port();
     Ok((listener, port))
+}
+
+/// What a socket needs before it is bound to a loopback address.
+///
+/// A namespace that is still being made has its loopback down. Then the addresses are not there
+/// yet, and can be bound all the same, so that the sockets are there when they come.
+pub(super) fn prepare(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if loopback_is_down() {
+        match address {
+            IpAddr::V4(_) => socket.set_freebind_v4(true)?,
+            IpAddr::V6(_) if is_ipv6_off() => return Err(Errno::EADDRNOTAVAIL.into()),
+            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+    }
+    socket.set_nonblocking(true)
 }
 
 /// Of the calling thread's network namespace.
@@ -178,7 +184,7 @@ fn is_ipv6_off() -> bool {
         .map_or(true, |off| off.trim() != "0")
 }
 
-fn is_family_missing(error: &io::Error) -> bool {
+pub(super) fn is_family_missing(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
 }

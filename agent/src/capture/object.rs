@@ -21,6 +21,8 @@ use super::{CaptureConfig, CaptureError};
 static BYTES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/underpass-ebpf.o"));
 
 const SOCK_ADDR_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
+/// Those for the DNS of workloads, which end with the agent: without it queries go their own way.
+const QUERY_PROGRAMS: [&str; 4] = ["send_query4", "send_query6", "show_server4", "show_server6"];
 const SOCK_OPS_PROGRAM: &str = "record_flow";
 /// Programs that see packets, where they see them, and whether they may outlive the agent: what the
 /// others do is for the agent, or while it is there.
@@ -100,7 +102,7 @@ impl Object {
             .override_global(underpass_abi::NETNS_INODE_PATH, &offsets.netns_inode, true)
             .load(BYTES)
             .map_err(|source| CaptureError::Load(Box::new(source)))?;
-        for name in SOCK_ADDR_PROGRAMS {
+        for name in SOCK_ADDR_PROGRAMS.into_iter().chain(QUERY_PROGRAMS) {
             sock_addr(&mut ebpf, name)?
                 .load()
                 .map_err(|source| CaptureError::Program {
@@ -148,7 +150,7 @@ impl Object {
     /// A descriptor of a hash map, for what aya does not do with it. To be had before the map is
     /// taken out.
     pub(super) fn hash_map(&self, name: &'static str) -> Result<OwnedFd, CaptureError> {
-        let Some(Map::HashMap(map)) = self.ebpf.map(name) else {
+        let Some(Map::HashMap(map) | Map::LruHashMap(map)) = self.ebpf.map(name) else {
             return Err(CaptureError::Missing(name));
         };
         let descriptor = map.fd().as_fd().try_clone_to_owned();
@@ -190,13 +192,16 @@ impl Object {
             let kept = if outlives { &mut links } else { &mut only_here };
             kept.push((name, FdLink::try_from(link)));
         }
-        for name in SOCK_ADDR_PROGRAMS.into_iter().rev() {
+        // What shows the server comes before what hides it.
+        for name in QUERY_PROGRAMS.into_iter().chain(SOCK_ADDR_PROGRAMS).rev() {
             let program = sock_addr(&mut self.ebpf, name)?;
             let link = program
                 .attach(&directory, CgroupAttachMode::Single)
                 .and_then(|id| program.take_link(id))
                 .map_err(refused(name))?;
-            links.push((name, FdLink::try_from(link)));
+            let outlives = SOCK_ADDR_PROGRAMS.contains(&name);
+            let kept = if outlives { &mut links } else { &mut only_here };
+            kept.push((name, FdLink::try_from(link)));
         }
         Attachment::new(links, only_here, key)
     }

@@ -33,6 +33,17 @@ pub struct Rules {
     max_proxies: usize,
 }
 
+/// What becomes of the DNS of workloads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Dns {
+    /// Nothing.
+    Ignored,
+    /// Answers are passed on to the agent.
+    Observed,
+    /// Queries go to the agent; answers to those that do not, as before.
+    Served,
+}
+
 struct Written {
     config: Config,
     selected: HashSet<u64>,
@@ -58,7 +69,7 @@ impl Rules {
                     spared_inode: 0,
                     not_enrolled: not_enrolled as u32,
                     observe_dns: 0,
-                    _pad: 0,
+                    serve_dns: 0,
                 },
                 selected: HashSet::new(),
                 // As the kernel makes an array.
@@ -71,12 +82,13 @@ impl Rules {
         Ok(rules)
     }
 
-    /// Sets whether answers to the DNS questions of workloads are passed on to the agent.
+    /// Sets what the programs do with the DNS of workloads.
     ///
     /// # Errors
     /// The map cannot be changed.
-    pub fn set_observing(&mut self, observing: bool) -> Result<(), CaptureError> {
-        self.written.config.observe_dns = observing.into();
+    pub fn set_dns(&mut self, dns: Dns) -> Result<(), CaptureError> {
+        self.written.config.observe_dns = (dns != Dns::Ignored).into();
+        self.written.config.serve_dns = (dns == Dns::Served).into();
         self.write_config()
     }
 

@@ -186,6 +186,7 @@ fn sudo_caller() -> Option<(String, String)> {
 fn policy_source(args: &Args) -> Result<PolicySource, Failure> {
     let options = Options {
         internal_cidrs: args.capture.internal_cidr.clone(),
+        virtual_range: args.capture.virtual_range()?,
         ..Options::default()
     };
     let Some(url) = &args.proxy else {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::options::{OutputFormat, ScopeOptions, SecretOptions};
+use super::options::{self, OutputFormat, ScopeOptions, SecretOptions};
 use super::{EXIT_USAGE, Failure, complain, say};
 use crate::name::HostName;
 use crate::policy::{self, Options};
@@ -51,6 +51,10 @@ pub(super) struct Args {
     /// Addresses that are internal besides those that always are; may be given several times
     #[arg(long, value_name = "CIDR")]
     internal_cidr: Vec<IpNet>,
+
+    /// Virtual addresses, as the agent is told
+    #[arg(long, value_name = "CIDR")]
+    virtual_cidr: Vec<IpNet>,
 
     #[command(flatten)]
     workload: WorkloadOptions,
@@ -110,6 +114,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let paths = args.secrets.with(args.policy);
     let options = Options {
         internal_cidrs: args.internal_cidr,
+        virtual_range: options::virtual_range(&args.virtual_cidr)?,
         root_namespace: args.scope.root_namespace(),
     };
     let policy = match policy::load(&paths, &options, None).policy {
@@ -120,9 +125,11 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         }
     };
     let workload = args.workload.workload();
+    let view = policy.view(&workload);
     let mut reports: Vec<Value> = Vec::new();
     for (index, destination) in args.destinations.iter().enumerate() {
-        let assumed = destination.assume(args.address, args.sni.as_ref(), args.host.as_ref());
+        let (sni, host) = (args.sni.as_ref(), args.host.as_ref());
+        let assumed = destination.assume((&policy, &view), args.address, sni, host);
         let assumed = assumed.map_err(Failure::usage)?;
         let explanation = policy.explain(&assumed.facts, &workload);
         let report = Report {

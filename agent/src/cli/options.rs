@@ -11,7 +11,7 @@ use crate::app::TraceSettings;
 use crate::kubernetes::ClusterConfig;
 use crate::limits::Limits;
 use crate::name::Target;
-use crate::policy::{Namespace, Paths};
+use crate::policy::{Namespace, Paths, VirtualRange};
 use crate::telemetry::logging::{self, LogConfig, LogFormat, LogHandle, LogOutput};
 
 /// The namespace that `deploy/kubernetes` makes.
@@ -196,6 +196,11 @@ pub(super) struct CaptureOptions {
     #[arg(long, value_name = "HOST:PORT")]
     pub(super) never_capture: Vec<Target>,
 
+    /// Virtual addresses, which the agent tells workloads where policy has it answer DNS queries: a
+    /// range of IPv4, of IPv6, or one of each [default: 240.240.0.0/16, fd75:6e64:6572:7061::/64]
+    #[arg(long, value_name = "CIDR")]
+    virtual_cidr: Vec<IpNet>,
+
     /// Connections at a time; past them new ones are reset
     #[arg(long, value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
@@ -212,7 +217,18 @@ pub(super) struct CaptureOptions {
     max_pending_tunnels: u32,
 }
 
+/// The virtual addresses of these ranges, and of the default where there is none of a family.
+pub(super) fn virtual_range(nets: &[IpNet]) -> Result<VirtualRange, Failure> {
+    let range = VirtualRange::new(nets).context("--virtual-cidr");
+    range.map_err(Failure::usage)
+}
+
 impl CaptureOptions {
+    /// The virtual addresses.
+    pub(super) fn virtual_range(&self) -> Result<VirtualRange, Failure> {
+        virtual_range(&self.virtual_cidr)
+    }
+
     /// The limits for a node, where one workload must not use up what is for all. A quarter: it
     /// takes four that run wild to shut out the others, and one that is alone still has more than
     /// most ever need.

@@ -79,6 +79,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     }
     let cluster = args.kubernetes.cluster()?;
     let options = Options {
+        virtual_range: args.capture.virtual_range()?,
         internal_cidrs: args.capture.internal_cidr,
         root_namespace: cluster.as_ref().map(|it| it.root_namespace.clone()),
     };

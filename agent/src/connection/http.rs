@@ -31,7 +31,7 @@ use crate::policy::{self, Facts, TargetPolicy, TunnelDecision, View};
 use crate::telemetry::record::Live;
 use crate::telemetry::request::Captured;
 use crate::telemetry::{
-    self, ConnectionRecord, Deduction, Destination, Label, RequestRecord, Trail, TunnelLog as _,
+    self, ConnectionRecord, Destination, Label, RequestRecord, Trail, TunnelLog as _,
 };
 use crate::workload::Workload;
 use refused::Refused;
@@ -132,11 +132,11 @@ impl Requests {
 
     /// What is known of a request for this host.
     fn facts(&self, host: Option<&Host>) -> Facts {
-        Facts {
-            original_dst: self.origin.dst,
-            claimed: host.map(|host| claim((host.clone(), Source::HttpHost))),
-            claimed_is_verified: false,
+        let mut facts = self.origin.facts();
+        if self.origin.host.is_none() {
+            facts.claimed = host.map(|host| claim((host.clone(), Source::HttpHost)));
         }
+        facts
     }
 
     /// What policy says of a request, and of its target.
@@ -161,14 +161,8 @@ impl Requests {
             policy::Decision::Deny { policy, reason } => {
                 let by = Some(Label::of(&policy));
                 record.decided(telemetry::Decision::Deny, by);
-                let label = match reason {
-                    policy::DenyReason::NoName => {
-                        let from = telemetry::TargetSource::HttpHost;
-                        self.way.metrics.policy.deduced(from, Deduction::Missing);
-                        telemetry::DenyReason::NoName
-                    }
-                    policy::DenyReason::Rule => telemetry::DenyReason::Rule,
-                };
+                let from = telemetry::TargetSource::HttpHost;
+                let label = self.way.denied(reason, from);
                 Err(Refused::denied(label, &reason))
             }
             policy::Decision::Direct(rule) => {
@@ -208,6 +202,7 @@ impl Requests {
     fn arrived(&self) -> Arrived {
         Arrived {
             dst: self.origin.dst,
+            host: self.origin.host.clone(),
             who: Arc::clone(&self.outlook.lock().who),
             from: self.origin.from.clone(),
             bytes: Bytes::new(),

@@ -1,5 +1,7 @@
 //! From the decision to the end: through a proxy or direct, and the relay.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{Arrived, Failure, Way};
 use crate::circuit::{Circuit, Leads, Outcome, Refusal};
-use crate::name::OriginalDst;
+use crate::dns::first_success;
+use crate::name::{HostName, OriginalDst};
 use crate::policy::{
     self, Facts, Fallback, PlainHttp, Proxy, RankedProxy, TargetPolicy, TunnelDecision,
 };
@@ -27,6 +30,9 @@ use crate::tunnel::{
 /// Stands for no bound at all.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
+/// Between the addresses of a name that are tried (RFC 8305 section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+
 /// For TLS with the target, once the tunnel is open.
 pub(super) const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -34,7 +40,7 @@ impl Way {
     pub(super) async fn direct(
         &self,
         workload: &mut TcpStream,
-        dst: OriginalDst,
+        (dst, host): (OriginalDst, Option<&HostName>),
         bytes: Bytes,
         target: Option<&Arc<TargetPolicy>>,
         record: &mut ConnectionRecord,
@@ -43,7 +49,7 @@ impl Way {
         let attempt = circuit.attempt().map_err(refused)?;
         let _place = circuit.connection().map_err(refused)?;
         let time = within(self.direct_deadline, &circuit);
-        let connecting = timeout(time, self.sockets.connect(dst.0));
+        let connecting = timeout(time, self.dial(dst, host));
         let mut upstream = match record.span().around("direct", connecting).await {
             Ok(Ok(stream)) => stream.into(),
             Ok(Err(error)) => {
@@ -66,6 +72,29 @@ impl Way {
         let early = (bytes, Bytes::new());
         self.relay(workload, &mut upstream, early, &timeouts, record)
             .await
+    }
+
+    /// Connects past every proxy: to the address, or to where the host really is that it stands for.
+    pub(super) async fn dial(
+        &self,
+        dst: OriginalDst,
+        host: Option<&HostName>,
+    ) -> io::Result<TcpStream> {
+        let Some(host) = host else {
+            return self.sockets.connect(dst.0).await;
+        };
+        let found = self.resolver.lookup(host).await.map_err(io::Error::other)?;
+        // The resolver's servers could say so of a name as well.
+        let policy = self.policy.load();
+        let addrs = found.addrs.into_iter();
+        let addrs: Vec<_> = addrs.filter(|addr| !policy.is_virtual(*addr)).collect();
+        let connect = |addr| self.sockets.connect(SocketAddr::new(addr, dst.port()));
+        first_success(addrs, STAGGER, connect)
+            .await
+            .map_err(|errors| {
+                let error = errors.into_iter().next();
+                error.unwrap_or_else(|| io::Error::other(format!("`{host}` has no address")))
+            })
     }
 
     pub(super) async fn tunnel(
@@ -108,7 +137,8 @@ impl Way {
                     "the proxy cannot be reached: failureMode: open",
                 ));
                 record.decided(telemetry::Decision::Direct, by, rule);
-                let direct = self.direct(workload, arrived.dst, arrived.bytes, target, record);
+                let to = (arrived.dst, arrived.host.as_ref());
+                let direct = self.direct(workload, to, arrived.bytes, target, record);
                 return Box::pin(direct).await;
             }
         };
@@ -351,6 +381,7 @@ pub(super) fn target_source(source: policy::TargetSource) -> telemetry::TargetSo
         policy::TargetSource::OriginalDst => telemetry::TargetSource::OriginalDst,
         policy::TargetSource::ServiceEntry => telemetry::TargetSource::Declared,
         policy::TargetSource::Sni => telemetry::TargetSource::Sni,
+        policy::TargetSource::VirtualAddress => telemetry::TargetSource::VirtualAddress,
     }
 }
 

@@ -32,6 +32,21 @@ pub enum Heard {
     Malformed,
 }
 
+/// What became of a query.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// It was answered from policy.
+    Answered,
+    /// Its server answered it.
+    Forwarded,
+    /// Its server did not answer, or could not be asked.
+    Failed,
+    /// It was one too many.
+    Refused,
+    /// It was not redirected here, or nobody knows by whom.
+    Stranger,
+}
+
 /// Is told of every answer.
 pub trait Listener: Send + Sync {
     /// An answer came; so many addresses have names now.
@@ -82,16 +97,24 @@ impl Knowledge {
     fn learn(&self) {
         // Under one lock, so that nobody looks between an answer's taking and its learning.
         let mut known = self.known.lock();
-        self.answers.take(|workload, message| {
-            let heard = match Answer::read(message) {
-                Ok(Some(answer)) => {
-                    known.learn(workload, &answer, Instant::now());
-                    Heard::Learnt
-                }
-                Ok(None) => Heard::Nothing,
-                Err(_) => Heard::Malformed,
-            };
-            self.listener.heard(heard, known.len());
-        });
+        self.answers
+            .take(|workload, message| self.hear(&mut known, workload, message));
+    }
+
+    /// Learns from an answer that the workload in the cgroup of this id is about to get.
+    pub fn tell(&self, workload: u64, message: &[u8]) {
+        self.hear(&mut self.known.lock(), workload, message);
+    }
+
+    fn hear(&self, known: &mut Known, workload: u64, message: &[u8]) {
+        let heard = match Answer::read(message) {
+            Ok(Some(answer)) => {
+                known.learn(workload, &answer, Instant::now());
+                Heard::Learnt
+            }
+            Ok(None) => Heard::Nothing,
+            Err(_) => Heard::Malformed,
+        };
+        self.listener.heard(heard, known.len());
     }
 }

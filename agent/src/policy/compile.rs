@@ -34,6 +34,7 @@ use super::problem::Problem;
 use super::proxy::{Proxy, RankedProxy};
 use super::rule::{Action, Route, Rule, Scope, Service, TargetRule, TargetRules};
 use super::target::{HttpRoutes, TargetSettings};
+use super::virtuals::{VirtualHosts, VirtualRange};
 use super::workloads::{View, WorkloadMatch};
 use crate::name::HostName;
 use crate::tls::{ClientTls, SystemRoots};
@@ -52,6 +53,8 @@ pub struct Options {
     /// Whose documents are for the whole node, where documents are those of a cluster: each other
     /// namespace has a say about its own workloads only. `None`: all documents are of one hand.
     pub root_namespace: Option<Namespace>,
+    /// The addresses that hosts are given where the agent answers for them.
+    pub virtual_range: VirtualRange,
 }
 
 /// What documents only refer to.
@@ -101,6 +104,8 @@ pub struct Policy {
     pub(super) targets: TargetRules<TargetSettings>,
     /// Times and retries of requests to them.
     pub(super) http_routes: TargetRules<HttpRoutes>,
+    /// The addresses that hosts have been given; none where the agent answers for nobody.
+    pub(super) virtuals: Option<VirtualHosts>,
     wants_workload: bool,
     /// What a workload sees of which nothing is known.
     pub(super) stranger: Arc<View>,
@@ -225,7 +230,7 @@ impl Policy {
                 target_port: None,
                 no_proxy,
                 failure_mode: FailureMode::Closed,
-                observes_dns: true,
+                dns: None,
             })),
             udp: Udp::DenyQuic,
         };
@@ -251,6 +256,9 @@ impl Policy {
             by_address,
             by_host,
         } = services;
+        let serves_dns = rules.iter().any(Rule::serves_dns);
+        let virtuals =
+            serves_dns.then(|| VirtualHosts::new(options.virtual_range, &list, hosts_of_proxies));
         let plan = plan::make(&rules, &list, &by_address, options);
         let mut policy = Self {
             sides: plan.sides,
@@ -270,6 +278,7 @@ impl Policy {
             tls_settings,
             targets: TargetRules::default(),
             http_routes: TargetRules::default(),
+            virtuals,
             wants_workload: false,
             stranger: Arc::default(),
             warnings: Vec::new(),
@@ -388,6 +397,7 @@ impl Policy {
             http_routes: self.http_routes.of_workload(workload),
             namespace: workload.namespace.clone(),
             observes_dns: mine().any(|(_, rule)| rule.observes_dns()),
+            serves_dns: mine().any(|(_, rule)| rule.serves_dns()),
         }
     }
 }

@@ -109,6 +109,8 @@ pub enum TargetSource {
     ServiceEntry,
     /// The server name of a TLS ClientHello.
     Sni,
+    /// The name that the virtual address stands for.
+    VirtualAddress,
 }
 
 impl TargetSource {
@@ -121,6 +123,7 @@ impl TargetSource {
             Self::OriginalDst => "original_dst",
             Self::ServiceEntry => "declared",
             Self::Sni => "sni",
+            Self::VirtualAddress => "virtual_address",
         }
     }
 }
@@ -131,6 +134,7 @@ impl From<NameSource> for TargetSource {
             NameSource::Dns => Self::Dns,
             NameSource::HttpHost => Self::HttpHost,
             NameSource::Sni => Self::Sni,
+            NameSource::VirtualAddress => Self::VirtualAddress,
         }
     }
 }
@@ -202,6 +206,8 @@ pub enum DenyReason {
     NoName,
     /// The action of a rule is Deny.
     Rule,
+    /// It is a virtual address that stands for no name.
+    UnknownAddress,
 }
 
 impl DenyReason {
@@ -210,6 +216,7 @@ impl DenyReason {
         match self {
             Self::NoName => "no_name",
             Self::Rule => "rule",
+            Self::UnknownAddress => "unknown_address",
         }
     }
 }
@@ -222,6 +229,10 @@ impl fmt::Display for DenyReason {
                  the target"
             }
             Self::Rule => "the action of the rule is Deny",
+            Self::UnknownAddress => {
+                "the address is one of those that stand for names (--virtual-cidr), and stands for \
+                 none: the program is to ask for the name again"
+            }
         })
     }
 }

@@ -72,7 +72,8 @@ struct RouteDump<'a> {
     target_port: Option<u16>,
     no_proxy: Vec<&'a HostEntry>,
     failure_mode: FailureMode,
-    dns: &'static str,
+    /// `null`: as other rules for the workload say.
+    dns: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -130,7 +131,7 @@ impl<'a> RouteDump<'a> {
             target_port: route.target_port,
             no_proxy: route.no_proxy.entries().collect(),
             failure_mode: route.failure_mode,
-            dns: if route.observes_dns { "Observe" } else { "Off" },
+            dns: route.dns.map(|dns| dns.to_string()),
         }
     }
 }

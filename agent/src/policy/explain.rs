@@ -128,7 +128,7 @@ impl Policy {
         };
         match side {
             Side::Internal => UdpFate::Passes,
-            Side::External => UdpFate::Refused,
+            Side::External | Side::Virtual => UdpFate::Refused,
             Side::Open => UdpFate::RefusedWhileHere,
         }
     }
@@ -137,11 +137,13 @@ impl Policy {
     fn side(&self, dst: OriginalDst, pick: impl Fn(Captured) -> Side) -> Side {
         let ip = dst.ip().to_canonical();
         let is_exempt = |(net, port): &(IpNet, u16)| *port == dst.port() && net.contains(&ip);
-        if !self.ports.contains(dst.port()) || self.exceptions.iter().any(is_exempt) {
+        let sides = self.captured.of(ip);
+        let sides = sides.map_or(Side::External.into(), |(_, sides)| sides);
+        let any_port = sides == Captured::VIRTUAL;
+        if !any_port && !self.ports.contains(dst.port()) || self.exceptions.iter().any(is_exempt) {
             return Side::Internal;
         }
-        let sides = self.captured.of(ip);
-        sides.map_or(Side::External, |(_, sides)| pick(sides))
+        pick(sides)
     }
 
     /// The rule and service by name, and those by address alone, found by looking at each.

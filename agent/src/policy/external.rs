@@ -19,6 +19,8 @@ pub enum Side {
     Internal,
     /// Beyond the proxies as well, but passed on while no agent is there.
     Open,
+    /// Nowhere but in what the agent makes of it: connections to any port are captured.
+    Virtual,
 }
 
 /// On which sides an address lies for the kernel side.
@@ -30,6 +32,15 @@ pub struct Captured {
     pub quic: Side,
     /// With UDP on other ports, likewise.
     pub udp: Side,
+}
+
+impl Captured {
+    /// What nobody has: there is no other end for UDP.
+    pub(super) const VIRTUAL: Self = Self {
+        tcp: Side::Virtual,
+        quic: Side::External,
+        udp: Side::External,
+    };
 }
 
 impl From<Side> for Captured {

@@ -46,6 +46,8 @@ pub enum NameSource {
     HttpHost,
     /// The server name of a TLS ClientHello.
     Sni,
+    /// The name that the address stands for, which is therefore certain.
+    VirtualAddress,
 }
 
 /// How first bytes are looked at.
@@ -65,6 +67,40 @@ pub(super) struct Picked<'a> {
     pub(super) service: Option<&'a Service>,
 }
 
+impl Facts {
+    /// What is known of a connection that has said nothing yet.
+    pub fn new(original_dst: OriginalDst) -> Self {
+        Self {
+            original_dst,
+            claimed: None,
+            claimed_is_verified: false,
+        }
+    }
+
+    /// What is known of a connection to the virtual address of a host.
+    pub fn of_virtual(original_dst: OriginalDst, host: HostName) -> Self {
+        Self {
+            original_dst,
+            claimed: Some(Claim {
+                host: Host::Name(host),
+                source: NameSource::VirtualAddress,
+            }),
+            claimed_is_verified: true,
+        }
+    }
+
+    /// The name that the address stands for, if it is virtual.
+    fn certain(&self) -> Option<&HostName> {
+        let claim = self.claimed.as_ref()?;
+        let claim = (claim.source == NameSource::VirtualAddress).then_some(claim)?;
+        claim.host.name()
+    }
+
+    fn is_certain(&self) -> bool {
+        self.certain().is_some()
+    }
+}
+
 impl Policy {
     /// What is done with a connection of a workload with this view.
     ///
@@ -77,6 +113,15 @@ impl Policy {
         let dst = facts.original_dst;
         if let Some((net, Side::Internal)) = self.sides.of(dst.ip()) {
             return Decision::Direct(DirectRule::Internal(net)).into();
+        }
+        if self.is_virtual(dst.ip()) && !facts.is_certain() {
+            return Decision::Deny {
+                policy: self
+                    .serving()
+                    .map_or("".into(), |rule| Arc::clone(&rule.policy)),
+                reason: DenyReason::UnknownAddress,
+            }
+            .into();
         }
         let at = self.service_at(dst, view);
         let name = spoken_name(facts, at);
@@ -103,24 +148,54 @@ impl Policy {
         self.settle(named, nameless, Some(name), facts, view)
     }
 
-    /// How the first bytes of a connection to `dst` are looked at. `None`: what is done with it does
-    /// not depend on them, so there is nothing to wait for.
+    /// How the first bytes of a connection are looked at, of which only the address is known and, if it
+    /// is virtual, the name. `None`: what is done with it does not depend on them, so there is nothing
+    /// to wait for.
     ///
     /// Where policy declares HTTP, its requests are served as such, whether or not anything depends
     /// on their names; where it declares something else, nothing is taken for HTTP.
-    pub fn look_at(&self, dst: OriginalDst, view: &View) -> Option<Look> {
+    pub fn look_at(&self, facts: &Facts, view: &View) -> Option<Look> {
+        let dst = facts.original_dst;
         if let Some((_, Side::Internal)) = self.sides.of(dst.ip()) {
             return None;
         }
-        let at = self.service_at(dst, view);
+        let certain = facts.certain();
+        if certain.is_none() && self.is_virtual(dst.ip()) {
+            return None;
+        }
+        let at = match certain {
+            Some(name) => self.service_named(name, dst, view),
+            None => self.service_at(dst, view),
+        };
+        let depends = match certain {
+            Some(name) => self.depends_on_protocol(name, at, dst, view),
+            None => self.depends_on_bytes(dst, view),
+        };
         let declared = at.and_then(|service| service.port(dst.port()));
         match declared.map(|port| port.protocol) {
             Some(PortProtocol::Http | PortProtocol::Http2) => Some(Look::Whole),
-            None | Some(PortProtocol::Auto) => {
-                self.depends_on_bytes(dst, view).then_some(Look::Whole)
-            }
-            Some(_) => self.depends_on_bytes(dst, view).then_some(Look::ForTls),
+            None | Some(PortProtocol::Auto) => depends.then_some(Look::Whole),
+            Some(_) => depends.then_some(Look::ForTls),
         }
+    }
+
+    /// Whether what is done with a connection to this host may depend on what is spoken.
+    fn depends_on_protocol(
+        &self,
+        host: &HostName,
+        service: Option<&Service>,
+        dst: OriginalDst,
+        view: &View,
+    ) -> bool {
+        let forwards = || {
+            let rule = self.rule_for(Some(host), service, dst.port(), view);
+            rule.is_some_and(|rule| match &self.rules[rule].action {
+                Action::Tunnel(route) => route.forwards_requests(),
+                Action::Deny | Action::Direct => false,
+            })
+        };
+        let tls = self.tls_by_host.matching(host).next().is_some();
+        tls || self.says_something_of_targets() || forwards()
     }
 
     /// Whether what is done with a connection to `dst` may depend on its first bytes.
@@ -468,7 +543,8 @@ impl Rule {
 pub(super) fn spoken_name<'a>(facts: &'a Facts, at: Option<&Service>) -> Option<&'a HostName> {
     let claim = facts.claimed.as_ref()?;
     let nameless = at.is_some_and(|service| service.is_nameless_on(facts.original_dst.port()));
-    if nameless && claim.source != NameSource::Dns {
+    let beforehand = matches!(claim.source, NameSource::Dns | NameSource::VirtualAddress);
+    if nameless && !beforehand {
         return None;
     }
     claim.host.name()
@@ -492,6 +568,8 @@ fn target_host(
         TargetRule::Fixed(host) => Some((host.clone(), TargetSource::Explicit)),
         // What the connection itself says, and nothing else.
         TargetRule::AutoSni => claimed().filter(|(_, source)| *source != TargetSource::Dns),
+        // To the proxy a virtual address means nothing.
+        TargetRule::OriginalDst if facts.is_certain() => claimed(),
         TargetRule::OriginalDst => Some(original()),
         TargetRule::BestKnown => {
             let first = service.and_then(|service| service.target.clone());

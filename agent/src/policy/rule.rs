@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::api::service_entry::PortProtocol;
-use super::api::tunnel::Udp;
+use super::api::tunnel::{Dns, Udp};
 use super::api::value::HostPattern;
 use super::bits::Bits;
 use super::failure_mode::FailureMode;
@@ -135,7 +135,15 @@ impl Rule {
     /// Whether names count that workloads have resolved.
     pub(super) fn observes_dns(&self) -> bool {
         match &self.action {
-            Action::Tunnel(route) => route.observes_dns,
+            Action::Tunnel(route) => route.dns != Some(Dns::Off),
+            Action::Deny | Action::Direct => false,
+        }
+    }
+
+    /// Whether it has the agent answer for hosts.
+    pub(super) fn serves_dns(&self) -> bool {
+        match &self.action {
+            Action::Tunnel(route) => route.dns == Some(Dns::Serve),
             Action::Deny | Action::Direct => false,
         }
     }
@@ -151,8 +159,9 @@ pub(super) struct Route {
     pub(super) target_port: Option<u16>,
     pub(super) no_proxy: HostList,
     pub(super) failure_mode: FailureMode,
-    /// Whether names count that workloads have resolved.
-    pub(super) observes_dns: bool,
+    /// What the DNS of workloads is good for. Unset: names count that they have resolved, and the
+    /// agent answers if it does for others of their Tunnels.
+    pub(super) dns: Option<Dns>,
 }
 
 impl Route {

@@ -155,6 +155,8 @@ pub struct View {
     pub(super) namespace: Option<Box<str>>,
     /// Whether names count that the workload has resolved.
     pub(super) observes_dns: bool,
+    /// Whether the agent answers it for hosts of services.
+    pub(super) serves_dns: bool,
 }
 
 impl View {

@@ -78,6 +78,8 @@ label_values! {
         OriginalDst = "original_dst",
         /// The server name in the TLS ClientHello.
         Sni = "sni",
+        /// The name that the virtual address stands for.
+        VirtualAddress = "virtual_address",
     }
 }
 
@@ -104,6 +106,8 @@ label_values! {
         NoName = "no_name",
         /// A rule says Deny.
         Rule = "rule",
+        /// The address is a virtual one that stands for no name.
+        UnknownAddress = "unknown_address",
         /// It is not known which pod connects, and policy is not the same for all.
         UnknownWorkload = "unknown_workload",
     }

@@ -38,6 +38,8 @@ pub enum Outcome {
     Skipped(&'static str),
     /// An answer of a name server that was not passed on to the agent.
     AnswerLost,
+    /// A query that went to its name server although policy serves.
+    QueryPassed(&'static str),
     /// A datagram that was refused: sending it failed with EPERM.
     UdpRefused(&'static str),
 }
@@ -77,6 +79,14 @@ counters! {
     UdpRefusedQuic => UdpRefused "quic",
     /// To another UDP port, where policy lets no UDP pass.
     UdpRefusedOther => UdpRefused "other",
+    /// A query where no front of ours is.
+    QueryPassedAgentGone => QueryPassed "agent_gone",
+    /// A query of a socket bound to a network device: it could not reach the front.
+    QueryPassedDevice => QueryPassed "bound_to_device",
+    /// A query in a network namespace without our front.
+    QueryPassedNotEnrolled => QueryPassed "not_enrolled",
+    /// A query of a socket that already asks as many other servers as we have fronts.
+    QueryPassedServers => QueryPassed "too_many_servers",
     /// An answer of a name server that is too long, or found the ring full.
     AnswerLost => AnswerLost,
 }

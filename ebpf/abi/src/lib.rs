@@ -14,7 +14,7 @@ mod rule;
 
 pub use address::{Address, Endpoint};
 pub use counter::{Counter, Outcome};
-pub use dns::{Answer, Asked, Questions};
+pub use dns::{Answer, Asked, Asker, FRONTS, Query, QueryKey, Questions};
 pub use flow::{Flow, FlowKey, Redirect};
 pub use namespace::Listeners;
 pub use rule::{Config, PORT_WORDS, RuleKey, Side, Sides, SocketRole, Verdict, port_slot};
@@ -31,6 +31,8 @@ pub const NETNS_INODE_PATH: &str = "NETNS_INODE_PATH";
 pub mod map {
     /// Ring buffer of [`Answer`](crate::Answer)s.
     pub const ANSWERS: &str = "ANSWERS";
+    /// Socket storage of workload sockets: [`Asker`](crate::Asker).
+    pub const ASKERS: &str = "ASKERS";
     /// Array of one [`Config`](crate::Config).
     pub const CONFIG: &str = "CONFIG";
     /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
@@ -48,6 +50,8 @@ pub mod map {
     pub const PREFIXES: &str = "PREFIXES";
     /// Hash set of the proxies' [`Endpoint`](crate::Endpoint)s.
     pub const PROXIES: &str = "PROXIES";
+    /// Hash from [`QueryKey`](crate::QueryKey) to [`Query`](crate::Query), of those used last.
+    pub const QUERIES: &str = "QUERIES";
     /// Socket storage of workload sockets: [`Questions`](crate::Questions).
     pub const QUESTIONS: &str = "QUESTIONS";
     /// Socket storage of workload sockets: [`Redirect`](crate::Redirect).

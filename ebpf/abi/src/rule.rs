@@ -12,6 +12,9 @@ pub enum Side {
     Internal = 1,
     /// Captured; goes its own way where no agent is.
     Open = 2,
+    /// Captured on every port, since nothing is there but what the agent makes of it; refused where
+    /// no agent is.
+    Virtual = 3,
 }
 
 /// On which sides of the border a destination is; value of the prefix trie.
@@ -96,6 +99,8 @@ pub enum SocketRole {
     /// Asks which network namespace it is in. The answer is in its
     /// [`Redirect`](crate::Redirect), as the cookie of the key.
     AsksNetns = 3,
+    /// A socket that queries may be redirected to.
+    Front = 4,
 }
 
 /// Settings of the programs.
@@ -111,8 +116,8 @@ pub struct Config {
     pub not_enrolled: u32,
     /// 1 if answers to DNS questions are passed on to the agent, else 0.
     pub observe_dns: u32,
-    /// Always zero.
-    pub _pad: u32,
+    /// 1 if queries to name servers go to the agent, else 0.
+    pub serve_dns: u32,
 }
 
 /// Number of `u64` words in the port set.

@@ -60,10 +60,14 @@ impl Dns {
         &mut self.running
     }
 
+    /// What it has logged: a line for each query, among others.
+    pub fn log(&self) -> String {
+        self.running.stderr() + &self.running.stdout()
+    }
+
     /// Whether anybody has asked for `name`.
     pub fn was_asked_for(&self, name: &str) -> bool {
-        let mut log = self.running.stderr();
-        log.push_str(&self.running.stdout());
+        let log = self.log();
         let wanted = format!(" {name} from ");
         log.lines()
             .any(|line| line.contains("query[") && line.contains(&wanted))

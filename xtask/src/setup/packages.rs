@@ -75,6 +75,7 @@ pub(super) const PACKAGES: &[Package] = &[
         "forward proxy of tests over TLS and HTTP/2",
     )
     .program("apache2"),
+    Package::new(&["bind9-dnsutils"], "DNS client of tests").program("dig"),
     Package::new(&["curl"], "workload of the demo and of tests").program("curl"),
     Package::new(&["dnsmasq-base"], "name server of the test world").program("dnsmasq"),
     Package::new(&["iproute2"], "network namespaces of demo and tests").program("ip"),
@@ -104,7 +105,9 @@ pub(super) const PACKAGES: &[Package] = &[
         .program("nghttpx")
         .service("nghttpx.service"),
     Package::new(&["nodejs"], "web server of tests").program("node"),
+    Package::new(&["openssh-client"], "workload of tests").program("ssh"),
     Package::new(&["openssl"], "certificates and TLS workload of tests").program("openssl"),
+    Package::new(&["postgresql-client"], "workload of tests").program("psql"),
     Package::new(&["procps"], "processes as tests see them").program("ps"),
     Package::new(&["python3"], "workload of tests that opens unusual sockets").program("python3"),
     Package::new(

@@ -37,7 +37,7 @@ pub(super) struct Entry {
     pub(super) ports: Listeners,
     /// Ends the acceptors.
     pub(super) closing: CancellationToken,
-    /// One of each listener.
+    /// One of each listener and front.
     pub(super) acceptors: Vec<JoinHandle<()>>,
     /// Whether the last look found nobody.
     pub(super) empty: bool,

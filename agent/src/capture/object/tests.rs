@@ -18,6 +18,8 @@ fn the_kernel_takes_the_programs() {
     };
     let mut object = Object::load(&config).unwrap();
     for name in [
+        map::ANSWERS,
+        map::ASKERS,
         map::CONFIG,
         map::COUNTERS,
         map::FLOWS,
@@ -26,6 +28,8 @@ fn the_kernel_takes_the_programs() {
         map::PORTS,
         map::PREFIXES,
         map::PROXIES,
+        map::QUERIES,
+        map::QUESTIONS,
         map::REDIRECTS,
         map::ROLES,
     ] {
@@ -33,6 +37,7 @@ fn the_kernel_takes_the_programs() {
     }
     let expected = SOCK_ADDR_PROGRAMS
         .into_iter()
+        .chain(QUERY_PROGRAMS)
         // The last is loaded where it is asked, by `netns::ask`.
         .chain([SOCK_OPS_PROGRAM, "tell_netns"])
         .chain(PACKET_PROGRAMS.map(|(name, ..)| name));

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
 use crate::name::{Host, HostName, OriginalDst, Target};
-use crate::policy::{Claim, Facts, NameSource};
+use crate::policy::{Claim, Facts, NameSource, Policy, Served, View};
 
 /// Stands for an external address where none is known (TEST-NET-1, RFC 5737).
 const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -47,6 +47,7 @@ impl Destination {
     /// What a connection there is like, as far as it is not said.
     pub(super) fn assume(
         &self,
+        (policy, view): (&Policy, &View),
         address: Option<IpAddr>,
         sni: Option<&HostName>,
         host: Option<&HostName>,
@@ -59,14 +60,34 @@ impl Destination {
             }
             (Host::Addr(addr), None) => *addr,
             (Host::Name(_), Some(addr)) => addr.to_canonical(),
-            (Host::Name(name), None) => resolve(name, *port).unwrap_or_else(|| {
-                notes.push(format!(
-                    "{name} does not resolve here: taken to be at some external address \
-                     (--address says which)"
-                ));
-                SOMEWHERE
+            (Host::Name(name), None) => answered(policy, view, name).unwrap_or_else(|| {
+                resolve(name, *port).unwrap_or_else(|| {
+                    notes.push(format!(
+                        "{name} does not resolve here: taken to be at some external address \
+                         (--address says which)"
+                    ));
+                    SOMEWHERE
+                })
             }),
         };
+        let original_dst = OriginalDst(SocketAddr::new(addr, *port));
+        if let Some((_, host)) = policy.virtual_slot(addr) {
+            let host = host.or_else(|| to.name());
+            let facts = match host {
+                Some(host) => {
+                    notes.push(format!("{addr} is the virtual address of {host}"));
+                    Facts::of_virtual(original_dst, host.clone())
+                }
+                None => {
+                    notes.push(format!(
+                        "{addr} is a virtual address: the agent knows if a name below a wildcard \
+                         has it"
+                    ));
+                    Facts::new(original_dst)
+                }
+            };
+            return Ok(Assumed { facts, notes });
+        }
         let claim = |name: &HostName, source| Claim {
             host: Host::Name(name.clone()),
             source,
@@ -98,13 +119,25 @@ impl Destination {
         }
         Ok(Assumed {
             facts: Facts {
-                original_dst: OriginalDst(SocketAddr::new(addr, *port)),
+                original_dst,
                 claimed,
                 claimed_is_verified,
             },
             notes,
         })
     }
+}
+
+/// The first address that the agent answers when the workload asks for a name, if it does.
+fn answered(policy: &Policy, view: &View, name: &HostName) -> Option<IpAddr> {
+    let range = policy.virtual_range()?;
+    let slot = match policy.serves(name, view)? {
+        Served::At(addresses) => return addresses.first().copied(),
+        Served::Virtual(slot) => slot,
+        Served::OnDemand => range.upper(name).next()?,
+    };
+    let [first, _] = range.addresses(slot);
+    Some(first)
 }
 
 /// The first address of a name, as programs on this machine find it.
@@ -116,6 +149,7 @@ fn resolve(name: &HostName, port: u16) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{HostList, Options, Proxy};
 
     #[test]
     fn a_destination_is_a_host_and_a_port() {
@@ -137,11 +171,15 @@ mod tests {
     #[test]
     fn what_is_claimed_about_another_address_is_not_taken_for_true() {
         let name = "www.example.com".parse().unwrap();
+        let proxy = Proxy::plain("proxy.example".parse().unwrap(), 3128);
+        let policy = Policy::for_proxy(proxy, HostList::default(), &Options::default());
+        let view = &**policy.view_of_stranger();
         let at = |text: &str, sni: Option<&HostName>| {
             let destination: Destination = text.parse().unwrap();
             let address = Some("203.0.113.7".parse().unwrap());
             let address = address.filter(|_| text.starts_with("www"));
-            destination.assume(address, sni, None).unwrap().facts
+            let assumed = destination.assume((&policy, view), address, sni, None);
+            assumed.unwrap().facts
         };
         assert!(at("www.example.com:443", None).claimed_is_verified);
         assert!(!at("203.0.113.7:443", Some(&name)).claimed_is_verified);

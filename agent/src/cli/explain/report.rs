@@ -273,6 +273,7 @@ fn name_source(source: NameSource) -> &'static str {
         NameSource::Dns => "dns",
         NameSource::HttpHost => "http_host",
         NameSource::Sni => "sni",
+        NameSource::VirtualAddress => "virtual_address",
     }
 }
 
@@ -284,6 +285,7 @@ fn target_source(source: TargetSource) -> &'static str {
         TargetSource::OriginalDst => "the address it connects to",
         TargetSource::ServiceEntry => "the first host of the ServiceEntry",
         TargetSource::Sni => "the server name of its TLS",
+        TargetSource::VirtualAddress => "what its virtual address stands for",
     }
 }
 

@@ -43,6 +43,9 @@ impl fmt::Display for Text<'_> {
         for outcome in ["skipped", "refused"] {
             line(f, outcome, &counts(&capture[outcome]))?;
         }
+        if status["dns"]["served"] == true {
+            line(f, "virtual hosts", &plain(&status["dns"]["virtual_hosts"]))?;
+        }
         namespaces(f, &status["namespaces"])?;
         for (map, fill) in fields(&status["maps"]) {
             let fill = format!(
@@ -169,6 +172,7 @@ mod tests {
                 "skipped": {"internal": 4, "port": 0, "proxy": 1},
                 "refused": {"listener": 0},
             },
+            "dns": {"served": true, "virtual_hosts": 6},
             "namespaces": {
                 "enrolled": 3,
                 "workloads": [{"inode": 7, "pid": 8, "cgroup": "/a", "cookie": 9, "ports": [1, 2]}],
@@ -196,6 +200,7 @@ mod tests {
              redirected           9\n  \
              skipped              internal 4, proxy 1\n  \
              refused              0\n  \
+             virtual hosts        6\n  \
              namespaces           3\n  \
              not enrolled         4 of process 5, /b: no\n  \
              not covered          /c (gVisor)\n  \

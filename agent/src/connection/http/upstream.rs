@@ -129,7 +129,7 @@ impl Way {
     ) -> Result<Stream, Refused> {
         let dst = arrived.dst;
         let time = within(self.direct_deadline, circuit);
-        let connecting = timeout(time, self.sockets.connect(dst.0));
+        let connecting = timeout(time, self.dial(dst, arrived.host.as_ref()));
         let refused = match span.around("direct", connecting).await {
             Ok(Ok(stream)) => return Ok(stream.into()),
             Ok(Err(error)) => Refused::new(

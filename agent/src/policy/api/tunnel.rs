@@ -58,7 +58,7 @@ pub(in crate::policy) struct TunnelSpec {
     pub(in crate::policy) no_proxy: Option<Vec<HostEntry>>,
     /// What becomes of connections when there is no tunnel to be had.
     pub(in crate::policy) failure_mode: Option<FailureMode>,
-    /// Whether names count that workloads have resolved, where a connection says none; unset: Observe.
+    /// What the DNS of workloads is good for, and whether the agent answers it; unset: Observe.
     pub(in crate::policy) dns: Option<Dns>,
     /// What becomes of UDP to them; unset: Allow for `action: Direct`, Deny for an `action: Deny` that
     /// is for all workloads, else DenyQUIC.
@@ -72,6 +72,8 @@ words! {
         Observe = "Observe",
         /// Nothing.
         Off = "Off",
+        /// The same as Observe, and hosts of ServiceEntries have addresses that the agent gives them.
+        Serve = "Serve",
     }
 }
 

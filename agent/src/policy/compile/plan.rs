@@ -60,6 +60,12 @@ pub(super) fn make(
         sides.set(net, side);
         captured.set(net, capture);
     }
+    if rules.iter().any(Rule::serves_dns) {
+        for net in options.virtual_range.nets() {
+            sides.set(net, Side::External);
+            captured.set(net, Captured::VIRTUAL);
+        }
+    }
     let mut exceptions = Vec::new();
     // What the only rule there is exempts needs no capture.
     if let [rule] = rules

@@ -235,7 +235,7 @@ fn route(
                     target_port,
                     no_proxy: HostList::default(),
                     failure_mode: FailureMode::Closed,
-                    observes_dns: true,
+                    dns: None,
                 });
             }
             Some(route)

@@ -297,7 +297,7 @@ fn route(
         target_port: spec.target_port.map(Port::get),
         no_proxy: spec.no_proxy.iter().flatten().cloned().collect(),
         failure_mode: spec.failure_mode.unwrap_or_default(),
-        observes_dns: spec.dns != Some(Dns::Off),
+        dns: Some(spec.dns.unwrap_or(Dns::Observe)),
     })
 }
 
@@ -346,7 +346,7 @@ fn destination_rule(
                 target_port: tunnel.target_port.map(Port::get),
                 no_proxy: HostList::default(),
                 failure_mode: FailureMode::Closed,
-                observes_dns: true,
+                dns: None,
             })),
             udp: Udp::DenyQuic,
         },

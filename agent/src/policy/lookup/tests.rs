@@ -4,6 +4,7 @@ mod doors;
 mod precedence;
 mod properties;
 mod targets;
+mod virtuals;
 
 use super::*;
 use crate::policy::{HostList, Materials, Options, Proxy};

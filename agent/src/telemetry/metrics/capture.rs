@@ -37,6 +37,9 @@ pub trait CaptureSource: Send + Sync {
     /// Answers of name servers that were not passed on to the agent.
     fn answers_lost(&self) -> u64;
 
+    /// Queries that went to their name servers although policy serves, by reason.
+    fn queries_passed(&self) -> Vec<(&'static str, u64)>;
+
     /// Fill of the maps.
     fn maps(&self) -> Vec<MapUsage>;
 }
@@ -184,6 +187,7 @@ struct CaptureCollector {
     refused: Family,
     udp_refused: Family,
     answers_lost: Family,
+    queries_passed: Family,
     map_entries: Family,
     map_capacity: Family,
 }
@@ -217,6 +221,11 @@ impl CaptureCollector {
                 "Answers of name servers that were too long to be passed on, or too many.",
                 None,
             )?,
+            queries_passed: Family::counter(
+                "underpass_dns_queries_passed_total",
+                "Queries that went to their name servers although policy has the agent answer.",
+                Some("reason"),
+            )?,
             map_entries: Family::gauge(
                 "underpass_capture_map_entries",
                 "Entries in a BPF map.",
@@ -239,6 +248,7 @@ impl Collector for CaptureCollector {
             self.refused.desc(),
             self.udp_refused.desc(),
             self.answers_lost.desc(),
+            self.queries_passed.desc(),
             self.map_entries.desc(),
             self.map_capacity.desc(),
         ]
@@ -254,6 +264,7 @@ impl Collector for CaptureCollector {
             self.refused.samples(self.source.refused()),
             self.udp_refused.samples(self.source.udp_refused()),
             self.answers_lost.single(self.source.answers_lost()),
+            self.queries_passed.samples(self.source.queries_passed()),
             self.map_entries.samples(entries),
             self.map_capacity.samples(capacity),
         ]

@@ -2,13 +2,15 @@
 
 use prometheus::{Error, IntCounterVec, IntGauge, Registry};
 
-use crate::dns::{Heard, Listener};
+use crate::dns::{Heard, Listener, Outcome};
 
 /// What is observed of it.
 #[derive(Debug)]
 pub struct DnsMetrics {
     answers: IntCounterVec,
     addresses: IntGauge,
+    queries: IntCounterVec,
+    virtuals: IntGauge,
 }
 
 impl DnsMetrics {
@@ -27,7 +29,36 @@ impl DnsMetrics {
             "underpass_dns_addresses",
             "Addresses of which is known under which names workloads have resolved them.",
         )?;
-        Ok(Self { answers, addresses })
+        let queries = super::counters(
+            registry,
+            "underpass_dns_queries_total",
+            "Queries of workloads that came to the agent, by what became of them.",
+            &["result"],
+        )?;
+        for outcome in OUTCOMES {
+            queries.with_label_values(&[result(outcome)]);
+        }
+        let virtuals = super::gauge(
+            registry,
+            "underpass_dns_virtual_hosts",
+            "Hosts that have virtual addresses.",
+        )?;
+        Ok(Self {
+            answers,
+            addresses,
+            queries,
+            virtuals,
+        })
+    }
+
+    /// A query came.
+    pub fn asked(&self, outcome: Outcome) {
+        self.queries.with_label_values(&[result(outcome)]).inc();
+    }
+
+    /// So many hosts have virtual addresses.
+    pub fn set_virtual_hosts(&self, hosts: usize) {
+        self.virtuals.set(i64::try_from(hosts).unwrap_or(i64::MAX));
     }
 }
 
@@ -44,5 +75,23 @@ fn label(heard: Heard) -> &'static str {
         Heard::Learnt => "learnt",
         Heard::Nothing => "nothing",
         Heard::Malformed => "malformed",
+    }
+}
+
+const OUTCOMES: [Outcome; 5] = [
+    Outcome::Answered,
+    Outcome::Forwarded,
+    Outcome::Failed,
+    Outcome::Refused,
+    Outcome::Stranger,
+];
+
+fn result(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Answered => "answered",
+        Outcome::Forwarded => "forwarded",
+        Outcome::Failed => "failed",
+        Outcome::Refused => "refused",
+        Outcome::Stranger => "stranger",
     }
 }

@@ -13,7 +13,7 @@ use crate::telemetry::{
 use crate::tunnel::{Observer as _, Place, Timings, Took};
 
 /// Every metric, its type and its labels: what dashboards and alerts rely on.
-const EXPECTED: [(&str, &str, &[&str]); 52] = [
+const EXPECTED: [(&str, &str, &[&str]); 55] = [
     ("istio_build", "gauge", &["component", "tag"]),
     ("istio_request_bytes", "histogram", &ISTIO_HTTP),
     (
@@ -48,6 +48,9 @@ const EXPECTED: [(&str, &str, &[&str]); 52] = [
     ("underpass_dns_addresses", "gauge", &[]),
     ("underpass_dns_answers_lost_total", "counter", &[]),
     ("underpass_dns_answers_total", "counter", &["result"]),
+    ("underpass_dns_queries_passed_total", "counter", &["reason"]),
+    ("underpass_dns_queries_total", "counter", &["result"]),
+    ("underpass_dns_virtual_hosts", "gauge", &[]),
     ("underpass_inspection_total", "counter", &["result"]),
     ("underpass_limit_refused_total", "counter", &["limit"]),
     ("underpass_namespace_failures_total", "counter", &["reason"]),
@@ -248,6 +251,10 @@ impl CaptureSource for Kernel {
 
     fn answers_lost(&self) -> u64 {
         1
+    }
+
+    fn queries_passed(&self) -> Vec<(&'static str, u64)> {
+        vec![("agent_gone", 0)]
     }
 
     fn maps(&self) -> Vec<MapUsage> {

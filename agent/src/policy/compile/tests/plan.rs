@@ -23,6 +23,7 @@ fn sides(policy: &Policy, addresses: &[&str], pick: impl Fn(Captured) -> Side) -
             Side::External => "closed",
             Side::Open => "open",
             Side::Internal => "-",
+            Side::Virtual => "virtual",
         }
     });
     sides.collect::<Vec<_>>().join(" ")

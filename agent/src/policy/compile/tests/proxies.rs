@@ -530,7 +530,10 @@ fn requests_in_absolute_form_are_a_reason_to_read_them() {
     let view = |policy: &Policy| {
         let facts = facts("203.0.113.7:80");
         policy
-            .look_at(facts.original_dst, policy.view_of_stranger())
+            .look_at(
+                &crate::policy::Facts::new(facts.original_dst),
+                policy.view_of_stranger(),
+            )
             .is_some()
     };
     let with = |more: &str| {

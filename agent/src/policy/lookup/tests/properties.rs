@@ -349,16 +349,16 @@ fn check(policy: &Policy, workload: &Workload, view: &View, sides: Captured, dst
             Side::Internal => assert!(is_direct(&verdict), "{claim}: {shown}"),
             _ if dst.ip().is_loopback() => panic!("{claim}: a node's own address is captured"),
             Side::Open => assert!(!closed, "{claim}: {shown}"),
-            Side::External => {}
+            Side::External | Side::Virtual => {}
         }
         // Nor does QUIC pass where a connection would not.
         match sides.quic {
             _ if dst.port() != 443 => {}
             Side::Internal => assert!(is_direct(&verdict), "{claim}: {shown}"),
             Side::Open => assert!(!closed, "{claim}: {shown}"),
-            Side::External => {}
+            Side::External | Side::Virtual => {}
         }
-        if policy.look_at(dst, view).is_none() {
+        if policy.look_at(&Facts::new(dst), view).is_none() {
             assert_eq!(format!("{alone:?}"), shown, "{claim}");
         }
 

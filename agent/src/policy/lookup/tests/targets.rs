@@ -1,8 +1,8 @@
 //! What the proxy is asked for.
 
 use crate::name::OriginalDst;
-use crate::policy::Look;
 use crate::policy::testing::{compile, decided, document, entry, facts, rule, through};
+use crate::policy::{Facts, Look};
 
 #[test]
 fn the_first_host_of_a_service_is_the_target() {
@@ -192,7 +192,7 @@ fn what_is_declared_tells_how_first_bytes_are_looked_at() {
         let policy = compile(&[&entry, more, &through("t", "")].concat());
         let view = policy.view_of_stranger();
         let dst = |number| OriginalDst(format!("203.0.113.7:{number}").parse().unwrap());
-        let looks = (80..89).map(|number| policy.look_at(dst(number), view));
+        let looks = (80..89).map(|number| policy.look_at(&Facts::new(dst(number)), view));
         looks.collect::<Vec<_>>()
     };
     let http = Some(Look::Whole);
