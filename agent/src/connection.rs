@@ -216,7 +216,7 @@ impl Way {
         if facts.claimed.is_none() {
             facts.claimed = self.resolved(origin, &view).into_iter().next();
         }
-        let judging = self.judge(&policy, &mut facts, &view);
+        let judging = self.judge(&policy, &mut facts, &view, origin);
         let verdict = record.span().around("policy", judging).await;
         if let Some(service) = &verdict.destination_service {
             record.destination(Destination::declared(Label::of(service), Label::default()));
@@ -255,6 +255,7 @@ impl Way {
         from: telemetry::TargetSource,
     ) -> telemetry::DenyReason {
         match reason {
+            policy::DenyReason::Mismatch => telemetry::DenyReason::Mismatch,
             policy::DenyReason::NoName => {
                 self.metrics.policy.deduced(from, Deduction::Missing);
                 telemetry::DenyReason::NoName
@@ -317,12 +318,34 @@ impl Way {
     }
 
     /// The verdict of policy; the claimed name is verified if that would change it.
-    async fn judge(&self, policy: &Policy, facts: &mut Facts, view: &View) -> Verdict {
-        let verdict = policy.decide(facts, view);
+    async fn judge(
+        &self,
+        policy: &Policy,
+        facts: &mut Facts,
+        view: &View,
+        origin: &Origin,
+    ) -> Verdict {
+        let mut verdict = policy.decide(facts, view);
         if verdict.note.is_some() && Box::pin(self.verify(facts)).await {
-            return policy.decide(facts, view);
+            verdict = policy.decide(facts, view);
         }
-        verdict
+        let policy::Decision::Tunnel(tunnel) = &verdict.decision else {
+            return verdict;
+        };
+        if tunnel.mismatch == policy::Mismatch::Nothing || self.has_resolved(facts, origin) {
+            return verdict;
+        }
+        if Box::pin(self.verify(facts)).await {
+            return verdict;
+        }
+        verdict.contradicted(facts.original_dst)
+    }
+
+    /// Whether the workload has resolved the name that it claims to the address.
+    fn has_resolved(&self, facts: &Facts, origin: &Origin) -> bool {
+        let claimed = facts.claimed.as_ref().and_then(|claim| claim.host.name());
+        let names = || self.knowledge.names(origin.cgroup_id, origin.dst.ip());
+        claimed.is_some_and(|name| names().contains(name))
     }
 
     /// Finds out whether the claimed name belongs to the address.

@@ -38,8 +38,8 @@ mod yaml;
 pub use api::metadata::Namespace;
 pub use compile::{CapturePlan, Materials, Named, Options, Policy};
 pub use decision::{
-    Decision, DenyReason, DirectRule, Fallback, Note, TargetSource, TargetTls, TunnelDecision,
-    Verdict,
+    Decision, DenyReason, DirectRule, Fallback, Mismatch, Note, TargetSource, TargetTls,
+    TunnelDecision, Verdict,
 };
 pub use document::Documents;
 pub use explain::{Considered, Explanation, UdpFate};

@@ -200,3 +200,69 @@ fn a_resolved_name_leads_past_the_proxy_only_if_the_agent_finds_it_there() {
     let record = agent.wait_for_access("it", |access| access.text("decision") == "direct");
     assert_eq!(record.text("original_dst"), "203.0.113.11:25");
 }
+
+#[test]
+fn a_name_that_was_not_resolved_to_the_address_is_what_policy_says() {
+    let scene = Scene::new("resolved-mismatch");
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let fetch = |url: &str, options: &[&str]| {
+        let curl = scene.curl(url).args(["--ipv4", "--insecure"]);
+        scene.captured(&curl.args(options.iter().copied()))
+    };
+    // What it says, and where it says it: the address of something else.
+    let elsewhere = ["--resolve", "site.example:443:203.0.113.11"];
+    let in_the_open = ["--resolve", "site.example:80:203.0.113.11"];
+    let spoof = || {
+        (
+            fetch("https://site.example/", &elsewhere),
+            fetch("http://site.example/", &in_the_open),
+        )
+    };
+
+    let agent = Agent::start(&scene.world, &tunnel_policy(&["onMismatch: Deny"]));
+    let (tls, plain) = spoof();
+    assert_eq!((tls.status, plain.status), (0, 403), "{tls:?} {plain:?}");
+    assert!(proxy.requests().is_empty());
+    let denied = [("reason", "mismatch")];
+    agent.wait_for_metric("underpass_policy_denied_total", &denied, 2.0);
+    // What is so, passes.
+    assert_eq!(fetch("https://site.example/", &[]).status, 200);
+    assert_eq!(asked(&proxy), "site.example:443");
+    assert_eq!(fetch("http://site.example/", &[]).status, 200);
+    assert_eq!(asked(&proxy), "site.example:80");
+    // As does what its own name server says, which decides nothing but the name.
+    let names: [(&str, &[std::net::IpAddr]); 1] = [("v4.example", &[OTHER_V4.into()])];
+    let _server = Dns::start_at(&scene.world, SITE_V4.into(), &names, 600);
+    let ask = resolve(&scene, "ask").args(["v4.example", "A", "203.0.113.10"]);
+    ask.run(SECONDS).expect_success();
+    fetch(
+        "https://v4.example/",
+        &["--resolve", "v4.example:443:203.0.113.11"],
+    );
+    assert_eq!(asked(&proxy), "v4.example:443");
+    drop(agent);
+
+    let agent = Agent::start(&scene.world, &tunnel_policy(&["onMismatch: UseAddress"]));
+    let before = proxy.requests().len();
+    spoof();
+    // Some more than once, since nobody is there.
+    let requests = proxy.requests();
+    let mut targets: Vec<_> = requests[before..].iter().map(|it| it.line()).collect();
+    targets.dedup();
+    assert_eq!(
+        targets,
+        [
+            "CONNECT 203.0.113.11:443 HTTP/1.1",
+            "CONNECT 203.0.113.11:80 HTTP/1.1"
+        ],
+        "{}",
+        agent.tails()
+    );
+    assert_eq!(fetch("https://site.example/", &[]).status, 200);
+    assert_eq!(asked(&proxy), "site.example:443");
+    drop(agent);
+
+    let _agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    spoof();
+    assert_eq!(asked(&proxy), "site.example:80");
+}

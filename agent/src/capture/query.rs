@@ -18,7 +18,7 @@ use nix::libc;
 use super::CaptureError;
 
 /// Each program and its hook, as of `enum bpf_attach_type` in `linux/bpf.h`.
-const HOOKS: [(&str, u32); 8] = [
+const HOOKS: [(&str, u32); 12] = [
     ("connect4", 10),
     ("connect6", 11),
     ("getpeername4", 29),
@@ -27,6 +27,10 @@ const HOOKS: [(&str, u32); 8] = [
     ("refuse_udp", 1),
     ("watch_udp", 1),
     ("observe_answer", 0),
+    ("send_query4", 14),
+    ("send_query6", 15),
+    ("show_server4", 19),
+    ("show_server6", 20),
 ];
 
 /// The kernel takes no more programs on one hook of one cgroup (`BPF_CGROUP_MAX_PROGS`).

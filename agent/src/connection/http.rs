@@ -152,7 +152,7 @@ impl Requests {
             let reason = telemetry::DenyReason::UnknownWorkload;
             return Err(Refused::denied(reason, &OBSCURE));
         }
-        let judging = self.way.judge(&policy, facts, &view);
+        let judging = self.way.judge(&policy, facts, &view, &self.origin);
         let verdict = record.span().around("policy", judging).await;
         if let Some(service) = &verdict.destination_service {
             record.destination(Destination::declared(Label::of(service), Label::default()));

@@ -80,15 +80,20 @@ impl Way {
         dst: OriginalDst,
         host: Option<&HostName>,
     ) -> io::Result<TcpStream> {
-        let Some(host) = host else {
-            return self.sockets.connect(dst.0).await;
-        };
+        match host {
+            None => self.sockets.connect(dst.0).await,
+            // Seldom, so it takes no room in a connection.
+            Some(host) => Box::pin(self.dial_host(host, dst.port())).await,
+        }
+    }
+
+    async fn dial_host(&self, host: &HostName, port: u16) -> io::Result<TcpStream> {
         let found = self.resolver.lookup(host).await.map_err(io::Error::other)?;
         // The resolver's servers could say so of a name as well.
         let policy = self.policy.load();
         let addrs = found.addrs.into_iter();
         let addrs: Vec<_> = addrs.filter(|addr| !policy.is_virtual(*addr)).collect();
-        let connect = |addr| self.sockets.connect(SocketAddr::new(addr, dst.port()));
+        let connect = |addr| self.sockets.connect(SocketAddr::new(addr, port));
         first_success(addrs, STAGGER, connect)
             .await
             .map_err(|errors| {

@@ -201,7 +201,7 @@ impl Way {
         record: &mut ConnectionRecord,
     ) -> Result<Stream, Failure> {
         let mut facts = origin.facts();
-        let verdict = self.judge(policy, &mut facts, view).await;
+        let verdict = self.judge(policy, &mut facts, view, origin).await;
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
                 record.decided(telemetry::Decision::Deny, Some(Label::of(&policy)), None);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::api::metadata::Namespace;
-use super::api::tunnel::Udp;
+use super::api::tunnel::{OnMismatch, Udp};
 use super::api::value::HostPattern;
 use super::document::Documents;
 use super::external::{Captured, Sides};
@@ -231,6 +231,7 @@ impl Policy {
                 no_proxy,
                 failure_mode: FailureMode::Closed,
                 dns: None,
+                on_mismatch: OnMismatch::UseName,
             })),
             udp: Udp::DenyQuic,
         };

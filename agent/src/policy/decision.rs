@@ -9,7 +9,7 @@ use super::lookup::NameSource;
 use super::no_proxy::HostEntry;
 use super::proxy::RankedProxy;
 use super::target::TargetPolicy;
-use crate::name::{Host, Target};
+use crate::name::{Host, OriginalDst, Target};
 use crate::tls::ClientTls;
 
 /// A decision, and what an operator may wonder about.
@@ -69,6 +69,8 @@ pub struct TunnelDecision {
     pub tls: Option<TargetTls>,
     /// What becomes of it if no proxy can be reached.
     pub fallback: Fallback,
+    /// What is done if the host of the target, which is claimed, was not resolved to the address.
+    pub mismatch: Mismatch,
 }
 
 /// TLS to a target.
@@ -92,6 +94,40 @@ pub enum Fallback {
     DirectIfVerified,
     /// It is refused.
     Refuse,
+}
+
+/// What is done with a connection whose claimed name was not resolved to its address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mismatch {
+    /// The proxy is asked for the address.
+    ByAddress,
+    /// Nothing else: there is no need to find out.
+    Nothing,
+    /// It is refused.
+    Refuse,
+}
+
+impl Verdict {
+    /// The same for a connection to `dst` whose claimed name was not resolved to that address.
+    #[must_use]
+    pub fn contradicted(mut self, dst: OriginalDst) -> Self {
+        let Decision::Tunnel(tunnel) = &mut self.decision else {
+            return self;
+        };
+        match tunnel.mismatch {
+            Mismatch::Nothing => {}
+            Mismatch::ByAddress => {
+                tunnel.target.host = Target::from(dst).host;
+                tunnel.source = TargetSource::OriginalDst;
+            }
+            Mismatch::Refuse => {
+                let policy = Arc::clone(&tunnel.policy);
+                let reason = DenyReason::Mismatch;
+                return Decision::Deny { policy, reason }.into();
+            }
+        }
+        self
+    }
 }
 
 /// Where the host of a target comes from.
@@ -202,6 +238,8 @@ impl fmt::Display for DirectRule {
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum DenyReason {
+    /// The name that is claimed was not resolved to the address.
+    Mismatch,
     /// `targetHost` is `AUTO_SNI` and the workload names no host.
     NoName,
     /// The action of a rule is Deny.
@@ -214,6 +252,7 @@ impl DenyReason {
     /// The value of the metric label `reason`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Mismatch => "mismatch",
             Self::NoName => "no_name",
             Self::Rule => "rule",
             Self::UnknownAddress => "unknown_address",
@@ -224,6 +263,9 @@ impl DenyReason {
 impl fmt::Display for DenyReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Mismatch => {
+                "onMismatch is Deny, and the name that is claimed was not resolved to the address"
+            }
             Self::NoName => {
                 "targetHost is AUTO_SNI, and neither a TLS server name nor an HTTP Host names \
                  the target"

@@ -74,6 +74,7 @@ struct RouteDump<'a> {
     failure_mode: FailureMode,
     /// `null`: as other rules for the workload say.
     dns: Option<String>,
+    on_mismatch: String,
 }
 
 #[derive(Serialize)]
@@ -132,6 +133,7 @@ impl<'a> RouteDump<'a> {
             no_proxy: route.no_proxy.entries().collect(),
             failure_mode: route.failure_mode,
             dns: route.dns.map(|dns| dns.to_string()),
+            on_mismatch: route.on_mismatch.to_string(),
         }
     }
 }
@@ -206,6 +208,7 @@ mod tests {
                 "noProxy": ["*:25", "*.example.com"],
                 "failureMode": "closed",
                 "dns": "Observe",
+                "onMismatch": "UseName",
             }])
         );
         assert_eq!(dump["capturedPorts"], "1-24,26-65535");

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::api::service_entry::PortProtocol;
+use super::api::tunnel::OnMismatch;
 use super::compile::Policy;
 use super::decision::{
-    Decision, DenyReason, DirectRule, Fallback, Note, TargetSource, TargetTls, TunnelDecision,
-    Verdict,
+    Decision, DenyReason, DirectRule, Fallback, Mismatch, Note, TargetSource, TargetTls,
+    TunnelDecision, Verdict,
 };
 use super::external::Side;
 use super::failure_mode::FailureMode;
@@ -461,6 +462,7 @@ impl Policy {
             source,
             tls,
             fallback: self.fallback(index, route, nameless, facts),
+            mismatch: mismatch(route, source, facts),
         });
         Verdict {
             decision,
@@ -576,6 +578,19 @@ fn target_host(
             let first = first.map(|name| (Host::Name(name), TargetSource::ServiceEntry));
             Some(first.or_else(claimed).unwrap_or_else(original))
         }
+    }
+}
+
+/// What is done if the name, with which the proxy is to be asked, was not resolved to the address.
+fn mismatch(route: &Route, source: TargetSource, facts: &Facts) -> Mismatch {
+    let is_claimed = matches!(source, TargetSource::HttpHost | TargetSource::Sni);
+    if !is_claimed || facts.claimed_is_verified {
+        return Mismatch::Nothing;
+    }
+    match route.on_mismatch {
+        OnMismatch::Deny => Mismatch::Refuse,
+        OnMismatch::UseAddress => Mismatch::ByAddress,
+        OnMismatch::UseName => Mismatch::Nothing,
     }
 }
 

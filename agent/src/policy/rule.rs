@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::api::service_entry::PortProtocol;
-use super::api::tunnel::{Dns, Udp};
+use super::api::tunnel::{Dns, OnMismatch, Udp};
 use super::api::value::HostPattern;
 use super::bits::Bits;
 use super::failure_mode::FailureMode;
@@ -162,6 +162,7 @@ pub(super) struct Route {
     /// What the DNS of workloads is good for. Unset: names count that they have resolved, and the
     /// agent answers if it does for others of their Tunnels.
     pub(super) dns: Option<Dns>,
+    pub(super) on_mismatch: OnMismatch,
 }
 
 impl Route {

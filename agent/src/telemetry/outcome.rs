@@ -102,6 +102,8 @@ label_values! {
         InvalidName = "invalid_name",
         /// The bytes began as TLS or HTTP and then broke its rules.
         Malformed = "malformed",
+        /// The name that it claims was not resolved to the address.
+        Mismatch = "mismatch",
         /// Policy wants a name (`AUTO_SNI`), and the connection has none.
         NoName = "no_name",
         /// A rule says Deny.

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::destination::{Assumed, Destination};
 use super::target::Shown;
 use crate::policy::{
-    Decision, DialFrom, Explanation, Fallback, NameSource, PlainHttp, RankedProxy, TargetSource,
-    TunnelDecision, UdpFate,
+    Decision, DialFrom, Explanation, Fallback, Mismatch, NameSource, PlainHttp, RankedProxy,
+    TargetSource, TunnelDecision, UdpFate,
 };
 use crate::tls::{ClientTls, Roots, TlsSettings};
 
@@ -62,6 +62,7 @@ impl Report<'_> {
                         || tls.name.to_string(), ToString::to_string),
                 })),
                 "failure_mode": fallback(tunnel.fallback),
+                "on_mismatch": mismatch(tunnel.mismatch),
             }),
         };
         if let (Value::Object(shown), Value::Object(decision)) = (&mut shown, decision) {
@@ -92,6 +93,19 @@ impl Report<'_> {
             tunnel.target,
             target_source(tunnel.source)
         )?;
+        match tunnel.mismatch {
+            Mismatch::Nothing => {}
+            Mismatch::ByAddress => writeln!(
+                f,
+                "  not resolved:   if the name was not resolved to the address, the address \
+                 (onMismatch: UseAddress)"
+            )?,
+            Mismatch::Refuse => writeln!(
+                f,
+                "  not resolved:   if the name was not resolved to the address, it is refused \
+                 (onMismatch: Deny)"
+            )?,
+        }
         for ranked in tunnel.proxies.iter() {
             let proxy = &ranked.proxy;
             write!(f, "  proxy:          {proxy}, {}", proxy.protocol.as_str())?;
@@ -265,6 +279,14 @@ fn mode(tls: &ClientTls) -> &'static str {
         "MUTUAL"
     } else {
         "SIMPLE"
+    }
+}
+
+fn mismatch(mismatch: Mismatch) -> Option<&'static str> {
+    match mismatch {
+        Mismatch::Nothing => None,
+        Mismatch::ByAddress => Some("UseAddress"),
+        Mismatch::Refuse => Some("Deny"),
     }
 }
 

@@ -60,6 +60,9 @@ pub(in crate::policy) struct TunnelSpec {
     pub(in crate::policy) failure_mode: Option<FailureMode>,
     /// What the DNS of workloads is good for, and whether the agent answers it; unset: Observe.
     pub(in crate::policy) dns: Option<Dns>,
+    /// What becomes of a connection that claims a name which was not resolved to its address; unset:
+    /// UseName.
+    pub(in crate::policy) on_mismatch: Option<OnMismatch>,
     /// What becomes of UDP to them; unset: Allow for `action: Direct`, Deny for an `action: Deny` that
     /// is for all workloads, else DenyQUIC.
     pub(in crate::policy) udp: Option<Udp>,
@@ -74,6 +77,20 @@ words! {
         Off = "Off",
         /// The same as Observe, and hosts of ServiceEntries have addresses that the agent gives them.
         Serve = "Serve",
+    }
+}
+
+words! {
+    /// What becomes of a connection that claims a name which was not resolved to its address.
+    #[derive(Default)]
+    pub(in crate::policy) enum OnMismatch {
+        /// It is refused.
+        Deny = "Deny",
+        /// The proxy is asked for the address.
+        UseAddress = "UseAddress",
+        /// The proxy is asked for the name.
+        #[default]
+        UseName = "UseName",
     }
 }
 

@@ -8,7 +8,7 @@ use super::proxies::{Proxies, Wanted};
 use super::rules::{Origin, Rank, Ranked, target_rule};
 use crate::name::Host;
 use crate::policy::api::destination_rule::DestinationRule;
-use crate::policy::api::tunnel::{DialFromField, PlainHttpField, Udp};
+use crate::policy::api::tunnel::{DialFromField, OnMismatch, PlainHttpField, Udp};
 use crate::policy::api::value::{HostPattern, Port};
 use crate::policy::api::virtual_service::{RouteDestination, VirtualService};
 use crate::policy::document::{Document, Documents};
@@ -236,6 +236,7 @@ fn route(
                     no_proxy: HostList::default(),
                     failure_mode: FailureMode::Closed,
                     dns: None,
+                    on_mismatch: OnMismatch::UseName,
                 });
             }
             Some(route)

@@ -11,7 +11,7 @@ use crate::policy::api::Object;
 use crate::policy::api::destination_rule::{DestinationRule, TunnelFields, TunnelProxy};
 use crate::policy::api::metadata::{ObjectName, Timestamp};
 use crate::policy::api::tunnel::{
-    Action as ActionField, DialFromField, Dns, ProxyRef, Tunnel, Udp,
+    Action as ActionField, DialFromField, Dns, OnMismatch, ProxyRef, Tunnel, Udp,
 };
 use crate::policy::api::value::{HostPattern, Port, TargetHost};
 use crate::policy::document::{Document, Documents};
@@ -217,6 +217,7 @@ fn only_for_tunnels(document: &Document<Tunnel>, report: &mut Report) -> Option<
         ("spec.noProxy", spec.no_proxy.is_some()),
         ("spec.failureMode", spec.failure_mode.is_some()),
         ("spec.dns", spec.dns.is_some()),
+        ("spec.onMismatch", spec.on_mismatch.is_some()),
     ];
     let mut right = Some(());
     for (key, _) in given.iter().filter(|(_, given)| *given) {
@@ -298,6 +299,7 @@ fn route(
         no_proxy: spec.no_proxy.iter().flatten().cloned().collect(),
         failure_mode: spec.failure_mode.unwrap_or_default(),
         dns: Some(spec.dns.unwrap_or(Dns::Observe)),
+        on_mismatch: spec.on_mismatch.unwrap_or_default(),
     })
 }
 
@@ -347,6 +349,7 @@ fn destination_rule(
                 no_proxy: HostList::default(),
                 failure_mode: FailureMode::Closed,
                 dns: None,
+                on_mismatch: OnMismatch::UseName,
             })),
             udp: Udp::DenyQuic,
         },
