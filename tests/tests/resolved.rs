@@ -247,7 +247,10 @@ fn a_name_that_was_not_resolved_to_the_address_is_what_policy_says() {
     spoof();
     // Some more than once, since nobody is there.
     let requests = proxy.requests();
-    let mut targets: Vec<_> = requests[before..].iter().map(|it| it.line()).collect();
+    let mut targets: Vec<_> = requests[before..]
+        .iter()
+        .map(|it| it.line().to_owned())
+        .collect();
     targets.dedup();
     assert_eq!(
         targets,

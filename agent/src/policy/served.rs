@@ -6,7 +6,7 @@ use super::api::tunnel::Dns;
 use super::api::value::HostPattern;
 use super::compile::Policy;
 use super::rule::{Action, Rule, Service};
-use super::virtuals::{Slot, VirtualRange};
+use super::virtuals::{Slot, VirtualHosts, VirtualRange};
 use super::workloads::View;
 use crate::name::HostName;
 
@@ -34,7 +34,7 @@ impl Policy {
 
     /// How many hosts of documents have virtual addresses.
     pub fn virtual_hosts(&self) -> usize {
-        self.virtuals.as_ref().map_or(0, |virtuals| virtuals.len())
+        self.virtuals.as_ref().map_or(0, VirtualHosts::len)
     }
 
     /// The slot of a virtual address, and the host of documents that has it, if one has.
@@ -123,9 +123,9 @@ impl Service {
 pub(super) fn is_internal_name(name: &HostName) -> bool {
     const INTERNAL: [&str; 5] = ["arpa", "cluster.local", "local", "localhost", "svc"];
     let name = name.as_str();
-    let is_in = |domain: &&str| {
-        let above = name.strip_suffix(*domain);
+    let is_in = |domain: &str| {
+        let above = name.strip_suffix(domain);
         above.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    !name.contains('.') || INTERNAL.iter().any(|domain| is_in(&domain))
+    !name.contains('.') || INTERNAL.iter().any(|domain| is_in(domain))
 }
