@@ -236,7 +236,7 @@ fn what_is_not_known_passes_byte_for_byte_and_what_is_wrong_does_no_harm() {
         &oversized,
     ];
     let wrong: Vec<_> = wrong.iter().map(|it| it.replace(' ', "")).collect();
-    let wrong: Vec<_> = wrong.iter().map(|it| it.as_str()).collect();
+    let wrong: Vec<_> = wrong.iter().map(String::as_str).collect();
     bytes("0.3", &wrong);
     virtual_one(&dig(&scene, &["db.test.example", "A", "@192.0.2.53"]));
     assert_eq!(agent.metrics().sum(PASSED, &[]), Some(0.0));
