@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use underpass_tests::agent::{Agent, READY, tunnel_policy};
 use underpass_tests::http::{self, Answer};
-use underpass_tests::{Must as _, World, poll};
+use underpass_tests::{Must as _, World, poll, wait_for};
 
 /// What readiness promises.
 const PROMISED: Duration = Duration::from_secs(10);
@@ -59,7 +59,9 @@ fn a_detached_program_is_named() {
     });
     assert_eq!(healthy(&agent, "canary-ipv4"), Some(0.0));
     assert_eq!(healthy(&agent, "canary-ipv6"), Some(1.0));
-    assert_eq!(failures(&mut agent, "canary-ipv4"), 1);
+    wait_for("the event", PROMISED, || {
+        failures(&mut agent, "canary-ipv4") == 1
+    });
     assert_eq!(failures(&mut agent, "canary-ipv6"), 0);
 }
 

@@ -16,7 +16,7 @@ const QUEUE: usize = 4 << 20;
 const ROOM: usize = 64 << 10;
 
 /// For how long lines may come before they are written, all at once.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// How often the log tells of lost lines, at most: under overload the telling takes room too.
 const TELL_EVERY: Duration = Duration::from_secs(1);
