@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use crate::{
-    build,
     cgroup::Subtree,
     fuzz, image, kernels,
     project::Project,
@@ -43,7 +42,7 @@ enum Stage {
     Unit,
     /// Those of them that need root: the kernel takes the eBPF programs
     Kernel,
-    /// The agent as users get it
+    /// The agent as users get it, and its image
     Build,
     /// End-to-end tests with the agent that was built
     E2e,
@@ -68,16 +67,27 @@ impl fmt::Display for Stage {
     }
 }
 
+impl Stage {
+    fn needs_agent(self) -> bool {
+        matches!(self, Self::Build | Self::E2e | Self::Kernels)
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     let project = Project::find()?;
     let supervisor = Supervisor::new()?;
+    let mut built = false;
     for &stage in Stage::value_variants() {
         if !arguments.only.is_empty() && !arguments.only.contains(&stage) {
             continue;
         }
         report::progress(format_args!("[{stage}]"));
         report::timed(&stage.to_string(), || {
+            if stage.needs_agent() && !built {
+                image::make(&project, &supervisor, true)?;
+                built = true;
+            }
             run_stage(stage, &project, &supervisor, &arguments.filter).map(|()| "passed")
         })
         .with_context(|| format!("stage {stage} failed"))?;
@@ -133,12 +143,10 @@ fn run_stage(
             test.args(["--locked", "--lib", "--", "--ignored"]);
             Subtree::create("underpass-tests")?.run(supervisor, &test)
         }
-        Stage::Build => build::agent(project, supervisor, true),
+        // What these need has been built, once for all.
+        Stage::Build => Ok(()),
         Stage::E2e => end_to_end(project, supervisor, filter),
-        Stage::Kernels => {
-            build::agent(project, supervisor, true)?;
-            kernels::all(project, supervisor)
-        }
+        Stage::Kernels => kernels::all(project, supervisor),
     }
 }
 
@@ -151,7 +159,6 @@ fn workspace(project: &Project, subcommand: &str) -> Command {
 
 fn end_to_end(project: &Project, supervisor: &Supervisor, filter: &[String]) -> anyhow::Result<()> {
     supervise::require_root()?;
-    image::make(project, supervisor, true)?;
     let package = ["--locked", "--package", "underpass-tests"];
     supervisor.check(project.cargo("test").args(package).arg("--no-run"))?;
     let mut test = project.cargo("test");
