@@ -259,7 +259,6 @@ fn a_watch_that_hangs_is_given_up_for_another() {
         proxies(&agent) == expected
     });
     println!("a watch that hangs is given up after {:?}", start.elapsed());
-    // Bookmarks keep the others.
     let watches = |collection: &str| {
         let watch = format!("GET {collection}?&watch=true");
         let requests = api.requests().into_iter();
@@ -267,7 +266,10 @@ fn a_watch_that_hangs_is_given_up_for_another() {
             .filter(|request| request.starts_with(&watch))
             .count()
     };
-    assert_eq!((watches(TUNNELS), watches(ENTRIES)), (2, 1));
+    assert_eq!(watches(TUNNELS), 2);
+    // A bookmark keeps that of another kind, unless the server has none, as that of Kubernetes of a
+    // kind of which it has seen no event.
+    assert!((1..=2).contains(&watches(ENTRIES)), "{:#?}", api.requests());
     assert!(is_connected(&agent));
     assert_eq!(said(&mut agent, "logger\":\"kube"), 0);
     scene.world.expect_no_direct_arrivals();
