@@ -205,11 +205,11 @@ pub fn addresses(port: u16) -> [SocketAddr; 2] {
     ]
 }
 
-/// Makes the directory of the proxy `name` that listens on `port`.
+/// Makes the directory of the proxy `name` that listens on `port`, unless it was started before.
 #[track_caller]
 pub(crate) fn directory(world: &World, name: &str, port: u16) -> PathBuf {
     let dir = world.dir().join(format!("{name}-{port}"));
-    fs::create_dir(&dir).must("make a proxy's directory");
+    fs::create_dir_all(&dir).must("make a proxy's directory");
     dir
 }
 
