@@ -40,6 +40,7 @@ use upstream::Upstream;
 use walk::{Try, Walk};
 
 pub use dial::DialError;
+pub(crate) use dial::HEAD_START;
 pub use error::{Cause, Side, TunnelError};
 pub use forward::{Line, Trial};
 pub use observer::{NoObserver, Observer, Place, Spoken};

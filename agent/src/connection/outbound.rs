@@ -30,9 +30,6 @@ use crate::tunnel::{
 /// Stands for no bound at all.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// Between the addresses of a name that are tried (RFC 8305 section 5).
-const STAGGER: Duration = Duration::from_millis(250);
-
 /// For TLS with the target, once the tunnel is open.
 pub(super) const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -94,7 +91,7 @@ impl Way {
         let addrs = found.addrs.into_iter();
         let addrs: Vec<_> = addrs.filter(|addr| !policy.is_virtual(*addr)).collect();
         let connect = |addr| self.sockets.connect(SocketAddr::new(addr, port));
-        first_success(addrs, STAGGER, connect)
+        first_success(addrs, tunnel::HEAD_START, connect)
             .await
             .map_err(|errors| {
                 let error = errors.into_iter().next();

@@ -15,7 +15,7 @@ use crate::dns::first_success;
 use crate::sockets::SocketFactory;
 
 /// The head start of each address before the next (RFC 8305 section 8).
-const HEAD_START: Duration = Duration::from_millis(250);
+pub(crate) const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Addresses tried at most; of a name with more the rest is not looked at.
 const MAX_ADDRESSES: usize = 16;
