@@ -84,6 +84,8 @@ impl Front {
     /// # Errors
     /// As `recvfrom(2)`.
     pub async fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Asked>> {
+        // One that nobody asks holds no room.
+        self.socket.readable().await?;
         buffer.clear();
         // It is used no further than messages are long.
         buffer.reserve(MAX_MESSAGE);
