@@ -34,7 +34,7 @@ pub(super) async fn dial(
 ) -> Result<(TcpStream, SocketAddr), DialError> {
     addrs.truncate(MAX_ADDRESSES);
     first_success(addrs, HEAD_START, |endpoint| async move {
-        let connected = tokio::time::timeout_at(deadline, sockets.connect(endpoint))
+        let connected = tokio::time::timeout_at(deadline, sockets.connect_to_speak(endpoint))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .and_then(|stream| keep_alive(&stream).map(|()| stream));
