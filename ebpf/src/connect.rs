@@ -231,6 +231,10 @@ fn capture_query(ctx: &SockAddrContext, sk: *mut bpf_sock, ipv6: bool) -> Option
             (&raw const (*sk).bound_dev_if).read_volatile(),
         )
     };
+    // As its datagrams are: nobody asked for it.
+    if spares_connection(cookie) {
+        return None;
+    }
     // SAFETY: the value is copied at once.
     let &Listeners {
         port_v4, port_v6, ..
