@@ -22,6 +22,9 @@ pub struct Answer {
 /// How many aliases are followed, as resolvers have it.
 const MAX_ALIASES: usize = 16;
 
+/// The longest time to live (RFC 2181 section 8), in seconds; what is above counts as none.
+const LONGEST: u32 = 0x7fff_ffff;
+
 /// How many addresses of one name count.
 const MAX_ADDRESSES: usize = 64;
 
@@ -52,7 +55,7 @@ impl Answer {
             records.filter(|record| record.dns_class == DNSClass::IN)
         };
         let mut owner: &Name = asked;
-        let mut ttl = u32::MAX;
+        let mut ttl = LONGEST;
         for _ in 0..MAX_ALIASES {
             let alias = records().find_map(|record| match &record.data {
                 RData::CNAME(alias) if record.name == *owner => Some((&alias.0, record.ttl)),
@@ -60,7 +63,7 @@ impl Answer {
             });
             let Some((next, good_for)) = alias else { break };
             owner = next;
-            ttl = ttl.min(good_for);
+            ttl = ttl.min(time_to_live(good_for));
         }
         let mut addresses = Vec::new();
         for record in records().filter(|record| record.name == *owner) {
@@ -71,7 +74,7 @@ impl Answer {
             };
             if addresses.len() < MAX_ADDRESSES && !addresses.contains(&address) {
                 addresses.push(address);
-                ttl = ttl.min(record.ttl);
+                ttl = ttl.min(time_to_live(record.ttl));
             }
         }
         let ttl = Duration::from_secs(ttl.into());
@@ -81,6 +84,10 @@ impl Answer {
             ttl,
         }))
     }
+}
+
+fn time_to_live(ttl: u32) -> u32 {
+    if ttl > LONGEST { 0 } else { ttl }
 }
 
 /// A message that cannot be read.
@@ -147,6 +154,26 @@ mod tests {
         let answer = message("a.example.", [mapped]);
         let addresses = vec!["203.0.113.7".to_owned()];
         assert_eq!(read(&answer), Some(("a.example".into(), addresses, 5)));
+    }
+
+    #[test]
+    fn a_time_to_live_is_as_long_as_there_can_be_and_not_negative() {
+        for (ttls, expected) in [
+            ([0, 60], 0),
+            ([0x7fff_ffff, 0x7fff_ffff], 0x7fff_ffff),
+            ([0x8000_0000, 60], 0),
+            ([60, u32::MAX], 0),
+        ] {
+            let answer = message(
+                "a.example.",
+                [
+                    alias("a.example.", ttls[0], "b.example."),
+                    a("b.example.", ttls[1], [203, 0, 113, 7]),
+                ],
+            );
+            let (_, _, ttl) = read(&answer).unwrap();
+            assert_eq!(ttl, expected, "{ttls:?}");
+        }
     }
 
     #[test]
