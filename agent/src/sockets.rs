@@ -53,6 +53,13 @@ impl dyn SocketFactory {
         Ok(socket)
     }
 
+    /// A UDP socket, not yet bound, for what is of the same family as `addr`.
+    pub fn open_udp(&self, addr: SocketAddr) -> io::Result<UdpSocket> {
+        let kind = Type::DGRAM.nonblocking();
+        let socket = self.open(Domain::for_address(addr), kind, Protocol::UDP)?;
+        UdpSocket::from_std(socket.into())
+    }
+
     /// Binds a UDP socket to `local`.
     pub fn bind_udp(&self, local: SocketAddr) -> io::Result<UdpSocket> {
         let kind = Type::DGRAM.nonblocking();

@@ -215,6 +215,7 @@ impl Enrolment {
             tracing::error!(%error, netns = id.inode(), "a network namespace stays enrolled");
         }
         let way = self.acceptor.way();
+        way.forwarder.leave(&entry.vantage);
         way.tunneler.leave(&entry.vantage);
         way.shared_targets.leave(&entry.vantage);
         entry.closing.cancel();

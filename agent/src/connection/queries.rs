@@ -51,11 +51,8 @@ impl Way {
             Answer::Ours(answer) => return answer,
             Answer::OfServer(served) => served,
         };
-        let sockets = self.sockets_at(from);
-        let answer = self
-            .forwarder
-            .ask(asked.server, &asked.message, sockets)
-            .await;
+        let asking = (asked.server, &*asked.message);
+        let answer = self.forwarder.ask(asking, &self.sockets, from).await;
         match answer {
             Ok(mut answer) => {
                 self.forwarded(&mut answer, query.is_some(), &origin);

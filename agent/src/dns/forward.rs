@@ -1,7 +1,9 @@
 //! Passes queries on to the servers they were meant for.
 
+mod spare;
+
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,19 +12,22 @@ use tokio::time::timeout;
 
 use super::query::answers;
 use crate::capture::MAX_MESSAGE;
-use crate::sockets::SocketFactory;
+use crate::sockets::{SocketFactory, Vantage};
+use spare::{Place, Spare};
 
 /// How long a server is waited for: as long as resolvers of workloads do, who then ask again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Queries that wait for an answer at a time; each takes a socket.
+/// Queries that wait for an answer at a time; each has a socket.
 const MAX_IN_FLIGHT: usize = 1024;
 
-/// Asks servers over UDP. A query has a socket of its own, whose port nobody can guess, and which
-/// hears its server only.
+/// Asks servers over UDP. A query has a socket, whose port nobody can guess, and which hears its server
+/// only. Sockets are used again, each time from another port, since making one in the network namespace
+/// of a workload takes a thread.
 #[derive(Debug)]
 pub struct Forwarder {
     places: Semaphore,
+    spare: Spare,
 }
 
 /// Why there is no answer.
@@ -43,30 +48,35 @@ impl Default for Forwarder {
     fn default() -> Self {
         Self {
             places: Semaphore::new(MAX_IN_FLIGHT),
+            spare: Spare::default(),
         }
     }
 }
 
 impl Forwarder {
-    /// The answer of `server` to a query, byte for byte. The socket is one of `sockets`.
+    /// The answer of a server to a query, byte for byte. It is asked from `there`, or from where `here`
+    /// makes sockets.
     ///
     /// # Errors
     /// Why there is none.
     pub async fn ask(
         &self,
-        server: SocketAddr,
-        query: &[u8],
-        sockets: &Arc<dyn SocketFactory>,
+        (server, query): (SocketAddr, &[u8]),
+        here: &Arc<dyn SocketFactory>,
+        there: Option<&Arc<Vantage>>,
     ) -> Result<Vec<u8>, ForwardError> {
         let _place = self
             .places
             .try_acquire()
             .map_err(|_| ForwardError::TooMany)?;
-        let any = match server {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        let place = Place::new(there, server);
+        let socket = match self.spare.take(&place) {
+            Some(socket) => socket,
+            None => there
+                .map_or(here, |there| there.sockets())
+                .open_udp(server)?,
         };
-        let socket = sockets.bind_udp(any)?;
+        // Connecting binds it, to a port that the kernel chooses at random.
         socket.connect(server).await?;
         socket.send(query).await?;
         let mut answer = Vec::with_capacity(MAX_MESSAGE);
@@ -80,9 +90,20 @@ impl Forwarder {
             }
         };
         match timeout(PATIENCE, asking).await {
-            Ok(Ok(())) => Ok(answer),
+            Ok(Ok(())) => {
+                self.spare.give_back(place, there, socket);
+                Ok(answer)
+            }
             Ok(Err(error)) => Err(ForwardError::Io(error)),
             Err(_) => Err(ForwardError::Silence),
         }
     }
+
+    /// Nobody [lives there](Vantage::leave) any more.
+    pub fn leave(&self, vantage: &Vantage) {
+        self.spare.leave(vantage);
+    }
 }
+
+#[cfg(test)]
+mod tests;

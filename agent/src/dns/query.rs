@@ -137,8 +137,41 @@ pub(crate) fn grant_existence(answer: &mut [u8]) {
     }
 }
 
-/// Whether a message is an answer to this query, as far as their numbers tell (RFC 5452 section 9.1).
+/// Whether a message is an answer to this query: it has the number and, unless it has none, the question
+/// (RFC 5452 section 9.1). A query that has not just one is told by its number alone.
 pub(super) fn answers(answer: &[u8], query: &[u8]) -> bool {
     const IS_RESPONSE: u8 = 0x80;
-    answer.len() >= 12 && answer[..2] == query[..2] && answer[2] & IS_RESPONSE != 0
+    let (Some(head), Some(number)) = (answer.first_chunk::<HEAD>(), query.get(..2)) else {
+        return false;
+    };
+    if head[..2] != *number || head[2] & IS_RESPONSE == 0 {
+        return false;
+    }
+    let Some(asked) = question(query).filter(|_| head[4..6] != [0, 0]) else {
+        return true;
+    };
+    let answered = question(answer);
+    answered.is_some_and(|answered| answered.eq_ignore_ascii_case(asked))
+}
+
+/// How long the head of a message is (RFC 1035 section 4.1.1).
+const HEAD: usize = 12;
+
+/// The bytes of the only question of a message. Its name is not compressed, since nothing is before it.
+fn question(message: &[u8]) -> Option<&[u8]> {
+    const KIND_AND_CLASS: usize = 4;
+    if message.get(4..6)? != [0, 1] {
+        return None;
+    }
+    let rest = message.get(HEAD..)?;
+    let mut end = 0;
+    loop {
+        let label = usize::from(*rest.get(end)?);
+        end += 1 + label;
+        match label {
+            0 => return rest.get(..end + KIND_AND_CLASS),
+            1..=63 => {}
+            _ => return None,
+        }
+    }
 }
