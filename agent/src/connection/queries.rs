@@ -20,6 +20,10 @@ use crate::tunnel::Stream;
 /// How long an answer of ours is good. The addresses stay the same; policy may not.
 const TTL: Duration = Duration::from_secs(60);
 
+/// The same for an address that was given on demand: nobody knows whose it is when the agent has been
+/// started again, until somebody asks.
+const TTL_ON_DEMAND: Duration = Duration::from_secs(10);
+
 /// How long a connection for queries may be idle, and an answer take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -85,15 +89,16 @@ impl Way {
         if query.kind == Kind::Other {
             return Answer::OfServer(Some(Box::new(query)));
         }
-        self.metrics.dns.asked(Outcome::Answered);
         let Some(range) = policy.virtual_range() else {
             return Answer::OfServer(None);
         };
+        let mut ttl = TTL;
         let addresses = match (served, query.kind) {
             (_, Kind::Service | Kind::Other) => Vec::new(),
             (Served::At(addresses), _) => addresses,
             (Served::Virtual(slot), _) => range.addresses(slot).to_vec(),
             (Served::OnDemand, _) => {
+                ttl = TTL_ON_DEMAND;
                 let now = Instant::now();
                 let given = self
                     .virtuals
@@ -103,12 +108,14 @@ impl Way {
                     Ok(slot) => range.addresses(slot).to_vec(),
                     Err(error) => {
                         tracing::warn!(name = %query.name, %error, "query refused");
+                        self.metrics.dns.asked(Outcome::Refused);
                         return Answer::Ours(query.failure());
                     }
                 }
             }
         };
-        let answer = query.answer(&addresses, TTL);
+        self.metrics.dns.asked(Outcome::Answered);
+        let answer = query.answer(&addresses, ttl);
         if let Some(answer) = &answer
             && !addresses.iter().any(|address| policy.is_virtual(*address))
         {
