@@ -233,7 +233,8 @@ impl Way {
                 let by = rule.policy().map(|policy| Label::of(policy));
                 record.decided(telemetry::Decision::Direct, by, Some(Label::of(&rule)));
                 let target = verdict.target.as_ref();
-                let to = (dst, arrived.host.as_ref());
+                let host = StandsFor::new(arrived.host.as_ref(), arrived.from.as_ref());
+                let to = (dst, host);
                 self.direct(workload, to, arrived.bytes, target, record)
                     .await
             }
@@ -390,6 +391,20 @@ struct Arrived {
     /// Read already.
     bytes: Bytes,
     speaks_tls: bool,
+}
+
+/// A host that a virtual address stands for, and from where that was connected to.
+#[derive(Clone, Copy)]
+struct StandsFor<'a> {
+    host: &'a HostName,
+    from: Option<&'a Arc<Vantage>>,
+}
+
+impl<'a> StandsFor<'a> {
+    /// This host, if there is one.
+    fn new(host: Option<&'a HostName>, from: Option<&'a Arc<Vantage>>) -> Option<Self> {
+        host.map(|host| Self { host, from })
+    }
 }
 
 impl Arrived {

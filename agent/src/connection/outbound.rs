@@ -9,10 +9,10 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::{Arrived, Failure, Way};
+use super::{Arrived, Failure, StandsFor, Way};
 use crate::circuit::{Circuit, Leads, Outcome, Refusal};
 use crate::dns::first_success;
-use crate::name::{HostName, OriginalDst};
+use crate::name::OriginalDst;
 use crate::policy::{
     self, Facts, Fallback, PlainHttp, Proxy, RankedProxy, TargetPolicy, TunnelDecision,
 };
@@ -37,7 +37,7 @@ impl Way {
     pub(super) async fn direct(
         &self,
         workload: &mut TcpStream,
-        (dst, host): (OriginalDst, Option<&HostName>),
+        (dst, host): (OriginalDst, Option<StandsFor<'_>>),
         bytes: Bytes,
         target: Option<&Arc<TargetPolicy>>,
         record: &mut ConnectionRecord,
@@ -75,22 +75,34 @@ impl Way {
     pub(super) async fn dial(
         &self,
         dst: OriginalDst,
-        host: Option<&HostName>,
+        host: Option<StandsFor<'_>>,
     ) -> io::Result<TcpStream> {
         match host {
             None => self.sockets.connect(dst.0).await,
             // Seldom, so it takes no room in a connection.
-            Some(host) => Box::pin(self.dial_host(host, dst.port())).await,
+            Some(stands_for) => Box::pin(self.dial_host(stands_for, dst.port())).await,
         }
     }
 
-    async fn dial_host(&self, host: &HostName, port: u16) -> io::Result<TcpStream> {
+    async fn dial_host(
+        &self,
+        StandsFor { host, from }: StandsFor<'_>,
+        port: u16,
+    ) -> io::Result<TcpStream> {
         let found = self.resolver.lookup(host).await.map_err(io::Error::other)?;
         // The resolver's servers could say so of a name as well.
-        let policy = self.policy.load();
+        let policy = self.policy.load_full();
         let addrs = found.addrs.into_iter();
         let addrs: Vec<_> = addrs.filter(|addr| !policy.is_virtual(*addr)).collect();
-        let connect = |addr| self.sockets.connect(SocketAddr::new(addr, port));
+        let connect = |addr| {
+            // Who owns the name says where it is. On the node, loopback and what is near it are not the
+            // workload's.
+            let sockets = match policy.is_internal(addr) {
+                true => self.sockets_at(from),
+                false => &self.sockets,
+            };
+            sockets.connect(SocketAddr::new(addr, port))
+        };
         first_success(addrs, tunnel::HEAD_START, connect)
             .await
             .map_err(|errors| {
@@ -139,7 +151,8 @@ impl Way {
                     "the proxy cannot be reached: failureMode: open",
                 ));
                 record.decided(telemetry::Decision::Direct, by, rule);
-                let to = (arrived.dst, arrived.host.as_ref());
+                let host = StandsFor::new(arrived.host.as_ref(), arrived.from.as_ref());
+                let to = (arrived.dst, host);
                 let direct = self.direct(workload, to, arrived.bytes, target, record);
                 return Box::pin(direct).await;
             }

@@ -139,7 +139,8 @@ impl Way {
         self.metrics.dns.asked(Outcome::Forwarded);
     }
 
-    fn sockets_at<'a>(&'a self, from: Option<&'a Arc<Vantage>>) -> &'a Arc<dyn SocketFactory> {
+    /// Makes sockets where a workload is, or the agent.
+    pub(super) fn sockets_at<'a>(&'a self, from: Option<&'a Arc<Vantage>>) -> &'a Arc<dyn SocketFactory> {
         from.map_or(&self.sockets, |from| from.sockets())
     }
 

@@ -149,6 +149,11 @@ impl Policy {
         self.settle(named, nameless, Some(name), facts, view)
     }
 
+    /// Whether what is at this address is nothing external.
+    pub fn is_internal(&self, addr: IpAddr) -> bool {
+        matches!(self.sides.of(addr), Some((_, Side::Internal)))
+    }
+
     /// How the first bytes of a connection are looked at, of which only the address is known and, if it
     /// is virtual, the name. `None`: what is done with it does not depend on them, so there is nothing
     /// to wait for.
@@ -157,7 +162,7 @@ impl Policy {
     /// on their names; where it declares something else, nothing is taken for HTTP.
     pub fn look_at(&self, facts: &Facts, view: &View) -> Option<Look> {
         let dst = facts.original_dst;
-        if let Some((_, Side::Internal)) = self.sides.of(dst.ip()) {
+        if self.is_internal(dst.ip()) {
             return None;
         }
         let certain = facts.certain();

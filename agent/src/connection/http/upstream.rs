@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::outbound::{ORIGINATION_DEADLINE, Opened, until, within};
-use super::super::{Arrived, Way};
+use super::super::{Arrived, StandsFor, Way};
 use super::Route;
 use super::forward::Forwarder;
 use super::lease::Lease;
@@ -129,7 +129,8 @@ impl Way {
     ) -> Result<Stream, Refused> {
         let dst = arrived.dst;
         let time = within(self.direct_deadline, circuit);
-        let connecting = timeout(time, self.dial(dst, arrived.host.as_ref()));
+        let host = StandsFor::new(arrived.host.as_ref(), arrived.from.as_ref());
+        let connecting = timeout(time, self.dial(dst, host));
         let refused = match span.around("direct", connecting).await {
             Ok(Ok(stream)) => return Ok(stream.into()),
             Ok(Err(error)) => Refused::new(
