@@ -103,15 +103,16 @@ impl Way {
         // only a relay that saw the end of both directions may let the workload believe that it
         // has all the data.
         let mut workload = accepted.stream;
+        let policy = self.policy.load_full();
         let origin = Origin {
             dst: accepted.original_dst,
             cgroup_id: accepted.cgroup_id,
             pid: accepted.pid,
             from,
-            host: self.stands_for(accepted.original_dst.ip()),
+            host: self.stands_for(&policy, accepted.original_dst.ip()),
         };
         let result = tokio::select! {
-            result = self.carry(&mut workload, &origin, &mut record) => result,
+            result = self.carry(&mut workload, &origin, policy, &mut record) => result,
             () = cut.cancelled() => Err(Failure::new(
                 ResponseFlag::LocalReset,
                 "the agent stops, and the connection outlived the drain",
@@ -154,10 +155,10 @@ impl Way {
         self: &Arc<Self>,
         workload: &mut TcpStream,
         origin: &Origin,
+        policy: Arc<InForce>,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
         let dst = origin.dst;
-        let policy = self.policy.load_full();
         if self.proxies.load().contains(&dst.0) {
             record.decided(
                 telemetry::Decision::Direct,
@@ -267,8 +268,7 @@ impl Way {
     }
 
     /// The host that a virtual address stands for.
-    fn stands_for(&self, addr: IpAddr) -> Option<HostName> {
-        let policy = self.policy.load();
+    fn stands_for(&self, policy: &Policy, addr: IpAddr) -> Option<HostName> {
         let (slot, host) = policy.virtual_slot(addr)?;
         host.cloned()
             .or_else(|| self.virtuals.host(slot, Instant::now()))
