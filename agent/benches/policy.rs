@@ -243,6 +243,7 @@ fn facts(dst: &str, claimed: Option<(String, NameSource)>) -> Facts {
             source,
         }),
         claimed_is_verified: false,
+        hides_name: false,
     }
 }
 

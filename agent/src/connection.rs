@@ -185,7 +185,7 @@ impl Way {
             bytes: Bytes::new(),
             speaks_tls: false,
         };
-        if policy.serves_dns() && dst.port() == PORT_DNS {
+        if policy.takes_queries() && dst.port() == PORT_DNS {
             let queries = self.queries_over_tcp(workload, arrived, origin, policy, view, record);
             return Box::pin(queries).await;
         }
@@ -195,7 +195,7 @@ impl Way {
             let inspected = Box::pin(inspecting).await?;
             if origin.host.is_none() {
                 facts.claimed = inspected.claimed_host().map(first_bytes::claim);
-                self.see_through_ech(&inspected.seen, origin, &view, &mut facts);
+                self.see_through_ech(&inspected.seen, origin, (&policy, &view), &mut facts);
             }
             arrived.speaks_tls = matches!(inspected.seen, Seen::Tls(_));
             let version = match &inspected.seen {
@@ -257,6 +257,7 @@ impl Way {
         from: telemetry::TargetSource,
     ) -> telemetry::DenyReason {
         match reason {
+            policy::DenyReason::HiddenName => telemetry::DenyReason::HiddenName,
             policy::DenyReason::Mismatch => telemetry::DenyReason::Mismatch,
             policy::DenyReason::NoName => {
                 self.metrics.policy.deduced(from, Deduction::Missing);
@@ -304,17 +305,29 @@ impl Way {
     /// Where the ClientHello is encrypted, its server name may be that of a provider: then the name
     /// that the workload has resolved is the better one. Clients say that they encrypt also when they
     /// do not (GREASE), so a server name that was resolved as well stands.
-    fn see_through_ech(&self, seen: &Seen, origin: &Origin, view: &View, facts: &mut Facts) {
+    fn see_through_ech(
+        &self,
+        seen: &Seen,
+        origin: &Origin,
+        (policy, view): (&Policy, &View),
+        facts: &mut Facts,
+    ) {
         let Seen::Tls(hello) = seen else { return };
         if !hello.ech {
             return;
         }
         let resolved = self.resolved(origin, view);
         let same = |claim: &Claim| Some(&claim.host) == facts.claimed.as_ref().map(|it| &it.host);
-        if !resolved.iter().any(same)
-            && let Some(last) = resolved.into_iter().next()
-        {
-            facts.claimed = Some(last);
+        if resolved.iter().any(same) {
+            return;
+        }
+        let Some(last) = resolved.into_iter().next() else {
+            facts.hides_name = true;
+            return;
+        };
+        let in_the_open = facts.claimed.replace(last);
+        if policy.prefers_server_name(facts, view) {
+            facts.claimed = in_the_open;
         }
     }
 

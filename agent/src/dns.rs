@@ -9,6 +9,7 @@
 //! one label only (as with `ndots:1`), and those are asked for as they stand last.
 
 mod answer;
+mod ech;
 mod files;
 mod forward;
 mod knowledge;
@@ -37,6 +38,7 @@ use files::{Hosts, Watched};
 use servers::{Answer, Failure, NameServers};
 
 pub use answer::{Answer as ObservedAnswer, Malformed};
+pub use ech::without_ech_keys;
 pub use forward::{ForwardError, Forwarder};
 pub use knowledge::{Heard, Knowledge, Listener, Outcome};
 pub(crate) use query::grant_existence;

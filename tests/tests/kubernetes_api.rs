@@ -95,6 +95,11 @@ fn wrong() -> Vec<(&'static str, Value, &'static str)> {
             json!({"action": "Deny", "dns": "Off"}),
             "are for `action: Tunnel`",
         ),
+        (
+            "Tunnel",
+            json!({"action": "Direct", "onECH": "Deny"}),
+            "are for `action: Tunnel`",
+        ),
         ("Tunnel", json!({"action": "deny"}), "Unsupported value"),
         (
             "Tunnel",

@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use underpass::dns::ObservedAnswer;
+use underpass::dns::{ObservedAnswer, without_ech_keys};
 
 /// The most addresses that one answer may leave behind.
 const MAX_ADDRESSES: usize = 64;
 
-/// Checks what is learnt from a message.
+/// Checks what is learnt from a message, and what is left of one whose keys for ECH are taken out.
 pub(crate) fn check(bytes: &[u8]) {
+    check_without_keys(bytes);
     let read = ObservedAnswer::read(bytes);
     assert_eq!(read, ObservedAnswer::read(bytes), "the same again");
     let Ok(Some(answer)) = read else { return };
@@ -30,6 +31,18 @@ pub(crate) fn check(bytes: &[u8]) {
     for label in answer.name.as_str().split('.') {
         assert!(stands_in(&lower_case, label.as_bytes()), "{}", answer.name);
     }
+}
+
+fn check_without_keys(bytes: &[u8]) {
+    let Ok(Some(changed)) = without_ech_keys(bytes) else {
+        return;
+    };
+    assert_eq!(without_ech_keys(&changed), Ok(None), "a key is left");
+    assert_eq!(changed[..3], bytes[..3], "number and kind");
+    assert_eq!(changed[3] & 0x0f, bytes[3] & 0x0f, "what it says");
+    let questions = |bytes: &[u8]| bytes[4..6].to_owned();
+    assert_eq!(questions(&changed), questions(bytes));
+    assert_eq!(ObservedAnswer::read(&changed), ObservedAnswer::read(bytes));
 }
 
 fn stands_in(bytes: &[u8], part: &[u8]) -> bool {

@@ -368,7 +368,7 @@ pub(super) fn apply(policy: &Policy, capture: &mut Capture) -> Result<(), Captur
         .exceptions
         .iter()
         .map(|(prefix, port)| (*prefix, Some(*port), internal));
-    capture.rules().set_dns(if policy.serves_dns() {
+    capture.rules().set_dns(if policy.takes_queries() {
         Dns::Served
     } else if policy.observes_dns() {
         Dns::Observed

@@ -16,7 +16,7 @@ use super::{EXIT_USAGE, Failure, complain, say};
 use crate::name::HostName;
 use crate::policy::{self, Options};
 use crate::workload::Workload;
-use destination::Destination;
+use destination::{Destination, Said};
 use report::Report;
 
 #[derive(clap::Args)]
@@ -38,6 +38,11 @@ pub(super) struct Args {
     /// The server name that its TLS sends
     #[arg(long, value_name = "NAME", conflicts_with = "host")]
     sni: Option<HostName>,
+
+    /// Its TLS offers to hide its server name (ECH). Of what the program has resolved, DEST is known if
+    /// it is a name
+    #[arg(long, conflicts_with = "host")]
+    ech: bool,
 
     /// The Host that its HTTP asks for
     #[arg(long, value_name = "NAME")]
@@ -128,8 +133,12 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let view = policy.view(&workload);
     let mut reports: Vec<Value> = Vec::new();
     for (index, destination) in args.destinations.iter().enumerate() {
-        let (sni, host) = (args.sni.as_ref(), args.host.as_ref());
-        let assumed = destination.assume((&policy, &view), args.address, sni, host);
+        let said = Said {
+            sni: args.sni.as_ref(),
+            ech: args.ech,
+            host: args.host.as_ref(),
+        };
+        let assumed = destination.assume((&policy, &view), args.address, &said);
         let assumed = assumed.map_err(Failure::usage)?;
         let explanation = policy.explain(&assumed.facts, &workload);
         let report = Report {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{Arrived, Failure, InForce, Origin, Way};
 use crate::capture::{Asked, MAX_MESSAGE};
-use crate::dns::{ForwardError, Kind, Outcome, Query, grant_existence};
+use crate::dns::{ForwardError, Kind, Outcome, Query, grant_existence, without_ech_keys};
 use crate::name::OriginalDst;
 use crate::policy::{self, Served, View};
 use crate::sockets::{SocketFactory, Vantage};
@@ -31,8 +31,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 enum Answer {
     /// This is the answer; there is none where it cannot be written.
     Ours(Option<Vec<u8>>),
-    /// Its server is to be asked.
-    OfServer(Option<Box<Query>>),
+    /// Its server is to be asked, and this done to what it says.
+    OfServer(Edits),
+}
+
+/// What is done to the answer of a server on its way.
+#[derive(Clone, Copy, Default)]
+struct Edits {
+    /// The name exists, whatever the server says.
+    exists: bool,
+    /// Keys for ECH are taken out.
+    without_keys: bool,
 }
 
 impl Way {
@@ -51,17 +60,14 @@ impl Way {
         };
         let policy = self.policy.load_full();
         let (_, view) = self.look_from(&policy, &origin).await;
-        let query = match self.consider(&asked.message, &origin, &policy, &view) {
+        let edits = match self.consider(&asked.message, &origin, &policy, &view) {
             Answer::Ours(answer) => return answer,
-            Answer::OfServer(served) => served,
+            Answer::OfServer(edits) => edits,
         };
         let asking = (asked.server, &*asked.message);
         let answer = self.forwarder.ask(asking, &self.sockets, from).await;
         match answer {
-            Ok(mut answer) => {
-                self.forwarded(&mut answer, query.is_some(), &origin);
-                Some(answer)
-            }
+            Ok(answer) => self.forwarded(answer, &asked.message, edits, &origin),
             Err(error) => {
                 tracing::debug!(server = %asked.server, %error, "query not answered");
                 self.metrics.dns.asked(match error {
@@ -81,17 +87,22 @@ impl Way {
     fn consider(&self, message: &[u8], origin: &Origin, policy: &InForce, view: &View) -> Answer {
         let Ok(Some(query)) = Query::read(message) else {
             // What we cannot read, its server may.
-            return Answer::OfServer(None);
+            return Answer::OfServer(Edits::default());
         };
-        let Some(served) = policy.serves(&query.name, view) else {
-            return Answer::OfServer(None);
+        let served = policy.serves(&query.name, view);
+        let (Some(served), Some(range)) = (served, policy.virtual_range()) else {
+            let removes = || policy.removes_ech_keys(&query.name, view);
+            return Answer::OfServer(Edits {
+                exists: false,
+                without_keys: query.may_tell_keys() && removes(),
+            });
         };
         if query.kind == Kind::Other {
-            return Answer::OfServer(Some(Box::new(query)));
+            return Answer::OfServer(Edits {
+                exists: true,
+                without_keys: false,
+            });
         }
-        let Some(range) = policy.virtual_range() else {
-            return Answer::OfServer(None);
-        };
         let mut ttl = TTL;
         let addresses = match (served, query.kind) {
             (_, Kind::Service | Kind::Other) => Vec::new(),
@@ -130,17 +141,39 @@ impl Way {
         self.metrics.dns.set_virtual_hosts(hosts);
     }
 
-    /// An answer of a server is on its way to the workload, which then knows what it says.
-    fn forwarded(&self, answer: &mut [u8], served: bool, origin: &Origin) {
-        if served {
-            grant_existence(answer);
+    /// The answer of a server as it goes on to the workload, which then knows what it says.
+    fn forwarded(
+        &self,
+        mut answer: Vec<u8>,
+        asked: &[u8],
+        edits: Edits,
+        origin: &Origin,
+    ) -> Option<Vec<u8>> {
+        if edits.exists {
+            grant_existence(&mut answer);
         }
-        self.knowledge.tell(origin.cgroup_id, answer);
+        if edits.without_keys {
+            match without_ech_keys(&answer) {
+                Ok(None) => {}
+                Ok(Some(changed)) => answer = changed,
+                Err(error) => {
+                    // It may have keys.
+                    tracing::debug!(%error, "answer with or without keys for ECH not passed on");
+                    self.metrics.dns.asked(Outcome::Failed);
+                    return Query::read(asked).ok()??.failure();
+                }
+            }
+        }
+        self.knowledge.tell(origin.cgroup_id, &answer);
         self.metrics.dns.asked(Outcome::Forwarded);
+        Some(answer)
     }
 
     /// Makes sockets where a workload is, or the agent.
-    pub(super) fn sockets_at<'a>(&'a self, from: Option<&'a Arc<Vantage>>) -> &'a Arc<dyn SocketFactory> {
+    pub(super) fn sockets_at<'a>(
+        &'a self,
+        from: Option<&'a Arc<Vantage>>,
+    ) -> &'a Arc<dyn SocketFactory> {
         from.map_or(&self.sockets, |from| from.sockets())
     }
 
@@ -169,7 +202,7 @@ impl Way {
                     }
                     answer
                 }
-                Answer::OfServer(query) => {
+                Answer::OfServer(edits) => {
                     let stream = match &mut server {
                         Some(stream) => stream,
                         None => {
@@ -181,12 +214,11 @@ impl Way {
                         }
                     };
                     let asking = exchange(stream, &message);
-                    let mut answer = asking.await.map_err(|error| {
+                    let answer = asking.await.map_err(|error| {
                         self.metrics.dns.asked(Outcome::Failed);
                         Failure::new(ResponseFlag::UpstreamFailure, error)
                     })?;
-                    self.forwarded(&mut answer, query.is_some(), origin);
-                    Some(answer)
+                    self.forwarded(answer, &message, edits, origin)
                 }
             };
             let Some(answer) = answer else {

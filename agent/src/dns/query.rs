@@ -21,7 +21,8 @@ const MAX_PAYLOAD: u16 = 1232;
 /// A question about a host.
 #[derive(Clone, Debug)]
 pub struct Query {
-    /// The host.
+    /// The host. A question of how to reach it may have a port and a scheme before its name (RFC 9460
+    /// section 2.3).
     pub name: HostName,
     /// What is asked of it.
     pub kind: Kind,
@@ -63,19 +64,23 @@ impl Query {
         {
             return Ok(None);
         }
-        let Ok(name) = asked.name().to_ascii().parse() else {
+        let Ok(name) = asked.name().to_ascii().parse::<HostName>() else {
             return Ok(None);
         };
         let addresses = |v4, v6| Kind::Addresses { v4, v6 };
+        let kind = match asked.query_type() {
+            RecordType::A => addresses(true, false),
+            RecordType::AAAA => addresses(false, true),
+            RecordType::ANY => addresses(true, true),
+            RecordType::HTTPS | RecordType::SVCB => Kind::Service,
+            _ => Kind::Other,
+        };
         Ok(Some(Self {
-            name,
-            kind: match asked.query_type() {
-                RecordType::A => addresses(true, false),
-                RecordType::AAAA => addresses(false, true),
-                RecordType::ANY => addresses(true, true),
-                RecordType::HTTPS | RecordType::SVCB => Kind::Service,
-                _ => Kind::Other,
+            name: match kind {
+                Kind::Service => without_prefixes(name),
+                Kind::Addresses { .. } | Kind::Other => name,
             },
+            kind,
             metadata: message.metadata,
             asked: asked.clone(),
             edns: message.edns,
@@ -112,6 +117,14 @@ impl Query {
         message.to_vec().ok()
     }
 
+    /// Whether the answer may tell how to reach the host, besides where it is.
+    pub fn may_tell_keys(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Service | Kind::Addresses { v4: true, v6: true }
+        )
+    }
+
     fn response(&self) -> Message {
         let mut message = Message::response(self.metadata.id, OpCode::Query);
         message.metadata = Metadata::response_from_request(&self.metadata);
@@ -125,6 +138,18 @@ impl Query {
         }
         message
     }
+}
+
+/// The name without the labels before it that begin with an underscore, unless there are no others.
+fn without_prefixes(name: HostName) -> HostName {
+    let mut rest = name.as_str();
+    while let Some(("_", _)) = rest.split_at_checked(1) {
+        match rest.split_once('.') {
+            Some((_, after)) => rest = after,
+            None => return name,
+        }
+    }
+    rest.parse().unwrap_or(name)
 }
 
 /// Has an answer of a server say that the name exists: without what was asked for, if it said that it
@@ -173,5 +198,35 @@ fn question(message: &[u8]) -> Option<&[u8]> {
             1..=63 => {}
             _ => return None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about(text: &str, kind: RecordType) -> String {
+        let mut message = Message::query();
+        message.add_query(Asked::query(text.parse().unwrap(), kind));
+        let query = Query::read(&message.to_vec().unwrap()).unwrap().unwrap();
+        query.name.to_string()
+    }
+
+    #[test]
+    fn a_question_of_how_to_reach_a_port_is_about_its_host() {
+        for (asked, host) in [
+            ("a.test.", "a.test"),
+            ("_8443._https.a.test.", "a.test"),
+            ("_dns.a.test.", "a.test"),
+            ("a._b.test.", "a._b.test"),
+            ("_8443._https.", "_8443._https"),
+        ] {
+            assert_eq!(about(asked, RecordType::HTTPS), host, "{asked}");
+            assert_eq!(about(asked, RecordType::SVCB), host, "{asked}");
+        }
+        assert_eq!(
+            about("_sip._tcp.a.test.", RecordType::SRV),
+            "_sip._tcp.a.test"
+        );
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::api::metadata::Namespace;
-use super::api::tunnel::{OnMismatch, Udp};
+use super::api::tunnel::{OnEch, OnMismatch, Udp};
 use super::api::value::HostPattern;
 use super::document::Documents;
 use super::external::{Captured, Sides};
@@ -232,6 +232,8 @@ impl Policy {
                 failure_mode: FailureMode::Closed,
                 dns: None,
                 on_mismatch: OnMismatch::UseName,
+                on_ech: OnEch::UseResolvedName,
+                ech_keys: None,
             })),
             udp: Udp::DenyQuic,
         };
@@ -399,6 +401,7 @@ impl Policy {
             namespace: workload.namespace.clone(),
             observes_dns: mine().any(|(_, rule)| rule.observes_dns()),
             serves_dns: mine().any(|(_, rule)| rule.serves_dns()),
+            removes_ech_keys: mine().any(|(_, rule)| rule.removes_ech_keys()),
         }
     }
 }

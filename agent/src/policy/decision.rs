@@ -238,6 +238,8 @@ impl fmt::Display for DirectRule {
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum DenyReason {
+    /// The ClientHello may hide another name, and the workload has resolved none of the address.
+    HiddenName,
     /// The name that is claimed was not resolved to the address.
     Mismatch,
     /// `targetHost` is `AUTO_SNI` and the workload names no host.
@@ -252,6 +254,7 @@ impl DenyReason {
     /// The value of the metric label `reason`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::HiddenName => "hidden_name",
             Self::Mismatch => "mismatch",
             Self::NoName => "no_name",
             Self::Rule => "rule",
@@ -263,6 +266,10 @@ impl DenyReason {
 impl fmt::Display for DenyReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::HiddenName => {
+                "onECH is Deny, the ClientHello may hide another name than its server name, and the \
+                 workload has resolved no name of the address"
+            }
             Self::Mismatch => {
                 "onMismatch is Deny, and the name that is claimed was not resolved to the address"
             }

@@ -75,6 +75,10 @@ struct RouteDump<'a> {
     /// `null`: as other rules for the workload say.
     dns: Option<String>,
     on_mismatch: String,
+    #[serde(rename = "onECH")]
+    on_ech: String,
+    /// `null`: as other rules for the workload say.
+    ech_keys: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -134,6 +138,8 @@ impl<'a> RouteDump<'a> {
             failure_mode: route.failure_mode,
             dns: route.dns.map(|dns| dns.to_string()),
             on_mismatch: route.on_mismatch.to_string(),
+            on_ech: route.on_ech.to_string(),
+            ech_keys: route.ech_keys.map(|keys| keys.to_string()),
         }
     }
 }
@@ -209,6 +215,8 @@ mod tests {
                 "failureMode": "closed",
                 "dns": "Observe",
                 "onMismatch": "UseName",
+                "onECH": "UseResolvedName",
+                "echKeys": "Keep",
             }])
         );
         assert_eq!(dump["capturedPorts"], "1-24,26-65535");

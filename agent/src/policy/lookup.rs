@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::api::service_entry::PortProtocol;
-use super::api::tunnel::OnMismatch;
+use super::api::tunnel::{OnEch, OnMismatch};
 use super::compile::Policy;
 use super::decision::{
     Decision, DenyReason, DirectRule, Fallback, Mismatch, Note, TargetSource, TargetTls,
@@ -27,6 +27,9 @@ pub struct Facts {
     /// Whether the claimed name is known to belong to the address of `original_dst`, by
     /// something the workload cannot make up. Asked for by [`Verdict::note`].
     pub claimed_is_verified: bool,
+    /// Whether the first bytes may hide another name (ECH), and the workload has resolved none of the
+    /// address.
+    pub hides_name: bool,
 }
 
 /// A host that a workload claims to talk to. It may claim any.
@@ -75,6 +78,7 @@ impl Facts {
             original_dst,
             claimed: None,
             claimed_is_verified: false,
+            hides_name: false,
         }
     }
 
@@ -87,6 +91,7 @@ impl Facts {
                 source: NameSource::VirtualAddress,
             }),
             claimed_is_verified: true,
+            hides_name: false,
         }
     }
 
@@ -152,6 +157,27 @@ impl Policy {
     /// Whether what is at this address is nothing external.
     pub fn is_internal(&self, addr: IpAddr) -> bool {
         matches!(self.sides.of(addr), Some((_, Side::Internal)))
+    }
+
+    /// Whether the server name in the open is to count of a ClientHello that may hide another, although
+    /// the workload has resolved the name that is claimed in `facts`: the rule of that name says it.
+    pub fn prefers_server_name(&self, facts: &Facts, view: &View) -> bool {
+        let dst = facts.original_dst;
+        let at = self.service_at(dst, view);
+        let nameless = Picked {
+            rule: self.rule_for(None, at, dst.port(), view),
+            service: at,
+        };
+        let picked = match spoken_name(facts, at) {
+            Some(name) => self.named(name, nameless, dst, view),
+            None => nameless,
+        };
+        picked
+            .rule
+            .is_some_and(|rule| match &self.rules[rule].action {
+                Action::Tunnel(route) => route.on_ech == OnEch::UseServerName,
+                Action::Deny | Action::Direct => false,
+            })
     }
 
     /// How the first bytes of a connection are looked at, of which only the address is known and, if it
@@ -437,6 +463,11 @@ impl Policy {
         };
         if let Some(entry) = route.no_proxy.match_addr(dst.ip(), dst.port()) {
             return exempt(entry).into();
+        }
+        if facts.hides_name && route.refuses_hidden_names() {
+            let policy = Arc::clone(&rule.policy);
+            let reason = DenyReason::HiddenName;
+            return Decision::Deny { policy, reason }.into();
         }
         let mut note = None;
         let listed = name.and_then(|name| route.no_proxy.match_name(name, dst.port()));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::api::service_entry::PortProtocol;
-use super::api::tunnel::{Dns, OnMismatch, Udp};
+use super::api::tunnel::{Dns, EchKeys, OnEch, OnMismatch, Udp};
 use super::api::value::HostPattern;
 use super::bits::Bits;
 use super::failure_mode::FailureMode;
@@ -140,6 +140,14 @@ impl Rule {
         }
     }
 
+    /// Whether it takes keys for ECH out of answers.
+    pub(super) fn removes_ech_keys(&self) -> bool {
+        match &self.action {
+            Action::Tunnel(route) => route.ech_keys == Some(EchKeys::Remove),
+            Action::Deny | Action::Direct => false,
+        }
+    }
+
     /// Whether it has the agent answer for hosts.
     pub(super) fn serves_dns(&self) -> bool {
         match &self.action {
@@ -163,6 +171,9 @@ pub(super) struct Route {
     /// agent answers if it does for others of their Tunnels.
     pub(super) dns: Option<Dns>,
     pub(super) on_mismatch: OnMismatch,
+    pub(super) on_ech: OnEch,
+    /// What becomes of keys for ECH in answers. Unset: as other Tunnels of the workload have it.
+    pub(super) ech_keys: Option<EchKeys>,
 }
 
 impl Route {
@@ -170,6 +181,16 @@ impl Route {
     pub(super) fn forwards_requests(&self) -> bool {
         let mut proxies = self.proxies.iter();
         proxies.any(|ranked| ranked.proxy.plain_http == PlainHttp::AbsoluteForm)
+    }
+
+    /// Whether it refuses a ClientHello that may hide a name which nobody knows. Where policy says
+    /// what the proxy is asked for, names are not what it goes by.
+    pub(super) fn refuses_hidden_names(&self) -> bool {
+        let by_name = matches!(
+            self.target_host,
+            TargetRule::AutoSni | TargetRule::BestKnown
+        );
+        by_name && self.on_ech == OnEch::Deny
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::api::tunnel::Dns;
+use super::api::tunnel::{Dns, EchKeys};
 use super::api::value::HostPattern;
 use super::compile::Policy;
 use super::rule::{Action, Rule, Service};
@@ -25,6 +25,27 @@ impl Policy {
     /// Whether the agent answers DNS queries of some workloads.
     pub fn serves_dns(&self) -> bool {
         self.virtuals.is_some() && !self.ports.is_empty()
+    }
+
+    /// Whether queries of workloads are to come to the agent: it answers some, or changes answers.
+    pub fn takes_queries(&self) -> bool {
+        let removes_keys = || self.rules.iter().any(Rule::removes_ech_keys);
+        !self.ports.is_empty() && (self.virtuals.is_some() || removes_keys())
+    }
+
+    /// Whether keys for ECH are taken out of what a workload with this view is answered about a host.
+    pub fn removes_ech_keys(&self, name: &HostName, view: &View) -> bool {
+        if !view.removes_ech_keys {
+            return false;
+        }
+        let rule = match self.service_of(name, view) {
+            Some(service) if !service.external => None,
+            service => self.rule_about(name, service, view),
+        };
+        rule.is_some_and(|rule| match &rule.action {
+            Action::Tunnel(route) => matches!(route.ech_keys, None | Some(EchKeys::Remove)),
+            Action::Deny | Action::Direct => false,
+        })
     }
 
     /// The virtual addresses that it goes by, if it does by any.
@@ -58,23 +79,16 @@ impl Policy {
         if !view.serves_dns || is_internal_name(name) || virtuals.not.contains(name) {
             return None;
         }
-        let namespace = view.namespace.as_deref();
-        let mut services = self
-            .by_host
-            .matching(name)
-            .map(|index| &self.services[*index]);
-        let service = services.find(|service| service.visibility.shows_to(namespace))?;
+        let service = self.service_of(name, view)?;
         // Whoever has all names has those of every search list as well.
         let means = |host: &HostPattern| *host != HostPattern::Any && host.matches(name);
         if !service.external || !service.hosts.iter().any(means) {
             return None;
         }
-        let mut about = self.host_rules.matching(name).copied();
-        let rule = about
-            .find(|index| view.rules.contains(*index))
-            .or_else(|| service.rules.first_common(&view.rules))
-            .or(view.for_all)?;
-        if !self.rules[rule].answers_for(name) {
+        if !self
+            .rule_about(name, Some(service), view)?
+            .answers_for(name)
+        {
             return None;
         }
         if !service.is_somewhere() {
@@ -90,6 +104,24 @@ impl Policy {
                 .slot(name)
                 .map_or(Served::OnDemand, Served::Virtual),
         )
+    }
+
+    /// The service of this name that a workload sees, on whatever port.
+    fn service_of(&self, name: &HostName, view: &View) -> Option<&Service> {
+        let namespace = view.namespace.as_deref();
+        let services = self.by_host.matching(name);
+        let mut services = services.map(|index| &self.services[*index]);
+        services.find(|service| service.visibility.shows_to(namespace))
+    }
+
+    /// The rule that an external name is under, on whatever port.
+    fn rule_about(&self, name: &HostName, service: Option<&Service>, view: &View) -> Option<&Rule> {
+        let mut about = self.host_rules.matching(name).copied();
+        let rule = about
+            .find(|index| view.rules.contains(*index))
+            .or_else(|| service?.rules.first_common(&view.rules))
+            .or(view.for_all)?;
+        Some(&self.rules[rule])
     }
 
     /// The Tunnel that has the agent answer, for messages.

@@ -93,6 +93,7 @@ pub(super) fn facts(text: &str) -> Facts {
         original_dst,
         claimed,
         claimed_is_verified: words.next().is_some_and(|word| word == "verified"),
+        hides_name: false,
     }
 }
 

@@ -157,6 +157,8 @@ pub struct View {
     pub(super) observes_dns: bool,
     /// Whether the agent answers it for hosts of services.
     pub(super) serves_dns: bool,
+    /// Whether keys for ECH are taken out of what it is answered.
+    pub(super) removes_ech_keys: bool,
 }
 
 impl View {

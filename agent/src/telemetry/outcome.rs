@@ -98,6 +98,8 @@ label_values! {
 label_values! {
     /// Why policy refused a connection.
     pub enum DenyReason {
+        /// The ClientHello may hide another name, and none is known.
+        HiddenName = "hidden_name",
         /// What should have named the target is no host name.
         InvalidName = "invalid_name",
         /// The bytes began as TLS or HTTP and then broke its rules.

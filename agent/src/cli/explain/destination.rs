@@ -31,6 +31,17 @@ impl fmt::Display for Destination {
     }
 }
 
+/// What the program says, as far as it is given.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Said<'a> {
+    /// The server name of its ClientHello.
+    pub(super) sni: Option<&'a HostName>,
+    /// Whether that may hide another name.
+    pub(super) ech: bool,
+    /// The Host of its request.
+    pub(super) host: Option<&'a HostName>,
+}
+
 /// What is taken for the facts of the connection.
 pub(super) struct Assumed {
     pub(super) facts: Facts,
@@ -49,8 +60,7 @@ impl Destination {
         &self,
         (policy, view): (&Policy, &View),
         address: Option<IpAddr>,
-        sni: Option<&HostName>,
-        host: Option<&HostName>,
+        said: &Said<'_>,
     ) -> anyhow::Result<Assumed> {
         let Target { host: to, port } = &self.0;
         let mut notes = Vec::new();
@@ -92,10 +102,10 @@ impl Destination {
             host: Host::Name(name.clone()),
             source,
         };
-        let claimed = match (sni, host, to) {
+        let claimed = match (said.sni, said.host, to) {
             (Some(name), _, _) => Some(claim(name, NameSource::Sni)),
             (None, Some(name), _) => Some(claim(name, NameSource::HttpHost)),
-            (None, None, Host::Name(name)) if HTTP_PORTS.contains(port) => {
+            (None, None, Host::Name(name)) if HTTP_PORTS.contains(port) && !said.ech => {
                 notes.push("taken to be plain HTTP (--sni NAME for TLS)".to_owned());
                 Some(claim(name, NameSource::HttpHost))
             }
@@ -117,15 +127,39 @@ impl Destination {
                 claim.host
             ));
         }
-        Ok(Assumed {
-            facts: Facts {
-                original_dst,
-                claimed,
-                claimed_is_verified,
-            },
-            notes,
-        })
+        let mut facts = Facts {
+            original_dst,
+            claimed,
+            claimed_is_verified,
+            hides_name: false,
+        };
+        if said.ech && !claimed_is_verified {
+            notes.push(see_through_ech(&mut facts, to, (policy, view)));
+        }
+        Ok(Assumed { facts, notes })
     }
+}
+
+/// What becomes of the name of a ClientHello that may hide another, of a program that has asked for this
+/// host; in words.
+fn see_through_ech(facts: &mut Facts, asked: &Host, (policy, view): (&Policy, &View)) -> String {
+    let Host::Name(name) = asked else {
+        facts.hides_name = true;
+        return "taken to hide another name (ECH), and to have resolved none of the address"
+            .to_owned();
+    };
+    let resolved = Claim {
+        host: Host::Name(name.clone()),
+        source: NameSource::Dns,
+    };
+    let in_the_open = facts.claimed.replace(resolved);
+    if policy.prefers_server_name(facts, view) {
+        facts.claimed = in_the_open;
+        return "its server name counts, though it may hide another (onECH: UseServerName)"
+            .to_owned();
+    }
+    facts.claimed_is_verified = true;
+    format!("taken to hide another name (ECH): {name} counts, which it has resolved")
 }
 
 /// The first address that the agent answers when the workload asks for a name, if it does.
@@ -178,7 +212,11 @@ mod tests {
             let destination: Destination = text.parse().unwrap();
             let address = Some("203.0.113.7".parse().unwrap());
             let address = address.filter(|_| text.starts_with("www"));
-            let assumed = destination.assume((&policy, view), address, sni, None);
+            let said = Said {
+                sni,
+                ..Said::default()
+            };
+            let assumed = destination.assume((&policy, view), address, &said);
             assumed.unwrap().facts
         };
         assert!(at("www.example.com:443", None).claimed_is_verified);

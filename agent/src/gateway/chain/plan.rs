@@ -75,6 +75,7 @@ fn decide(policy: &Policy, target: &Target, addr: IpAddr) -> Decision {
         original_dst: OriginalDst(SocketAddr::new(addr, target.port)),
         claimed_is_verified: claimed.is_some(),
         claimed,
+        hides_name: false,
     };
     policy.decide(&facts, policy.view_of_stranger()).decision
 }

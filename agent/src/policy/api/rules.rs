@@ -90,8 +90,9 @@ pub(super) const TUNNEL: [Rule; 4] = [
     rule(
         "!has(self.action) || self.action == 'Tunnel' || !(has(self.proxy) || has(self.proxies) || \
          has(self.targetHost) || has(self.targetPort) || has(self.noProxy) || has(self.failureMode) || \
-         has(self.dns))",
-        "proxy, proxies, targetHost, targetPort, noProxy, failureMode and dns are for `action: Tunnel`",
+         has(self.dns) || has(self.onMismatch) || has(self.onECH) || has(self.echKeys))",
+        "proxy, proxies, targetHost, targetPort, noProxy, failureMode, dns, onMismatch, onECH and echKeys \
+         are for `action: Tunnel`",
     ),
     rule(
         "!(has(self.proxy) && has(self.proxies))",

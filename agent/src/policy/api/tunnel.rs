@@ -63,6 +63,13 @@ pub(in crate::policy) struct TunnelSpec {
     /// What becomes of a connection that claims a name which was not resolved to its address; unset:
     /// UseName.
     pub(in crate::policy) on_mismatch: Option<OnMismatch>,
+    /// What becomes of a TLS connection whose ClientHello may hide its server name (ECH); unset:
+    /// UseResolvedName.
+    #[serde(rename = "onECH")]
+    pub(in crate::policy) on_ech: Option<OnEch>,
+    /// What becomes of the keys with which clients encrypt their ClientHello, in answers of name
+    /// servers; unset: Keep.
+    pub(in crate::policy) ech_keys: Option<EchKeys>,
     /// What becomes of UDP to them; unset: Allow for `action: Direct`, Deny for an `action: Deny` that
     /// is for all workloads, else DenyQUIC.
     pub(in crate::policy) udp: Option<Udp>,
@@ -91,6 +98,32 @@ words! {
         /// The proxy is asked for the name.
         #[default]
         UseName = "UseName",
+    }
+}
+
+words! {
+    /// What becomes of a TLS connection whose ClientHello may hide its server name (ECH).
+    #[derive(Default)]
+    pub(in crate::policy) enum OnEch {
+        /// It is refused if the workload has resolved no name of the address.
+        Deny = "Deny",
+        /// The name counts that the workload has resolved, else the server name in the open.
+        #[default]
+        UseResolvedName = "UseResolvedName",
+        /// The server name in the open counts.
+        UseServerName = "UseServerName",
+    }
+}
+
+words! {
+    /// What becomes of the keys with which clients encrypt their ClientHello (ECH).
+    #[derive(Default)]
+    pub(in crate::policy) enum EchKeys {
+        /// They stay in the answers of name servers.
+        #[default]
+        Keep = "Keep",
+        /// They are taken out, so that clients do not encrypt.
+        Remove = "Remove",
     }
 }
 

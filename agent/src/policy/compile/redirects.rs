@@ -8,7 +8,7 @@ use super::proxies::{Proxies, Wanted};
 use super::rules::{Origin, Rank, Ranked, target_rule};
 use crate::name::Host;
 use crate::policy::api::destination_rule::DestinationRule;
-use crate::policy::api::tunnel::{DialFromField, OnMismatch, PlainHttpField, Udp};
+use crate::policy::api::tunnel::{DialFromField, OnEch, OnMismatch, PlainHttpField, Udp};
 use crate::policy::api::value::{HostPattern, Port};
 use crate::policy::api::virtual_service::{RouteDestination, VirtualService};
 use crate::policy::document::{Document, Documents};
@@ -237,6 +237,8 @@ fn route(
                     failure_mode: FailureMode::Closed,
                     dns: None,
                     on_mismatch: OnMismatch::UseName,
+                    on_ech: OnEch::UseResolvedName,
+                    ech_keys: None,
                 });
             }
             Some(route)

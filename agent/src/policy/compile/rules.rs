@@ -11,7 +11,7 @@ use crate::policy::api::Object;
 use crate::policy::api::destination_rule::{DestinationRule, TunnelFields, TunnelProxy};
 use crate::policy::api::metadata::{ObjectName, Timestamp};
 use crate::policy::api::tunnel::{
-    Action as ActionField, DialFromField, Dns, OnMismatch, ProxyRef, Tunnel, Udp,
+    Action as ActionField, DialFromField, Dns, OnEch, OnMismatch, ProxyRef, Tunnel, Udp,
 };
 use crate::policy::api::value::{HostPattern, Port, TargetHost};
 use crate::policy::document::{Document, Documents};
@@ -218,6 +218,8 @@ fn only_for_tunnels(document: &Document<Tunnel>, report: &mut Report) -> Option<
         ("spec.failureMode", spec.failure_mode.is_some()),
         ("spec.dns", spec.dns.is_some()),
         ("spec.onMismatch", spec.on_mismatch.is_some()),
+        ("spec.onECH", spec.on_ech.is_some()),
+        ("spec.echKeys", spec.ech_keys.is_some()),
     ];
     let mut right = Some(());
     for (key, _) in given.iter().filter(|(_, given)| *given) {
@@ -300,6 +302,8 @@ fn route(
         failure_mode: spec.failure_mode.unwrap_or_default(),
         dns: Some(spec.dns.unwrap_or(Dns::Observe)),
         on_mismatch: spec.on_mismatch.unwrap_or_default(),
+        on_ech: spec.on_ech.unwrap_or_default(),
+        ech_keys: Some(spec.ech_keys.unwrap_or_default()),
     })
 }
 
@@ -350,6 +354,8 @@ fn destination_rule(
                 failure_mode: FailureMode::Closed,
                 dns: None,
                 on_mismatch: OnMismatch::UseName,
+                on_ech: OnEch::UseResolvedName,
+                ech_keys: None,
             })),
             udp: Udp::DenyQuic,
         },

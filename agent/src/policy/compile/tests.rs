@@ -156,7 +156,8 @@ spec:
             "a.yaml:25: Tunnel/all: spec.failureMode: expected `closed` or `open`",
             "a.yaml:27: Tunnel/all: spec.retries: unknown field `retries`, expected one of \
              `selector`, `workloadSelector`, `action`, `proxy`, `proxies`, `targetHost`, \
-             `targetPort`, `noProxy`, `failureMode`, `dns`, `onMismatch`, `udp`",
+             `targetPort`, `noProxy`, `failureMode`, `dns`, `onMismatch`, `onECH`, \
+             `echKeys`, `udp`",
         ]
     );
 }

@@ -1,6 +1,7 @@
 //! Tables of facts and what is decided.
 
 mod doors;
+mod ech;
 mod precedence;
 mod properties;
 mod targets;
@@ -67,6 +68,7 @@ fn facts(original_dst: &str, claimed: &str) -> Facts {
             },
         }),
         claimed_is_verified: false,
+        hides_name: false,
     }
 }
 
