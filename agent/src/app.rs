@@ -4,6 +4,7 @@ mod accept;
 mod cgroups;
 mod cluster;
 mod enrolment;
+mod fronts;
 mod health;
 mod kernel_side;
 mod policy_source;
@@ -50,6 +51,7 @@ use crate::tunnel::{TunnelConfig, Tunneler};
 use accept::Acceptor;
 use cgroups::Cgroups;
 use enrolment::Enrolment;
+use fronts::Fronts;
 use kernel_side::KernelSide;
 use proxies::Proxies;
 use reload::{PolicyState, Reloader, announce, apply, warn_of};
@@ -275,7 +277,9 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
     });
 
     let Enrolled {
-        listeners, fronts, ..
+        cookie,
+        ports,
+        listeners,
     } = capture.enrol()?;
     metrics.capture.set_namespaces_enrolled(1);
     let families = families(&listeners);
@@ -312,11 +316,6 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
             .vital
             .spawn(name, acceptor.run(listener, None, closing));
     }
-    for front in fronts {
-        let closing = tasks.closing.clone();
-        let serving = acceptor.serve(front, None, closing);
-        tasks.vital.spawn("queries of workloads", serving);
-    }
     let cgroups = Arc::new(Cgroups::new(
         config.scope.clone(),
         Arc::clone(&capture),
@@ -327,12 +326,17 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         Reach::OwnNamespace => None,
         Reach::EveryNamespace => {
             let (capture, cgroups) = (Arc::clone(&capture), Arc::clone(&cgroups));
-            let enrolment = Arc::new(Enrolment::new(acceptor, capture, cgroups)?);
-            // Before the programs are attached: who is there already is captured from then on.
-            enrolment.look(Vec::new()).await;
-            Some(enrolment)
+            let enrolment = Enrolment::new(acceptor.clone(), capture, cgroups)?;
+            Some(Arc::new(enrolment))
         }
     };
+    let own = (cookie, ports);
+    let fronts = Fronts::new(acceptor, Arc::clone(&capture), own, enrolment.clone());
+    fronts.set(way.policy.load().takes_queries())?;
+    if let Some(enrolment) = &enrolment {
+        // Before the programs are attached: who is there already is captured from then on.
+        enrolment.look(Vec::new()).await;
+    }
     let flows = capture.lock().flows();
     tasks.vital.spawn("flow sweeper", sweep(flows));
 
@@ -371,6 +375,7 @@ pub async fn build(mut config: Config, log: LogHandle) -> Result<Running, StartE
         capture: Arc::clone(&capture),
         cgroups: Arc::clone(&cgroups.0),
         proxies,
+        fronts,
         state: policy_state,
         last: Mutex::new(fingerprint),
         feed,

@@ -32,7 +32,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
 
-use underpass_abi::{Listeners, Verdict};
+use underpass_abi::{FRONTS, Listeners, Verdict};
 
 pub use answers::Answers;
 pub use attachment::{Attachment, supersede};
@@ -60,8 +60,6 @@ pub struct Enrolled {
     pub ports: Listeners,
     /// On 127.0.0.1, and on ::1 where there is IPv6.
     pub listeners: Vec<Listener>,
-    /// Where the queries of workloads arrive, if policy has them come.
-    pub fronts: Vec<Front>,
 }
 
 /// The loaded programs and their maps. Nothing is captured before [`attach`](Self::attach); when
@@ -161,15 +159,11 @@ impl Capture {
     pub fn enrol(&mut self) -> Result<Enrolled, CaptureError> {
         let cookie = netns::cookie(&mut self.object, &self.sockets)?;
         let (listeners, [port_v4, port_v6]) = listener::open(cookie, &self.sockets, &self.flows)?;
-        let open = |address| front::open(cookie, address, &self.sockets, &self.queries);
-        let (mut fronts, dns_v4) = open(Ipv4Addr::LOCALHOST.into())?;
-        let (on_v6, dns_v6) = open(Ipv6Addr::LOCALHOST.into())?;
-        fronts.extend(on_v6);
         let ports = Listeners {
             port_v4,
             port_v6,
-            dns_v4,
-            dns_v6,
+            dns_v4: [0; FRONTS],
+            dns_v6: [0; FRONTS],
         };
         // Only now that all of them listen.
         self.rules.enrol(cookie, ports)?;
@@ -177,7 +171,6 @@ impl Capture {
             cookie,
             ports,
             listeners,
-            fronts,
         })
     }
 
@@ -191,6 +184,57 @@ impl Capture {
             let _runtime = runtime.enter();
             self.enrol()
         })
+    }
+
+    /// Opens the agent's fronts in the network namespace of this cookie, the calling thread's or another,
+    /// which has these listeners, and lets queries made in it be redirected to them. To be called on a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// It cannot be entered, or no loopback port could be bound or marked.
+    pub fn open_fronts(
+        &mut self,
+        (cookie, namespace): (u64, Option<&Netns>),
+        ports: &mut Listeners,
+    ) -> Result<Vec<Front>, CaptureError> {
+        let runtime = tokio::runtime::Handle::current();
+        let open = || {
+            let _runtime = runtime.enter();
+            let open = |address| front::open(cookie, address, &self.sockets, &self.queries);
+            Ok([
+                open(Ipv4Addr::LOCALHOST.into())?,
+                open(Ipv6Addr::LOCALHOST.into())?,
+            ])
+        };
+        let [(mut fronts, dns_v4), (on_v6, dns_v6)] = match namespace {
+            Some(namespace) => namespace.within(open)?,
+            None => open()?,
+        };
+        fronts.extend(on_v6);
+        let with_fronts = Listeners {
+            dns_v4,
+            dns_v6,
+            ..*ports
+        };
+        self.rules.enrol(cookie, with_fronts)?;
+        *ports = with_fronts;
+        Ok(fronts)
+    }
+
+    /// Has no more queries redirected in the namespace of this cookie. What was already still arrives
+    /// at its fronts; they are to be closed.
+    ///
+    /// # Errors
+    /// The map cannot be changed.
+    pub fn close_fronts(&mut self, cookie: u64, ports: &mut Listeners) -> Result<(), CaptureError> {
+        let without_fronts = Listeners {
+            dns_v4: [0; FRONTS],
+            dns_v6: [0; FRONTS],
+            ..*ports
+        };
+        self.rules.enrol(cookie, without_fronts)?;
+        *ports = without_fronts;
+        Ok(())
     }
 
     /// Has nothing more redirected in the namespace of this cookie. What was already still arrives

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Tasks;
 use super::shed::Shedder;
+use super::vital::VitalTasks;
 use crate::capture::{Canary, Front, Incoming, Listener};
 use crate::connection::Way;
 use crate::dns::Outcome;
@@ -46,6 +47,11 @@ impl Acceptor {
     /// Ends every acceptor.
     pub(super) fn closing(&self) -> &CancellationToken {
         &self.tasks.closing
+    }
+
+    /// What must not end before it is told to.
+    pub(super) fn vital(&self) -> &VitalTasks {
+        &self.tasks.vital
     }
 
     /// Starts to accept in another network namespace, until `closing`.

@@ -15,10 +15,10 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
-use underpass_abi::FRONTS;
 
 use super::accept::Acceptor;
 use super::cgroups::Cgroups;
+use super::fronts::Place;
 use crate::capture::{
     Capture, CaptureError, Discovery, Netns, NetnsId, Newcomers, Resident, Sight, SocketsWithin,
 };
@@ -42,8 +42,8 @@ const PAUSE: u32 = 4;
 const MOST: usize = 2048;
 const MOST_PER_CGROUP: usize = 64;
 
-/// What every namespace costs: its listeners and fronts, and itself.
-const DESCRIPTORS: usize = 3 + 2 * FRONTS;
+/// What every namespace costs: its listeners, and itself.
+const DESCRIPTORS: usize = 3;
 
 /// Enrols namespaces and lets them go.
 pub(super) struct Enrolment {
@@ -134,6 +134,24 @@ impl Enrolment {
         }
     }
 
+    /// Opens fronts in every namespace that is enrolled, and will be, or closes them. To be called on the
+    /// runtime.
+    pub(super) fn set_fronts(&self, wanted: bool) {
+        let mut roll = self.roll.lock();
+        roll.fronts_wanted = wanted;
+        self.open_or_close_fronts(&mut roll);
+    }
+
+    fn open_or_close_fronts(&self, roll: &mut Roll) {
+        let wanted = roll.fronts_wanted;
+        for (id, entry) in roll.entries() {
+            if let Err(error) = entry.place.set(wanted, &self.acceptor, &self.capture) {
+                // It is tried again with every look.
+                tracing::warn!(%error, netns = id.inode(), wanted, "queries of workloads do not come here");
+            }
+        }
+    }
+
     /// For `/status`.
     pub(super) fn to_json(&self) -> Value {
         self.roll.lock().to_json()
@@ -170,10 +188,15 @@ impl Enrolment {
                 }
             }
         }
+        self.open_or_close_fronts(&mut roll);
         // Ours as well.
         metrics.set_namespaces_enrolled(roll.len() + 1);
         let admission = &self.acceptor.way().admission;
-        admission.spare_descriptors(roll.len() * DESCRIPTORS);
+        let fronts: usize = roll
+            .entries()
+            .map(|(_, entry)| entry.place.descriptors())
+            .sum();
+        admission.spare_descriptors(roll.len() * DESCRIPTORS + fronts);
         again
     }
 
@@ -236,13 +259,15 @@ impl Enrolment {
             if netns.id() != id {
                 return Ok(None);
             }
+            let netns = Arc::new(netns);
             let mut capture = self.capture.lock();
             let enrolled = capture.enrol_in(&netns)?;
-            let sockets = Arc::new(SocketsWithin::new(netns, capture.sockets()));
-            Ok(Some((Vantage::new(enrolled.cookie, sockets), enrolled)))
+            let sockets = SocketsWithin::new(Arc::clone(&netns), capture.sockets());
+            let vantage = Vantage::new(enrolled.cookie, Arc::new(sockets));
+            Ok(Some((netns, vantage, enrolled)))
         });
         match enrolled {
-            Ok(enrolled) => Ok(enrolled.map(|(vantage, enrolled)| {
+            Ok(enrolled) => Ok(enrolled.map(|(netns, vantage, enrolled)| {
                 tracing::debug!(
                     netns = id.inode(),
                     thread = resident.thread,
@@ -254,17 +279,13 @@ impl Enrolment {
                     let there = Arc::clone(&vantage);
                     self.acceptor.start(listener, there, closing.clone())
                 };
-                let serve = |front| {
-                    let there = Some(Arc::clone(&vantage));
-                    tokio::spawn(self.acceptor.serve(front, there, closing.clone()))
-                };
-                let accepting = enrolled.listeners.into_iter().map(accept);
-                let serving = enrolled.fronts.into_iter().map(serve);
-                let acceptors = accepting.chain(serving).collect();
+                let acceptors = enrolled.listeners.into_iter().map(accept).collect();
+                let there = Some((netns, Arc::clone(&vantage)));
+                let cookie = enrolled.cookie;
                 Entry {
                     resident: resident.clone(),
                     vantage,
-                    ports: enrolled.ports,
+                    place: Place::new(cookie, there, enrolled.ports, closing.clone()),
                     closing,
                     acceptors,
                     empty: false,

@@ -14,6 +14,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use super::cgroups::Cgroups;
+use super::fronts::Fronts;
 use super::policy_source::{PolicySource, Read};
 use super::proxies::Proxies;
 use super::watch::{Fingerprint, Watch};
@@ -41,6 +42,7 @@ pub(super) struct Reloader {
     pub(super) capture: Arc<Mutex<Capture>>,
     pub(super) cgroups: Arc<Cgroups>,
     pub(super) proxies: Arc<Proxies>,
+    pub(super) fronts: Fronts,
     pub(super) state: Arc<PolicyState>,
     /// What was read last, whatever came of it. Locked while policy is read.
     pub(super) last: Mutex<Fingerprint>,
@@ -195,8 +197,14 @@ impl Reloader {
     /// the old policy was in force all the time.
     fn put_into_force(&self, policy: Policy) -> Result<(), CaptureError> {
         Handle::current().block_on(self.proxies.prepare(&policy));
-        if let Err(error) = self.tell_programs(&policy) {
+        // Queries come to the agent only when there is somebody who hears them.
+        let opened = match policy.takes_queries() {
+            true => self.fronts.set(true),
+            false => Ok(()),
+        };
+        if let Err(error) = opened.and_then(|()| self.tell_programs(&policy)) {
             self.proxies.abandon();
+            self.follow_with_fronts();
             return Err(error);
         }
         if let Err(error) = self.cgroups.set_outliving(must_outlive(&policy)) {
@@ -204,10 +212,19 @@ impl Reloader {
         }
         announce(&policy, &self.way.metrics);
         self.proxies.put_into_force(InForce::new(policy));
+        self.follow_with_fronts();
         self.cgroups.ask();
         self.way.count_virtuals(&self.way.policy.load());
         self.way.tunneler.serve(self.way.policy.load().proxies());
         Ok(())
+    }
+
+    /// Has fronts be there or not, as the policy in force wants it.
+    fn follow_with_fronts(&self) {
+        let wanted = self.way.policy.load().takes_queries();
+        if let Err(error) = self.fronts.set(wanted) {
+            tracing::error!(%error, wanted, "queries of workloads do not come as policy has it");
+        }
     }
 
     fn tell_programs(&self, policy: &Policy) -> Result<(), CaptureError> {

@@ -138,7 +138,7 @@ impl Rules {
         ]
     }
 
-    /// Lets connections in the namespace of this cookie be redirected to these ports.
+    /// Lets connections and queries in the namespace of this cookie be redirected to these ports.
     pub(super) fn enrol(&mut self, cookie: u64, ports: Listeners) -> Result<(), CaptureError> {
         self.namespaces
             .insert(cookie, ports, 0)

@@ -53,13 +53,13 @@ impl SocketFactory for MarkedSockets {
 /// The same in another network namespace, which exists as long as this does.
 #[derive(Debug)]
 pub struct SocketsWithin {
-    namespace: Netns,
+    namespace: Arc<Netns>,
     marked: Arc<MarkedSockets>,
 }
 
 impl SocketsWithin {
     /// Makes sockets in `namespace`.
-    pub fn new(namespace: Netns, marked: Arc<MarkedSockets>) -> Self {
+    pub fn new(namespace: Arc<Netns>, marked: Arc<MarkedSockets>) -> Self {
         Self { namespace, marked }
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use underpass_abi::Listeners;
 
+use crate::app::fronts::Place;
 use crate::capture::{NetnsId, Resident, Sandboxes, Sight};
 use crate::sockets::Vantage;
 use crate::telemetry::metrics::NotEnrolled;
@@ -25,6 +25,8 @@ pub(super) struct Roll {
     sandboxes: Sandboxes,
     /// The reasons that were logged: once each, until there is no failure left.
     logged: BTreeSet<NotEnrolled>,
+    /// Whether queries are to come to the agent.
+    pub(super) fronts_wanted: bool,
 }
 
 /// An enrolled namespace.
@@ -33,11 +35,11 @@ pub(super) struct Entry {
     pub(super) resident: Resident,
     /// By the kernel's name for the namespace, its cookie.
     pub(super) vantage: Arc<Vantage>,
-    /// Where its listeners are.
-    pub(super) ports: Listeners,
-    /// Ends the acceptors.
+    /// Where the agent listens.
+    pub(super) place: Place,
+    /// Ends the acceptors, and the fronts.
     pub(super) closing: CancellationToken,
-    /// One of each listener and front.
+    /// One of each listener.
     pub(super) acceptors: Vec<JoinHandle<()>>,
     /// Whether the last look found nobody.
     pub(super) empty: bool,
@@ -46,7 +48,8 @@ pub(super) struct Entry {
 impl Entry {
     /// Whether an acceptor has ended though nobody asked it to.
     pub(super) fn has_ended(&self) -> bool {
-        !self.closing.is_cancelled() && self.acceptors.iter().any(JoinHandle::is_finished)
+        let has_ended = || self.acceptors.iter().any(JoinHandle::is_finished);
+        !self.closing.is_cancelled() && (has_ended() || self.place.has_ended())
     }
 }
 
@@ -74,6 +77,11 @@ impl Roll {
     pub(super) fn insert(&mut self, id: NetnsId, entry: Entry) {
         self.failed.remove(&id);
         self.enrolled.insert(id, entry);
+    }
+
+    /// Those that are enrolled.
+    pub(super) fn entries(&mut self) -> impl Iterator<Item = (NetnsId, &mut Entry)> {
+        self.enrolled.iter_mut().map(|(id, entry)| (*id, entry))
     }
 
     /// Keeps those for which `keep` says so.
@@ -164,7 +172,7 @@ impl Roll {
             let mut told = whose(&entry.resident);
             told["inode"] = id.inode().into();
             told["cookie"] = entry.vantage.id().into();
-            told["ports"] = json!([entry.ports.port_v4, entry.ports.port_v6]);
+            told["ports"] = json!([entry.place.ports().port_v4, entry.place.ports().port_v6]);
             told
         });
         let failed = self.failed.iter().map(|(id, failure)| {
