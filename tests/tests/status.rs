@@ -59,7 +59,15 @@ fn a_ready_agent_tells_how_it_is() {
     let done = status(&scene.world, &[]);
     let text = done.expect_success().stdout;
     assert!(text.contains(": ready\n"), "{text}");
-    for part in [&*cgroup, "generation 1", "proxy.example:3128", "of 65536"] {
+    // What curl has asked for.
+    let name = "workload: site.example at 203.0.113.10";
+    for part in [
+        &*cgroup,
+        "generation 1",
+        "proxy.example:3128",
+        "of 65536",
+        name,
+    ] {
         assert!(text.contains(part), "no {part} in {text}");
     }
 }

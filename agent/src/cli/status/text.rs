@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+/// Names of a workload that are shown.
+const MAX_NAMES: usize = 8;
+
 /// An answer of `/status`. What an agent of another version does not tell is left out.
 pub(super) struct Text<'a>(pub(super) &'a Value);
 
@@ -55,8 +58,28 @@ impl fmt::Display for Text<'_> {
             );
             line(f, &format!("map {map}"), &fill)?;
         }
+        for workload in items(&status["names"]) {
+            names(f, workload)?;
+        }
         Ok(())
     }
+}
+
+/// What a workload has resolved.
+fn names(f: &mut fmt::Formatter<'_>, workload: &Value) -> fmt::Result {
+    let whose = match &workload["cgroup"] {
+        Value::Null => format!("cgroup {}", plain(&workload["cgroup_id"])),
+        path => plain(path),
+    };
+    let mut shown: Vec<_> = items(&workload["names"])
+        .map(|it| format!("{} at {}", plain(&it["name"]), plain(&it["address"])))
+        .collect();
+    let more = shown.len().saturating_sub(MAX_NAMES);
+    if more > 0 {
+        shown.truncate(MAX_NAMES);
+        shown.push(format!("{more} more (--output json)"));
+    }
+    line(f, "names", &format!("{whose}: {}", shown.join(", ")))
 }
 
 fn policy(f: &mut fmt::Formatter<'_>, policy: &Value) -> fmt::Result {
@@ -183,6 +206,15 @@ mod tests {
                 "unseen_processes": {"not_permitted": 2},
             },
             "maps": {"FLOWS": {"entries": 1, "capacity": 100}},
+            "names": [
+                {"cgroup_id": 7, "cgroup": "/a", "names": [
+                    {"name": "a.test", "address": "203.0.113.7"},
+                    {"name": "b.test", "address": "2001:db8::7"},
+                ]},
+                {"cgroup_id": 8, "cgroup": null, "names": vec![
+                    json!({"name": "c.test", "address": "203.0.113.8"}); 10
+                ]},
+            ],
         });
         assert_eq!(
             Text(&status).to_string(),
@@ -205,7 +237,12 @@ mod tests {
              not enrolled         4 of process 5, /b: no\n  \
              not covered          /c (gVisor)\n  \
              not enrolled         2 processes (not_permitted)\n  \
-             map FLOWS            1 of 100"
+             map FLOWS            1 of 100\n  \
+             names                /a: a.test at 203.0.113.7, b.test at 2001:db8::7\n  \
+             names                cgroup 8: c.test at 203.0.113.8, c.test at 203.0.113.8, \
+             c.test at 203.0.113.8, c.test at 203.0.113.8, c.test at 203.0.113.8, \
+             c.test at 203.0.113.8, c.test at 203.0.113.8, c.test at 203.0.113.8, \
+             2 more (--output json)"
         );
     }
 
