@@ -19,3 +19,4 @@ pub mod stage;
 pub mod tcp;
 pub mod tinyproxy;
 pub mod web;
+pub mod zone;

@@ -4,13 +4,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use underpass_tests::addr::{OTHER_V4, PROXY_V4, SITE_V6, proxy_v4};
-use underpass_tests::agent::{Agent, tunnel_policy};
-use underpass_tests::pod::Node;
+use nix::sys::signal::Signal;
+use underpass_tests::addr::{INTERNAL_V4, OTHER_V4, PROXY_V4, SITE_V4, SITE_V6, proxy_v4};
+use underpass_tests::agent::{Agent, tunnel_policy, underpass};
+use underpass_tests::pod::{Node, Pod};
 use underpass_tests::servers::dns::Dns;
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
+use underpass_tests::servers::squid::{Options, Squid};
 use underpass_tests::servers::tcp::Server;
-use underpass_tests::{Scene, wait_for};
+use underpass_tests::servers::zone::{A, HTTPS, RRSIG, Zone, record};
+use underpass_tests::{Must as _, Place, Scene, World, wait_for};
 
 const SECONDS: Duration = Duration::from_secs(30);
 const QUERIES: &str = "underpass_dns_queries_total";
@@ -456,6 +459,382 @@ fn pods_ask_from_where_they_are() {
         agent.metrics().sum(QUERIES, &[("result", "stranger")]),
         Some(0.0)
     );
+}
+
+/// Connects to a virtual address; what came of it.
+fn connect(scene: &Scene, address: &str) -> String {
+    let talk = scene.program("talk").args([address, "5432", "x"]);
+    talk.run(SECONDS).expect_success().stdout
+}
+
+#[test]
+fn hosts_below_a_wildcard_have_their_addresses_again_when_they_are_asked_for_again() {
+    let scene = Scene::new("dns-again");
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let policy = policy(&[]);
+    let ask = || {
+        let said =
+            scene
+                .workload("dig")
+                .args(["a.wild.example", "A", "@192.0.2.53", "+noall", "+answer"]);
+        let said = said.run(SECONDS).expect_success().stdout;
+        let words: Vec<_> = said.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(words.len(), 5, "{said}");
+        (words[1].clone(), words[4].clone())
+    };
+    let agent = Agent::start(&scene.world, &policy);
+    let (ttl, address) = ask();
+    assert!(is_virtual(&address));
+    assert_eq!(ttl, "10", "it is to be asked for again soon");
+    connect(&scene, &address);
+    assert_eq!(asked(&proxy), "a.wild.example:5432");
+    drop(agent);
+    let before = proxy.requests().len();
+
+    // Who remembers it is refused, and told why in the log, until somebody asks.
+    let agent = Agent::start(&scene.world, &policy);
+    let said = connect(&scene, &address);
+    assert!(
+        said.contains(" reset ") || said.contains(" closed "),
+        "{said}"
+    );
+    let record = agent.wait_for_access("it", |it| it.text("decision") == "deny");
+    assert!(record.text("error").contains("ask"), "{record:?}");
+    assert_eq!(proxy.requests().len(), before);
+    assert_eq!(ask(), (ttl, address.clone()));
+    connect(&scene, &address);
+    assert_eq!(asked(&proxy), "a.wild.example:5432");
+    assert!(proxy.requests().len() > before);
+}
+
+#[test]
+fn explain_tells_which_host_a_virtual_address_stands_for() {
+    let scene = Scene::new("dns-explain");
+    let _agent = Agent::start(&scene.world, &policy(&[]));
+    let file = scene.world.dir().join("policy.yaml");
+    let explain = |destination: &str| {
+        let explain = underpass(&scene.world).args(["explain", destination, "--policy"]);
+        explain.arg(&file).run(SECONDS).expect_success().stdout
+    };
+    let mut addresses = getent(&scene, "db.test.example");
+    assert_eq!(addresses.len(), 2);
+    addresses.sort();
+    let [v4, v6] = [&addresses[0], &addresses[1]];
+    for destination in [format!("{v4}:5432"), format!("[{v6}]:5432")] {
+        let said = explain(&destination);
+        for part in [
+            "is the virtual address of db.test.example",
+            "target:         db.test.example:5432",
+            "virtual address stands for",
+        ] {
+            assert!(said.contains(part), "no {part} in {said}");
+        }
+    }
+    let wild = dig(&scene, &["a.wild.example", "A", "@192.0.2.53"]);
+    let said = explain(&format!("{}:5432", virtual_one(&wild)));
+    assert!(said.contains("below a wildcard"), "{said}");
+    let said = explain("a.wild.example:5432");
+    assert!(
+        said.contains("virtual address of a.wild.example")
+            && said.contains("target:         a.wild.example:5432"),
+        "{said}"
+    );
+}
+
+/// The data of an HTTPS record: `1 . alpn=h2 ipv4hint=203.0.113.11`, and a key for ECH.
+fn https_data(mandatory: bool) -> Vec<u8> {
+    let mut data = vec![0, 1, 0];
+    if mandatory {
+        data.extend([0, 0, 0, 2, 0, 5]);
+    }
+    data.extend([0, 1, 0, 3, 2, b'h', b'2', 0, 4, 0, 4, 203, 0, 113, 11]);
+    data.extend([0, 5, 0, 8, 0, 6, 0xfe, 0x0d, 0, 2, 7, 7]);
+    data
+}
+
+#[test]
+fn keys_for_ech_are_taken_out_of_answers_where_policy_says_so() {
+    let scene = Scene::new("dns-ech");
+    // To a server outside queries over TCP go through it.
+    let _proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let signature = |covered: u16| {
+        let mut data = covered.to_be_bytes().to_vec();
+        data.extend([13, 2, 0, 0, 1, 44, 0x70, 0, 0, 0, 0x60, 0, 0, 0, 0, 7]);
+        data.extend(b"\x07example\0signature");
+        data
+    };
+    let records = [
+        record("keyed.example", HTTPS, "300", &https_data(false)),
+        record("keyed.example", A, "300", &OTHER_V4.octets()),
+        record(
+            "_8443._https.keyed.example",
+            HTTPS,
+            "300",
+            &https_data(false),
+        ),
+        record("only.example", HTTPS, "300", &https_data(true)),
+        record("signed.example", HTTPS, "300", &https_data(false)),
+        record("signed.example", RRSIG, "300", &signature(HTTPS)),
+        record("kept.example", HTTPS, "300", &https_data(false)),
+    ];
+    let _zone = Zone::start_at(&scene.world, SITE_V4, &records);
+    let ask = |name: &str, way: &str| dig(&scene, &[name, "HTTPS", "@203.0.113.10", way]);
+    let with_key = "1 . alpn=\"h2\" ipv4hint=203.0.113.11 ech=AAb+DQACBwc=";
+    let without = "1 . alpn=\"h2\" ipv4hint=203.0.113.11";
+    let ways = ["+notcp", "+tcp"];
+
+    let kept = "\
+        ---\n\
+        apiVersion: networking.istio.io/v1\n\
+        kind: ServiceEntry\n\
+        metadata: {name: kept, labels: {ech: kept}}\n\
+        spec: {hosts: [kept.example]}\n\
+        ---\n\
+        apiVersion: underpass.dev/v1alpha1\n\
+        kind: Tunnel\n\
+        metadata: {name: kept}\n\
+        spec: {proxy: {host: proxy.example, port: 3128}, selector: {matchLabels: {ech: kept}}}\n";
+    // Without a word of policy nothing is changed, nor even seen.
+    let agent = Agent::start(&scene.world, &(tunnel_policy(&[]) + kept));
+    for way in ways {
+        assert_eq!(ask("keyed.example", way), [with_key], "{way}");
+    }
+    assert_eq!(agent.metrics().sum(QUERIES, &[]), Some(0.0));
+    drop(agent);
+
+    let agent = Agent::start(&scene.world, &(tunnel_policy(&["echKeys: Remove"]) + kept));
+    for way in ways {
+        assert_eq!(ask("keyed.example", way), [without], "{way}");
+        assert_eq!(ask("_8443._https.keyed.example", way), [without], "{way}");
+        assert_eq!(ask("only.example", way), [""; 0], "{way}");
+        assert_eq!(ask("kept.example", way), [with_key], "{way}");
+        assert_eq!(
+            dig(&scene, &["keyed.example", "A", "@203.0.113.10", way]),
+            ["203.0.113.11"]
+        );
+        // What is not what was signed is not passed for it.
+        let signed = scene.workload("dig").args(["+dnssec", way]);
+        let signed = signed.args(["signed.example", "HTTPS", "@203.0.113.10"]);
+        let said = signed.run(SECONDS).expect_success().stdout;
+        assert!(said.contains(without) && !said.contains("ech="), "{said}");
+        assert!(!said.contains("RRSIG"), "{said}");
+        let flags = said.lines().find(|line| line.contains("flags:"));
+        let flags = flags.expect("a line of flags");
+        assert!(!flags.contains(" ad"), "{flags}");
+    }
+    // It has no addresses of its own, and knows what was answered.
+    assert!(agent.metrics().sum(QUERIES, &[("result", "forwarded")]) >= Some(12.0));
+    assert_eq!(
+        agent.metrics().sum(QUERIES, &[("result", "answered")]),
+        Some(0.0)
+    );
+    assert_eq!(agent.metrics().sum(PASSED, &[]), Some(0.0));
+}
+
+/// Who owns a name says where it is.
+#[test]
+fn an_answer_cannot_borrow_the_address_of_another() {
+    let scene = Scene::new("dns-rebinding");
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let inside = SocketAddr::from((INTERNAL_V4, 5432));
+    let _inside = Server::banner(scene.world.inet(), inside, "inside\r\n");
+    let agent = Agent::start(&scene.world, &policy(&[]));
+    let given = dig(&scene, &["db.test.example", "A", "@192.0.2.53"]);
+    let given = virtual_one(&given);
+    let octets = given.parse::<std::net::Ipv4Addr>().expect("IPv4").octets();
+    let records = [
+        record("evil.example", A, "300", &octets),
+        record("rebound.example", A, "300", &INTERNAL_V4.octets()),
+    ];
+    let _zone = Zone::start_at(&scene.world, SITE_V4, &records);
+    let ask = |name: &str| {
+        let found = dig(&scene, &[name, "A", "@203.0.113.10"]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0].clone()
+    };
+
+    // A virtual address is its host's, whoever else claims it.
+    assert_eq!(ask("evil.example"), given);
+    connect(&scene, given);
+    assert_eq!(asked(&proxy), "db.test.example:5432");
+    let before = proxy.requests().len();
+    // What is internal is nobody's tunnel, whatever its name.
+    assert_eq!(ask("rebound.example"), INTERNAL_V4.to_string());
+    let said = connect(&scene, "10.9.0.10");
+    assert!(said.contains("inside"), "{said}");
+    assert_eq!(proxy.requests().len(), before, "{}", agent.tails());
+}
+
+/// Where a host is looked up by the agent, whose loopback is not that of a pod.
+#[test]
+fn a_host_that_is_said_to_be_near_is_near_to_the_workload() {
+    let world = World::new("dns-near");
+    let near: IpAddr = [127, 0, 0, 1].into();
+    let names: [(&str, &[IpAddr]); 2] = [
+        ("near.example", &[near]),
+        ("proxy.example", &[IpAddr::V4(PROXY_V4)]),
+    ];
+    let _dns = Dns::start_with(&world, &names, 0);
+    let node = Node::new(&world);
+    let pod = node.start(7);
+    let some = "apiVersion: underpass.dev/v1alpha1\n\
+                kind: Tunnel\n\
+                metadata: {name: some}\n\
+                spec: {proxy: {host: proxy.example, port: 3128}, dns: Serve, \
+                       selector: {matchLabels: {a: b}}}\n\
+                ---\n\
+                apiVersion: networking.istio.io/v1\n\
+                kind: ServiceEntry\n\
+                metadata: {name: near, labels: {a: b}}\n\
+                spec: {hosts: [near.example], ports: [{number: 443, name: tls}]}\n";
+    let agent = Agent::start(&world, some);
+    wait_for("the pod is enrolled", SECONDS, || {
+        agent.metrics().sum("underpass_namespaces_enrolled", &[]) >= Some(2.0)
+    });
+    let server = |place: &Place, says: &'static str| {
+        Server::banner(place, SocketAddr::new(near, 7000), says)
+    };
+    let of_node = server(world.host(), "of the node\r\n");
+    let found = pod
+        .command("dig")
+        .args(["+short", "near.example", "A", "@192.0.2.53"]);
+    let address = found.run(SECONDS).expect_success().stdout.trim().to_owned();
+    assert!(is_virtual(&address), "{address}");
+    let talk = || {
+        let talk = pod.program("talk").args([address.as_str(), "7000", "x"]);
+        talk.run(SECONDS).expect_success().stdout
+    };
+    let said = talk();
+    assert!(!said.contains("of the node"), "{said}");
+    let _of_pod = server(pod.place(), "of the pod\r\n");
+    let said = talk();
+    assert!(said.contains("of the pod"), "{said}\n{}", agent.tails());
+    assert!(of_node.peers().is_empty(), "{:?}", of_node.peers());
+}
+
+#[test]
+fn names_go_into_connect_of_a_real_proxy() {
+    let scene = Scene::new("dns-squid");
+    let servers = [(25, "220 mail\r\n"), (22, "SSH-2.0-Test\r\n"), (5432, "N")];
+    let _servers = servers.map(|(port, says)| {
+        let address = SocketAddr::from((OTHER_V4, port));
+        Server::banner(scene.world.inet(), address, says)
+    });
+    let options = Options {
+        connect_ports: &[22, 25, 5432],
+        ..Options::default()
+    };
+    let squid = Squid::start_with(&scene.world, &options);
+    let clients = || {
+        let curl = scene
+            .workload("curl")
+            .args(["--verbose", "--max-time", "20"]);
+        let said = curl
+            .args(["smtp://mail.example:25/", "-X", "HELP"])
+            .run(SECONDS);
+        assert!(said.stderr.contains("220 mail"), "{said:?}");
+        let ssh = scene.workload("ssh");
+        let ssh = ssh.args(["-4", "-o", "BatchMode=yes", "-v", "mail.example"]);
+        let said = ssh.run(SECONDS);
+        assert!(
+            said.stderr.contains("remote software version Test"),
+            "{said:?}"
+        );
+        let psql = scene.workload("psql");
+        let psql = psql.args(["-h", "mail.example", "-U", "me", "-c", "select 1"]);
+        psql.env("PGCONNECT_TIMEOUT", "5").run(SECONDS);
+    };
+    let by_name = |connects: Vec<String>| {
+        let mut connects = connects;
+        connects.sort();
+        // psql tries once more without TLS.
+        connects.dedup();
+        assert_eq!(
+            connects,
+            ["mail.example:22", "mail.example:25", "mail.example:5432"]
+        );
+    };
+    // What was resolved, by servers that answer.
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    clients();
+    by_name(squid.connects(3));
+    let before = squid.log().len();
+    drop(agent);
+    // What the agent answers.
+    let _agent = Agent::start(&scene.world, &policy(&[]));
+    assert!(
+        getent(&scene, "mail.example")
+            .iter()
+            .all(|it| is_virtual(it))
+    );
+    clients();
+    by_name(squid.connects(before + 3).split_off(before));
+    let arrivals = scene.world.direct_arrivals();
+    assert!(arrivals.is_empty(), "{arrivals:?}");
+}
+
+/// UDP sockets of the agent in a network namespace, on loopback.
+fn fronts(place: &Place, agent: &Agent) -> usize {
+    let ss = place.command("ss").args(["-H", "-u", "-l", "-n", "-p"]);
+    let table = ss.run(SECONDS).expect_success().stdout;
+    let ours = format!("pid={},", agent.pid());
+    table.lines().filter(|line| line.contains(&ours)).count()
+}
+
+#[test]
+fn queries_come_to_the_agent_only_while_policy_wants_them() {
+    let scene = Scene::new("dns-reload");
+    let _proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let node = Node::new(&scene.world);
+    let pod = node.start(7);
+    let mut agent = Agent::start(&scene.world, &(tunnel_policy(&[]) + HOSTS));
+    wait_for("the pod is enrolled", SECONDS, || {
+        agent.metrics().sum("underpass_namespaces_enrolled", &[]) >= Some(2.0)
+    });
+    let file = scene.world.dir().join("policy.yaml");
+    let reload = |agent: &mut Agent, generation: f64, policy: &str| {
+        std::fs::write(&file, policy).must("write the policy");
+        agent.process().signal(Signal::SIGHUP);
+        agent.wait_for_metric("underpass_policy_generation", &[], generation);
+    };
+    let ask = |place: &Pod, way: &str| {
+        let dig = place
+            .command("dig")
+            .args(["+short", "+time=5", "+tries=1", way]);
+        let dig = dig.args(["db.test.example", "A", "@192.0.2.53"]);
+        dig.run(SECONDS).expect_success().stdout.trim().to_owned()
+    };
+    let on_host = |way: &str| dig(&scene, &["db.test.example", "A", "@192.0.2.53", way]);
+    let places = [scene.world.host(), pod.place()];
+    let mut generation = 1.0;
+    for _ in 0..2 {
+        // No work for what no policy names.
+        for place in places {
+            wait_for("there are none", SECONDS, || fronts(place, &agent) == 0);
+        }
+        for way in ["+notcp", "+tcp"] {
+            assert_eq!(ask(&pod, way), "");
+            assert_eq!(on_host(way), [""; 0]);
+        }
+        generation += 1.0;
+        reload(&mut agent, generation, &policy(&[]));
+        for place in places {
+            assert_eq!(fronts(place, &agent), 6);
+        }
+        for way in ["+notcp", "+tcp"] {
+            assert!(is_virtual(&ask(&pod, way)), "{}", agent.tails());
+            virtual_one(&on_host(way));
+        }
+        // Whoever comes now has them at once.
+        let other = node.start(8);
+        wait_for("the other is served", SECONDS, || {
+            is_virtual(&ask(&other, "+notcp"))
+        });
+        drop(other);
+        generation += 1.0;
+        reload(&mut agent, generation, &(tunnel_policy(&[]) + HOSTS));
+    }
+    assert!(agent.readiness().0);
 }
 
 #[test]

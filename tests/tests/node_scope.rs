@@ -16,6 +16,7 @@ use underpass_tests::{Scene, wait_for};
 
 const TUNNELS: &str = "/apis/underpass.dev/v1alpha1/tunnels";
 const PODS: &str = "/api/v1/pods";
+const ENTRIES: &str = "/apis/underpass.dev/v1alpha1/serviceentries";
 const ROOT: &str = "underpass-system";
 const SECONDS: Duration = Duration::from_secs(30);
 
@@ -145,6 +146,43 @@ fn pods_are_captured_and_nothing_else_of_the_node_by_default() {
     ask(&scene, "http://site.example/", ours.command("curl")).expect_ok();
     assert_eq!(scene.world.arrivals_at(SITE_V4).len(), 3);
     assert_eq!(proxy.requests().len(), 1);
+}
+
+/// Queries as well, over UDP and TCP, where the agent answers those of pods.
+#[test]
+fn queries_of_the_node_stay_where_they_are() {
+    let scene = Scene::new("scope-dns");
+    let api = ApiServer::start(&scene);
+    let node = Node::of_cluster(&scene.world);
+    let mut served = tunnel(3128, Value::Null);
+    served["spec"]["dns"] = json!("Serve");
+    api.apply(TUNNELS, ROOT, "all", served);
+    let entry = json!({
+        "apiVersion": "underpass.dev/v1alpha1", "kind": "ServiceEntry",
+        "spec": {"hosts": ["db.test.example"]},
+    });
+    api.apply(ENTRIES, ROOT, "db", entry);
+    let agent = launch(&scene, &api);
+    let (ours, theirs) = (node.start(1), node.start_on_host(STATIC));
+    wait_until_enrolled(&agent, &ours);
+    let ask = |program: Cmd, way: &str| {
+        let dig = program.args(["+short", "+time=5", "+tries=1", way]);
+        let dig = dig.args(["db.test.example", "A", "@192.0.2.53"]);
+        dig.run(SECONDS).expect_success().stdout.trim().to_owned()
+    };
+    for way in ["+notcp", "+tcp"] {
+        let said = ask(ours.command("dig"), way);
+        assert!(said.starts_with("240.240."), "{way}: {said}");
+        assert_eq!(ask(theirs.command("dig"), way), "", "{way}");
+    }
+    let queries = "underpass_dns_queries_total";
+    let came = ["answered", "forwarded", "failed", "refused", "stranger"]
+        .map(|result| agent.metrics().sum(queries, &[("result", result)]));
+    assert_eq!(came, [2.0, 0.0, 0.0, 0.0, 0.0].map(Some));
+    let redirected = agent
+        .metrics()
+        .sum("underpass_capture_redirected_total", &[]);
+    assert_eq!(redirected, Some(1.0), "that of the pod over TCP");
 }
 
 /// Whom rules name is captured wherever it is, and goes by those rules alone.

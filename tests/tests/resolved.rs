@@ -9,6 +9,7 @@ use underpass_tests::process::Cmd;
 use underpass_tests::servers::dns::Dns;
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
 use underpass_tests::servers::tcp::Server;
+use underpass_tests::servers::zone::{A, Zone, record};
 use underpass_tests::{Scene, wait_for};
 
 const SECONDS: Duration = Duration::from_secs(30);
@@ -268,4 +269,143 @@ fn a_name_that_was_not_resolved_to_the_address_is_what_policy_says() {
     let _agent = Agent::start(&scene.world, &tunnel_policy(&[]));
     spoof();
     assert_eq!(asked(&proxy), "site.example:80");
+}
+
+#[test]
+fn times_to_live_that_lie_change_no_decision_and_fill_no_memory() {
+    let scene = Scene::new("resolved-ttl");
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let there = OTHER_V4.octets();
+    let flood = "flood.example/1/2147483647/flood".to_owned();
+    let records = [
+        record("zero.example", A, "0", &there),
+        record("longest.example", A, "2147483647", &there),
+        record("negative.example", A, "2147483648,4294967295", &there),
+        record("growing.example", A, "0,1,60,86400,2147483647", &there),
+        flood,
+    ];
+    let _zone = Zone::start_at(&scene.world, SITE_V4, &records);
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    let resolved = |name: &str| {
+        let ask = resolve(&scene, "ask").args([name, "A", "203.0.113.10"]);
+        ask.run(SECONDS).expect_success();
+        // The proxy knows no such name: what counts is what it is asked for.
+        let talk = scene.program("talk").args(["203.0.113.11", "25"]);
+        talk.run(SECONDS).expect_success();
+        asked(&proxy)
+    };
+    for (name, times) in [
+        ("zero.example", 1),
+        ("longest.example", 1),
+        ("negative.example", 2),
+        ("growing.example", 5),
+        // What was told last counts, however long all others are good.
+        ("zero.example", 1),
+    ] {
+        for _ in 0..times {
+            assert_eq!(resolved(name), format!("{name}:25"));
+        }
+    }
+
+    // Thirty thousand addresses, good for ever.
+    let rss = || agent.metrics().sum("process_resident_memory_bytes", &[]);
+    let before = rss().expect("its memory");
+    let flood = resolve(&scene, "rounds").args(["1000", "flood.example", "203.0.113.10"]);
+    flood.run(SECONDS).expect_success();
+    assert_eq!(resolved("zero.example"), "zero.example:25");
+    let addresses = agent.metrics().sum("underpass_dns_addresses", &[]);
+    assert!(
+        addresses > Some(1000.0) && addresses <= Some(4096.0),
+        "{addresses:?}"
+    );
+    let grown = rss().expect("its memory") - before;
+    assert!(grown < 32e6, "{grown}");
+}
+
+/// A ClientHello with this server name, as `talk` takes it; with `ech` it offers to hide another.
+fn hello(server_name: &str, ech: bool) -> String {
+    let with_length = |bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).expect("short");
+        [&length.to_be_bytes(), bytes].concat()
+    };
+    let extension = |kind: u16, data: &[u8]| [&kind.to_be_bytes(), &*with_length(data)].concat();
+    let name = [&[0], &*with_length(server_name.as_bytes())].concat();
+    let mut extensions = extension(0, &with_length(&name));
+    if ech {
+        extensions.extend(extension(0xfe0d, &[0; 100]));
+    }
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    // No session, one suite, no compression.
+    body.extend([0, 0, 2, 0x13, 1, 1, 0]);
+    body.extend(with_length(&extensions));
+    let message = [&[1, 0], &*with_length(&body)].concat();
+    let record = [&[22, 3, 1], &*with_length(&message)].concat();
+    record.iter().map(|byte| format!("\\x{byte:02x}")).collect()
+}
+
+#[test]
+fn what_a_client_hello_may_hide_is_what_policy_says() {
+    let scene = Scene::new("resolved-ech");
+    let servers = [OTHER_V4, SITE_V4].map(|address| {
+        let address = SocketAddr::from((address, 8443));
+        Server::banner(scene.world.inet(), address, "hello\r\n")
+    });
+    let proxy = FakeProxy::start(scene.world.inet(), proxy_v4(), Answer::tunnel());
+    let learn = |name: &str| {
+        let ask = resolve(&scene, "ask").args([name, "A", "192.0.2.53"]);
+        ask.run(SECONDS).expect_success();
+    };
+    let say = |address: &str, server_name: &str, ech: bool| {
+        let talk = scene.program("talk");
+        let talk = talk.args([address, "8443", &hello(server_name, ech)]);
+        talk.run(SECONDS).expect_success().stdout
+    };
+    let [other, site] = ["203.0.113.11", "203.0.113.10"];
+
+    // What was resolved counts, and the server name in the open where that was, or nothing.
+    let agent = Agent::start(&scene.world, &tunnel_policy(&[]));
+    say(other, "v4.example", true);
+    assert_eq!(asked(&proxy), "v4.example:8443");
+    learn("mail.example");
+    for (server_name, ech, name) in [
+        ("v4.example", true, "mail.example"),
+        ("mail.example", true, "mail.example"),
+        ("v4.example", false, "v4.example"),
+    ] {
+        say(other, server_name, ech);
+        assert_eq!(asked(&proxy), format!("{name}:8443"), "{server_name} {ech}");
+    }
+    drop(agent);
+
+    let agent = Agent::start(&scene.world, &tunnel_policy(&["onECH: UseServerName"]));
+    learn("mail.example");
+    say(other, "v4.example", true);
+    assert_eq!(asked(&proxy), "v4.example:8443");
+    drop(agent);
+
+    // Nobody knows what is hidden.
+    let agent = Agent::start(&scene.world, &tunnel_policy(&["onECH: Deny"]));
+    learn("mail.example");
+    let requests = proxy.requests().len();
+    let said = say(site, "v4.example", true);
+    assert!(
+        said.contains(" reset ") || said.contains(" closed "),
+        "{said}"
+    );
+    let denied = [("reason", "hidden_name")];
+    agent.wait_for_metric("underpass_policy_denied_total", &denied, 1.0);
+    let record = agent.wait_for_access("it", |it| it.text("decision") == "deny");
+    assert!(record.text("error").contains("onECH"), "{record:?}");
+    assert_eq!(proxy.requests().len(), requests);
+    say(site, "v4.example", false);
+    assert_eq!(asked(&proxy), "v4.example:8443");
+    say(other, "v4.example", true);
+    assert_eq!(asked(&proxy), "mail.example:8443");
+    // GREASE: it hides nothing.
+    say(other, "mail.example", true);
+    assert_eq!(asked(&proxy), "mail.example:8443");
+    drop(servers);
+    let arrivals = scene.world.direct_arrivals();
+    assert!(arrivals.is_empty(), "{arrivals:?}");
 }
