@@ -5,6 +5,8 @@ ask NAME TYPE SERVER…         one unconnected socket asks all servers, as musl
 each FAMILY NAME TYPE SERVER… the same, and tells of every answer from whom it came, and the address; a socket of
                               the family inet6 asks servers with IPv4 by their mapped addresses
 peer NAME TYPE SERVER         a connected socket asks; tells whom it is connected to, and the address
+both NAME SERVER              two connected sockets ask for both families at a time, with EDNS and a number of
+                              their own, as Go does; prints the addresses
 bytes SERVER HEX…             sends each datagram to the server; prints the answer in hexadecimal digits, or
                               `silence` where none comes in TIME
 names COUNT DOMAIN SERVER     asks for so many names below a domain; prints the addresses there are
@@ -28,9 +30,9 @@ def encoded(name):
     return b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
 
 
-def question(name, kind):
-    head = struct.pack(">6H", NUMBER, 0x0100, 1, 0, 0, 0)
-    return head + encoded(name) + struct.pack(">2H", TYPES[kind], 1)
+def question(name, kind, number=NUMBER, options=b""):
+    head = struct.pack(">6H", number, 0x0100, 1, 0, 0, 1 if options else 0)
+    return head + encoded(name) + struct.pack(">2H", TYPES[kind], 1) + options
 
 
 def address(message, name, kind):
@@ -74,6 +76,25 @@ elif verb == "peer":
     sock.send(question(name, kind))
     message, peer = sock.recvfrom(4096)
     print(*sock.getpeername()[:2], *peer[:2], address(message, name, kind))
+elif verb == "both":
+    name, server = args
+    # A payload of 1232 bytes at the most (RFC 6891 section 6.1.2).
+    edns = b"\0" + struct.pack(">2HIH", 41, 1232, 0, 0)
+    asked = []
+    for kind in TYPES:
+        sock = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(20)
+        sock.connect((server, 53))
+        query = question(name, kind, int.from_bytes(os.urandom(2), "big"), edns)
+        sock.send(query)
+        asked.append((sock, kind, query))
+    for sock, kind, query in asked:
+        message = sock.recv(4096)
+        # Go takes only what has the number and the very question.
+        end = 12 + len(encoded(name)) + 4
+        if (message[:2], message[12:end]) != (query[:2], query[12:end]):
+            raise SystemExit("another answer")
+        print(address(message, name, kind))
 elif verb == "bytes":
     server, *datagrams = args
     for datagram in datagrams:

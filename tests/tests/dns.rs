@@ -192,6 +192,17 @@ fn every_resolver_gets_answers_from_whom_it_asked() {
             format!("{server} 53 {server} 53 {address}")
         );
     }
+    // Several at a time, with EDNS.
+    for server in ["192.0.2.53", "2001:db8:113::10"] {
+        let said = resolve(&scene, &["both", "db.test.example", server]);
+        let expected = [&v4[..], &v6].concat();
+        assert!(said.lines().eq(expected), "{server}: {said}");
+    }
+    let said = resolve(&scene, &["both", "other.example", "192.0.2.53"]);
+    assert!(
+        said.lines().eq(["203.0.113.11", "2001:db8:113::11"]),
+        "{said}"
+    );
     // The C library.
     assert_eq!(getent(&scene, "db.test.example"), [v4, v6].concat());
     assert_eq!(

@@ -456,3 +456,30 @@ fn what_is_not_captured_is_told() {
     );
     assert_eq!(scene.world.direct_arrivals().len(), 1);
 }
+
+#[test]
+fn what_a_client_hello_may_hide_is_explained() {
+    let world = World::new("explain-ech");
+    let file = world.dir().join("ech.yaml");
+    let path = file.display().to_string();
+    let decided = |on_ech: &str, to: &[&str]| {
+        let on_ech = format!("onECH: {on_ech}");
+        fs::write(&file, tunnel_policy(&[&on_ech])).must("write a policy");
+        let more = ["--policy", &path, "--sni", "front.example", "--ech"];
+        let told = as_json(&world, &[to, &more].concat());
+        let target = told["target"].as_str().map(str::to_owned);
+        target.unwrap_or_else(|| told["reason"].to_string())
+    };
+    let by_address = ["203.0.113.11:443"];
+    let by_name = ["mail.example:443", "--address", "203.0.113.11"];
+    for (on_ech, to, expected) in [
+        ("UseResolvedName", &by_address[..], "front.example:443"),
+        ("UseResolvedName", &by_name, "mail.example:443"),
+        ("UseServerName", &by_name, "front.example:443"),
+        ("Deny", &by_name, "mail.example:443"),
+    ] {
+        assert_eq!(decided(on_ech, to), expected, "{on_ech} {to:?}");
+    }
+    let said = decided("Deny", &by_address);
+    assert!(said.contains("onECH is Deny"), "{said}");
+}
