@@ -301,7 +301,7 @@ impl Of {
     }
 
     fn label(&self) -> Label {
-        Label::of(&self.policy.declared)
+        Label::shared(&self.policy.declared)
     }
 }
 

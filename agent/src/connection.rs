@@ -9,6 +9,7 @@ mod queries;
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::capture::{Accepted, Workloads};
 use crate::circuit::Circuits;
 use crate::dns::{Forwarder, Knowledge, PORT_DNS, Resolver, Virtuals};
 use crate::inspect::{self, Form, Seen};
-use crate::limits::{Admission, Refusal};
+use crate::limits::{Admission, Admitted, Refusal};
 use crate::name::{Host, HostName, OriginalDst};
 use crate::policy::{self, Claim, Facts, HeaderContext, NameSource, Policy, Verdict, View};
 use crate::relay::Timeouts;
@@ -38,6 +39,7 @@ pub(crate) use http::SharedTargets;
 use http::Version;
 pub(crate) use in_force::InForce;
 pub(crate) use outbound::in_order;
+use outbound::relaying;
 
 /// What every connection needs on its way.
 pub(crate) struct Way {
@@ -89,20 +91,24 @@ impl Failure {
     }
 }
 
+/// What a connection does when all is decided, and its way is open.
+type Rest<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
+
 impl Way {
-    /// Carries a connection to its end, of a workload that is there, or where the agent is. When
-    /// `cut` is cancelled, it ends at once.
-    pub(crate) async fn serve(
-        self: &Arc<Self>,
+    /// Carries a connection to its end, of a workload that is there, or where the agent is; it has
+    /// its place among all until then. When `cut` is cancelled, it ends at once.
+    ///
+    /// This is what is held of each connection that is idle, so it has no room for anything twice:
+    /// it is no `async fn`, which has that for its arguments, and `select!` is given what has been
+    /// pinned before.
+    pub(crate) fn serve(
+        self: Arc<Self>,
         accepted: Accepted,
         from: Option<Arc<Vantage>>,
-        cut: &CancellationToken,
-    ) {
+        cut: CancellationToken,
+        admitted: Admitted,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let mut record = self.begin(&accepted);
-        // It came to be reset when it is closed, whatever happens, a crash of the agent included:
-        // only a relay that saw the end of both directions may let the workload believe that it
-        // has all the data.
-        let mut workload = accepted.stream;
         let policy = self.policy.load_full();
         let origin = Origin {
             dst: accepted.original_dst,
@@ -111,19 +117,33 @@ impl Way {
             from,
             host: self.stands_for(&policy, accepted.original_dst.ip()),
         };
-        let result = tokio::select! {
-            result = self.carry(&mut workload, &origin, policy, &mut record) => result,
-            () = cut.cancelled() => Err(Failure::new(
-                ResponseFlag::LocalReset,
-                "the agent stops, and the connection outlived the drain",
-            )),
-        };
-        match result {
-            Ok(()) => {
-                finish_on_close(&workload);
-                record.finished();
+        // It came to be reset when it is closed, whatever happens, a crash of the agent included:
+        // only a relay that saw the end of both directions may let the workload believe that it
+        // has all the data.
+        let mut workload = accepted.stream;
+        async move {
+            let result = {
+                let mut carrying = pin!(self.carry(&mut workload, &origin, policy, &mut record));
+                let mut cut = pin!(cut.cancelled());
+                tokio::select! {
+                    biased;
+                    result = &mut carrying => result,
+                    () = &mut cut => Err(Failure::new(
+                        ResponseFlag::LocalReset,
+                        "the agent stops, and the connection outlived the drain",
+                    )),
+                }
+            };
+            match result {
+                Ok(()) => {
+                    finish_on_close(&workload);
+                    record.finished();
+                }
+                Err(failure) => record.failed(failure.flag, &failure.error),
             }
-            Err(failure) => record.failed(failure.flag, &failure.error),
+            drop(workload);
+            drop(record);
+            drop(admitted);
         }
     }
 
@@ -151,6 +171,8 @@ impl Way {
         record
     }
 
+    /// What decides about a connection and opens its way is large, and over before bytes flow: so
+    /// it is a future on the heap, which gives another one.
     async fn carry(
         self: &Arc<Self>,
         workload: &mut TcpStream,
@@ -158,6 +180,18 @@ impl Way {
         policy: Arc<InForce>,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
+        let rest = Box::pin(self.prepare(workload, origin, policy, record)).await?;
+        rest.await
+    }
+
+    /// Decides about a connection, and opens the way that it goes.
+    async fn prepare<'a>(
+        self: &'a Arc<Self>,
+        workload: &'a mut TcpStream,
+        origin: &'a Origin,
+        policy: Arc<InForce>,
+        record: &'a mut ConnectionRecord,
+    ) -> Result<Rest<'a>, Failure> {
         let dst = origin.dst;
         if self.proxies.load().contains(&dst.0) {
             record.decided(
@@ -167,9 +201,8 @@ impl Way {
                     "the destination is a proxy, or never captured",
                 )),
             );
-            return self
-                .direct(workload, (dst, None), Bytes::new(), None, record)
-                .await;
+            let open = self.direct((dst, None), Bytes::new(), None, record).await?;
+            return Ok(Box::pin(relaying(workload, open, record)));
         }
         let (who, view) = self.look_from(&policy, origin).await;
         record.workload(self.metrics.sources.of(&who), Arc::clone(&who));
@@ -187,12 +220,12 @@ impl Way {
         };
         if policy.takes_queries() && dst.port() == PORT_DNS {
             let queries = self.queries_over_tcp(workload, arrived, origin, policy, view, record);
-            return Box::pin(queries).await;
+            return Ok(Box::pin(queries));
         }
         let mut facts = origin.facts();
         if let Some(look) = policy.look_at(&facts, &view) {
             let inspecting = self.inspect(workload, look, origin, record);
-            let inspected = Box::pin(inspecting).await?;
+            let inspected = inspecting.await?;
             if origin.host.is_none() {
                 facts.claimed = inspected.claimed_host().map(first_bytes::claim);
                 self.see_through_ech(&inspected.seen, origin, (&policy, &view), &mut facts);
@@ -207,9 +240,7 @@ impl Way {
             let served = version.filter(|_| policy.serves_requests(&facts, &view));
             if let Some(version) = served {
                 let seen = (policy, view);
-                return self
-                    .requests(workload, arrived, origin, seen, version, record)
-                    .await;
+                return Ok(self.requests(workload, arrived, origin, seen, version, record));
             }
         } else {
             self.metrics.policy.inspected(Inspection::Skipped);
@@ -220,34 +251,37 @@ impl Way {
         let judging = self.judge(&policy, &mut facts, &view, origin);
         let verdict = record.span().around("policy", judging).await;
         if let Some(service) = &verdict.destination_service {
-            record.destination(Destination::declared(Label::of(service), Label::default()));
+            record.destination(Destination::declared(
+                Label::shared(service),
+                Label::default(),
+            ));
         }
-        match verdict.decision {
+        let open = match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
-                let by = Some(Label::of(&policy));
+                let by = Some(Label::shared(&policy));
                 record.decided(telemetry::Decision::Deny, by, None);
                 let label = self.denied(reason, telemetry::TargetSource::Sni);
                 record.denied(label, &reason);
-                Err(Failure::new(ResponseFlag::Deny, reason))
+                return Err(Failure::new(ResponseFlag::Deny, reason));
             }
             policy::Decision::Direct(rule) => {
-                let by = rule.policy().map(|policy| Label::of(policy));
+                let by = rule.policy().map(Label::shared);
                 record.decided(telemetry::Decision::Direct, by, Some(Label::of(&rule)));
                 let target = verdict.target.as_ref();
                 let host = StandsFor::new(arrived.host.as_ref(), arrived.from.as_ref());
                 let to = (dst, host);
-                self.direct(workload, to, arrived.bytes, target, record)
-                    .await
+                self.direct(to, arrived.bytes, target, record).await?
             }
             policy::Decision::Tunnel(decision) => {
                 let note = verdict.note.as_ref().map(|note| Label::of(note));
-                let by = Some(Label::of(&decision.policy));
+                let by = Some(Label::shared(&decision.policy));
                 record.decided(telemetry::Decision::Tunnel, by, note);
                 let target = verdict.target.as_ref();
-                self.tunnel(workload, arrived, &decision, target, &mut facts, record)
-                    .await
+                self.tunnel(arrived, &decision, target, &mut facts, record)
+                    .await?
             }
-        }
+        };
+        Ok(Box::pin(relaying(workload, open, record)))
     }
 
     /// Why policy refuses a connection, as a label. A name, where that is missing, is one of `from`.

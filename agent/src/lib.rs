@@ -22,6 +22,8 @@ pub mod tunnel;
 pub mod kubernetes;
 pub mod limits;
 
+#[cfg(test)]
+mod allocator;
 mod circuit;
 mod connection;
 

@@ -180,13 +180,9 @@ impl Acceptor {
             }
             Ok(Incoming::Redirected(accepted)) => match way.admission.admit(accepted.cgroup_id) {
                 Ok(admitted) => {
-                    let way = Arc::clone(way);
-                    let cut = tasks.cut.clone();
-                    let there = there.cloned();
-                    tasks.connections.spawn(async move {
-                        way.serve(accepted, there, &cut).await;
-                        drop(admitted);
-                    });
+                    let (there, cut) = (there.cloned(), tasks.cut.clone());
+                    let serving = Arc::clone(way).serve(accepted, there, cut, admitted);
+                    tasks.connections.spawn(serving);
                 }
                 Err(refusal) => way.refuse(&accepted, refusal),
             },

@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 
 use super::first_bytes::claim;
 use super::outbound::target_source;
-use super::{Arrived, Failure, InForce, OBSCURE, Origin, Way};
+use super::{Arrived, InForce, OBSCURE, Origin, Rest, Way};
 use crate::inspect::Source;
 use crate::name::Host;
 use crate::policy::{self, Facts, TargetPolicy, TunnelDecision, View};
@@ -86,15 +86,15 @@ struct Outlook {
 
 impl Way {
     /// Serves a connection whose first bytes are the head of a request, or the preface of HTTP/2.
-    pub(super) async fn requests(
+    pub(super) fn requests<'a>(
         self: &Arc<Self>,
-        workload: &TcpStream,
+        workload: &'a TcpStream,
         arrived: Arrived,
         origin: &Origin,
         (policy, view): (Arc<InForce>, Arc<View>),
         version: Version,
         record: &mut ConnectionRecord,
-    ) -> Result<(), Failure> {
+    ) -> Rest<'a> {
         record.by_request();
         let requests = Requests {
             way: Arc::clone(self),
@@ -109,10 +109,9 @@ impl Way {
                 view,
             }),
         };
-        // On the heap: a tunnel of bytes has no use for the room.
         match version {
-            Version::Http1 => Box::pin(http1::serve(requests, workload, arrived.bytes)).await,
-            Version::Http2 => Box::pin(http2::serve(requests, workload, arrived.bytes)).await,
+            Version::Http1 => Box::pin(http1::serve(requests, workload, arrived.bytes)),
+            Version::Http2 => Box::pin(http2::serve(requests, workload, arrived.bytes)),
         }
     }
 }
@@ -155,23 +154,26 @@ impl Requests {
         let judging = self.way.judge(&policy, facts, &view, &self.origin);
         let verdict = record.span().around("policy", judging).await;
         if let Some(service) = &verdict.destination_service {
-            record.destination(Destination::declared(Label::of(service), Label::default()));
+            record.destination(Destination::declared(
+                Label::shared(service),
+                Label::default(),
+            ));
         }
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
-                let by = Some(Label::of(&policy));
+                let by = Some(Label::shared(&policy));
                 record.decided(telemetry::Decision::Deny, by);
                 let from = telemetry::TargetSource::HttpHost;
                 let label = self.way.denied(reason, from);
                 Err(Refused::denied(label, &reason))
             }
             policy::Decision::Direct(rule) => {
-                let by = rule.policy().map(|policy| Label::of(policy));
+                let by = rule.policy().map(Label::shared);
                 record.decided(telemetry::Decision::Direct, by);
                 Ok((Route::Direct, verdict.target))
             }
             policy::Decision::Tunnel(decision) => {
-                let by = Some(Label::of(&decision.policy));
+                let by = Some(Label::shared(&decision.policy));
                 record.decided(telemetry::Decision::Tunnel, by);
                 record.target(decision.target.clone(), target_source(decision.source));
                 Ok((Route::Tunnel(decision), verdict.target))

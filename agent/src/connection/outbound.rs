@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::{Arrived, Failure, StandsFor, Way};
-use crate::circuit::{Circuit, Leads, Outcome, Refusal};
+use crate::circuit::{Circuit, Leads, Outcome, Place, Refusal};
 use crate::dns::first_success;
 use crate::name::OriginalDst;
 use crate::policy::{
@@ -36,18 +37,17 @@ pub(super) const ORIGINATION_DEADLINE: Duration = Duration::from_secs(10);
 impl Way {
     pub(super) async fn direct(
         &self,
-        workload: &mut TcpStream,
         (dst, host): (OriginalDst, Option<StandsFor<'_>>),
         bytes: Bytes,
         target: Option<&Arc<TargetPolicy>>,
         record: &mut ConnectionRecord,
-    ) -> Result<(), Failure> {
+    ) -> Result<Open, Failure> {
         let circuit = self.circuits.of(target, Leads::Direct(dst.0));
         let attempt = circuit.attempt().map_err(refused)?;
-        let _place = circuit.connection().map_err(refused)?;
+        let place = circuit.connection().map_err(refused)?;
         let time = within(self.direct_deadline, &circuit);
         let connecting = timeout(time, self.dial(dst, host));
-        let mut upstream = match record.span().around("direct", connecting).await {
+        let stream = match record.span().around("direct", connecting).await {
             Ok(Ok(stream)) => stream.into(),
             Ok(Err(error)) => {
                 attempt.ended(Outcome::Failed);
@@ -65,10 +65,12 @@ impl Way {
             }
         };
         attempt.ended(Outcome::Connected);
-        let timeouts = self.patience_with(&circuit);
-        let early = (bytes, Bytes::new());
-        self.relay(workload, &mut upstream, early, &timeouts, record)
-            .await
+        Ok(Open {
+            stream,
+            early: (bytes, Bytes::new()),
+            timeouts: self.patience_with(&circuit),
+            _place: place,
+        })
     }
 
     /// Connects past every proxy: to the address, or to where the host really is that it stands for.
@@ -113,25 +115,22 @@ impl Way {
 
     pub(super) async fn tunnel(
         &self,
-        workload: &mut TcpStream,
         arrived: Arrived,
         decision: &TunnelDecision,
         target: Option<&Arc<TargetPolicy>>,
         facts: &mut Facts,
         record: &mut ConnectionRecord,
-    ) -> Result<(), Failure> {
+    ) -> Result<Open, Failure> {
         record.target(decision.target.clone(), target_source(decision.source));
         let leads = Leads::Tunnel(decision.target.clone());
         let circuit = self.circuits.of(target, leads);
         let attempt = circuit.attempt().map_err(refused)?;
-        let _place = circuit.connection().map_err(refused)?;
+        let place = circuit.connection().map_err(refused)?;
         let pending = self
             .admission
             .begin_tunnel()
             .map_err(|refusal| self.over(refusal))?;
         let until = until(&circuit);
-        // On the heap, as everything that is over when bytes flow: a connection has the room of its
-        // largest step for as long as it lives.
         let opened = Box::pin(self.open(&arrived, decision, until, record)).await;
         let tunnel = match opened {
             Ok(opened) => opened,
@@ -146,14 +145,14 @@ impl Way {
                     return Err(Failure::new(flag(&error), error));
                 }
                 tracing::warn!(%error, "failureMode is open: going direct");
-                let by = Some(Label::of(&decision.policy));
+                let by = Some(Label::shared(&decision.policy));
                 let rule = Some(Label::fixed(
                     "the proxy cannot be reached: failureMode: open",
                 ));
                 record.decided(telemetry::Decision::Direct, by, rule);
                 let host = StandsFor::new(arrived.host.as_ref(), arrived.from.as_ref());
                 let to = (arrived.dst, host);
-                let direct = self.direct(workload, to, arrived.bytes, target, record);
+                let direct = self.direct(to, arrived.bytes, target, record);
                 return Box::pin(direct).await;
             }
         };
@@ -181,10 +180,12 @@ impl Way {
         }
         drop(pending);
         attempt.ended(Outcome::Connected);
-        let timeouts = self.patience_with(&circuit);
-        let early = (arrived.bytes, early);
-        self.relay(workload, &mut stream, early, &timeouts, record)
-            .await
+        Ok(Open {
+            stream,
+            early: (arrived.bytes, early),
+            timeouts: self.patience_with(&circuit),
+            _place: place,
+        })
     }
 
     /// Opens a tunnel through the first proxy that can, `until` then at the latest. Nothing of the
@@ -286,40 +287,54 @@ impl Way {
             }
         }
     }
+}
 
-    async fn relay(
-        &self,
-        workload: &mut TcpStream,
-        upstream: &mut tunnel::Stream,
-        (to_upstream, to_workload): (Bytes, Bytes),
-        timeouts: &Timeouts,
-        record: &mut ConnectionRecord,
-    ) -> Result<(), Failure> {
-        upstream.abort_on_drop();
+/// A way to the target that stands.
+pub(super) struct Open {
+    pub(super) stream: tunnel::Stream,
+    /// What has been read already, of the workload and of the target.
+    pub(super) early: (Bytes, Bytes),
+    pub(super) timeouts: Timeouts,
+    /// Among the connections of the target, as long as it stands.
+    pub(super) _place: Place,
+}
+
+/// Relays bytes until both sides have ended. Of an idle connection there is little more than this,
+/// so it has no room for anything twice: it is no `async fn`, which has that for its arguments, and
+/// `select!` is given what has been pinned before.
+pub(super) fn relaying<'a>(
+    workload: &'a TcpStream,
+    mut open: Open,
+    record: &'a mut ConnectionRecord,
+) -> impl Future<Output = Result<(), Failure>> + Send + use<'a> {
+    async move {
+        open.stream.abort_on_drop();
         let traffic = Arc::new(Traffic::default());
         record.established(Arc::clone(&traffic) as _);
-        let relaying = async {
+        let (to_upstream, to_workload) = std::mem::take(&mut open.early);
+        let end = {
             let mut near = Shared(workload);
-            relay(
+            let mut relaying = pin!(relay(
                 &mut near,
-                &mut *upstream,
+                &mut open.stream,
                 to_upstream,
                 to_workload,
-                timeouts,
+                &open.timeouts,
                 &traffic,
-            )
-            .await
-        };
-        let end = tokio::select! {
-            biased;
-            end = relaying => end,
-            error = broken(workload) => Err(RelayError::Workload(error)),
-        };
-        match end {
-            Ok(()) => {
-                upstream.finish_on_drop();
-                Ok(())
+            ));
+            let mut broken = pin!(broken(workload));
+            tokio::select! {
+                biased;
+                end = &mut relaying => end,
+                error = &mut broken => Err(RelayError::Workload(error)),
             }
+        };
+        if end.is_ok() {
+            open.stream.finish_on_drop();
+        }
+        drop(open);
+        match end {
+            Ok(()) => Ok(()),
             Err(error) => {
                 let flag = match &error {
                     RelayError::HalfClosed | RelayError::Idle => ResponseFlag::Idle,
@@ -428,7 +443,7 @@ impl<'a> Turns<'a> {
     fn next(&mut self, decision: &TunnelDecision, record: &mut impl TunnelLog) -> Turn<'a> {
         let proxy = self.order[self.tried];
         self.tried += 1;
-        record.proxy(Label::of(proxy));
+        record.proxy(Label::shared(proxy.label()));
         let time = tunnel::Time {
             deadline: self.deadline,
             has_others: self.tried < self.order.len(),
@@ -456,8 +471,8 @@ impl<'a> Turns<'a> {
         if self.tried == self.order.len() || error.refusal().is_some() {
             return Err(error);
         }
-        let failed = proxy.to_string();
-        self.way.metrics.proxy.retried(&failed, error.reason());
+        let metrics = &self.way.metrics;
+        metrics.proxy.retried(proxy.label(), error.reason());
         tracing::info!(%error, "trying the next proxy");
         Ok(())
     }
@@ -478,8 +493,8 @@ pub(super) fn flag(error: &TunnelError) -> ResponseFlag {
 /// The label of the endpoint that was tried; the proxy itself where it came to none.
 fn endpoint(proxy: &Proxy, endpoint: Option<&Arc<str>>) -> Label {
     match endpoint {
-        Some(endpoint) => Label::of(endpoint),
-        None => Label::of(proxy),
+        Some(endpoint) => Label::shared(endpoint),
+        None => Label::shared(proxy.label()),
     }
 }
 

@@ -241,13 +241,17 @@ impl Way {
         let verdict = self.judge(policy, &mut facts, view, origin).await;
         match verdict.decision {
             policy::Decision::Deny { policy, reason } => {
-                record.decided(telemetry::Decision::Deny, Some(Label::of(&policy)), None);
+                record.decided(
+                    telemetry::Decision::Deny,
+                    Some(Label::shared(&policy)),
+                    None,
+                );
                 let label = self.denied(reason, telemetry::TargetSource::OriginalDst);
                 record.denied(label, &reason);
                 Err(Failure::new(ResponseFlag::Deny, reason))
             }
             policy::Decision::Direct(rule) => {
-                let by = rule.policy().map(|policy| Label::of(policy));
+                let by = rule.policy().map(Label::shared);
                 record.decided(telemetry::Decision::Direct, by, Some(Label::of(&rule)));
                 // What is on loopback, or in the pod's network, is so for the workload only.
                 let connecting = self.sockets_at(origin.from.as_ref()).connect(origin.dst.0);
@@ -261,7 +265,7 @@ impl Way {
                 }
             }
             policy::Decision::Tunnel(decision) => {
-                let by = Some(Label::of(&decision.policy));
+                let by = Some(Label::shared(&decision.policy));
                 record.decided(telemetry::Decision::Tunnel, by, None);
                 let source = super::outbound::target_source(decision.source);
                 record.target(decision.target.clone(), source);

@@ -3,7 +3,7 @@
 mod settings;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -40,6 +40,18 @@ pub struct Proxy {
     pub check: Option<Arc<Check>>,
     /// How connections to it are made and spread.
     pub settings: ProxySettings,
+    /// Its [label](Self::label), once it has been asked for.
+    pub(crate) label: OnceText,
+}
+
+/// Made when it is first asked for, of each clone anew.
+#[derive(Debug, Default)]
+pub(crate) struct OnceText(OnceLock<Arc<str>>);
+
+impl Clone for OnceText {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 impl Proxy {
@@ -60,11 +72,15 @@ impl Proxy {
             plain_http: PlainHttp::Connect,
             check: None,
             settings: ProxySettings::default(),
+            label: OnceText::default(),
         }
     }
-}
 
-impl Proxy {
+    /// `host:port`, as metrics and the log have it. Everybody has the same text.
+    pub fn label(&self) -> &Arc<str> {
+        self.label.0.get_or_init(|| self.to_string().into())
+    }
+
     /// The fields that it gets besides, for one connection. Of which something is not known is left
     /// out.
     pub fn headers_for(&self, context: &HeaderContext<'_>) -> Vec<(HeaderName, HeaderValue)> {
@@ -250,5 +266,17 @@ mod tests {
         for bad in ["", " ", "a\r\nX: y", "a\0"] {
             assert!(Credentials::verbatim(&bad.into()).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_label_of_a_proxy_is_its_own() {
+        let proxy = Proxy::plain("a.test".parse().unwrap(), 3128);
+        assert_eq!(&**proxy.label(), "a.test:3128");
+        assert!(Arc::ptr_eq(proxy.label(), proxy.label()));
+        let other = Proxy {
+            port: 8080,
+            ..proxy.clone()
+        };
+        assert_eq!(&**other.label(), "a.test:8080");
     }
 }

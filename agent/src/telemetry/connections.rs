@@ -213,12 +213,19 @@ pub(crate) struct State {
     pub(crate) protocol: Option<TunnelProtocol>,
     pub(crate) code: Option<TunnelCode>,
     pub(crate) flag: Option<ResponseFlag>,
-    pub(crate) error: Option<String>,
+    pub(crate) error: Option<Box<str>>,
     /// From the moment the connection is served.
     pub(crate) relay: Option<Relay>,
-    /// Of the requests that it serves now, by their numbers.
-    requests: BTreeMap<u64, Relay>,
-    next_request: u64,
+    /// Unless it carries no requests, as most do not.
+    requests: Option<Box<Requests>>,
+}
+
+/// The requests of a connection.
+#[derive(Default)]
+struct Requests {
+    /// That are served now, by their numbers.
+    moving: BTreeMap<u64, Relay>,
+    next: u64,
 }
 
 impl State {
@@ -229,27 +236,28 @@ impl State {
 
     /// A request that begins to move bytes. Gives its number.
     pub(crate) fn moves(&mut self, relay: Relay) -> u64 {
-        let number = self.next_request;
-        self.next_request += 1;
-        self.requests.insert(number, relay);
+        let requests = self.requests.get_or_insert_default();
+        let number = requests.next;
+        requests.next += 1;
+        requests.moving.insert(number, relay);
         number
     }
 
     /// A request that is over: its bytes are settled.
     pub(crate) fn rests(&mut self, number: u64) {
-        if let Some(relay) = self.requests.remove(&number) {
+        let requests = self.requests.as_mut();
+        if let Some(relay) = requests.and_then(|requests| requests.moving.remove(&number)) {
             relay.finish(None);
         }
     }
 
     fn is_served(&self) -> bool {
-        self.relay.is_some() || !self.requests.is_empty()
+        self.relays().next().is_some()
     }
 
     /// Bytes sent and received so far.
     fn bytes(&self) -> (u64, u64) {
-        let relays = self.relay.iter().chain(self.requests.values());
-        relays.fold((0, 0), |(sent, received), relay| {
+        self.relays().fold((0, 0), |(sent, received), relay| {
             let bytes = &relay.bytes;
             (sent + bytes.sent(), received + bytes.received())
         })
@@ -257,9 +265,17 @@ impl State {
 
     /// Adds to the counters what came since the last time.
     fn fold(&mut self) {
-        for relay in self.relay.iter_mut().chain(self.requests.values_mut()) {
+        let requests = self.requests.iter_mut();
+        let requests = requests.flat_map(|requests| requests.moving.values_mut());
+        for relay in self.relay.iter_mut().chain(requests) {
             relay.fold();
         }
+    }
+
+    fn relays(&self) -> impl Iterator<Item = &Relay> {
+        let requests = self.requests.iter();
+        let requests = requests.flat_map(|requests| requests.moving.values());
+        self.relay.iter().chain(requests)
     }
 }
 
@@ -268,7 +284,6 @@ pub(crate) struct Relay {
     bytes: Arc<dyn ByteCounts>,
     series: ByteSeries,
     counted: (u64, u64),
-    counted_messages: (u64, u64),
 }
 
 impl Relay {
@@ -278,7 +293,6 @@ impl Relay {
             bytes,
             series,
             counted: (0, 0),
-            counted_messages: (0, 0),
         }
     }
 
@@ -308,14 +322,7 @@ impl Relay {
         self.series
             .add(sent - self.counted.0, received - self.counted.1);
         self.counted = (sent, received);
-        let messages = self.bytes.messages();
-        let (sent, received) = self.counted_messages;
-        let grown = (
-            messages.0.saturating_sub(sent),
-            messages.1.saturating_sub(received),
-        );
-        self.series.add_messages(grown);
-        self.counted_messages = messages;
+        self.series.count_messages(|| self.bytes.messages());
     }
 }
 

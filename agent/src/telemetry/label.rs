@@ -11,6 +11,9 @@ const UNKNOWN: &str = "unknown";
 /// The `destination_service` of a target that no ServiceEntry declares.
 const PASSTHROUGH: &str = "PassthroughCluster";
 
+/// Bytes of a value: the longest host name has as many.
+const MAX: usize = 253;
+
 /// A label value that configuration gave: the name of a policy, a proxy, an endpoint as it is
 /// configured, a declared host, a workload. There are as many of them as configuration has, which
 /// is what keeps the number of series bounded; what a workload or a proxy *sent* never becomes
@@ -32,9 +35,19 @@ impl Label {
         Self(Repr::Fixed(value))
     }
 
-    /// A value from configuration; made printable and cut at 253 bytes, the longest host name.
+    /// A value from configuration; made printable and cut at the length of the longest host name.
     pub fn of(value: &dyn fmt::Display) -> Self {
-        Self(Repr::Shared(printable(value, 253).into()))
+        Self(Repr::Shared(printable(value, MAX).into()))
+    }
+
+    /// The same of a text that others hold as well: fit as it stands, it is not copied.
+    pub fn shared(value: &Arc<str>) -> Self {
+        let is_fit = value.len() <= MAX && value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        if is_fit {
+            Self(Repr::Shared(Arc::clone(value)))
+        } else {
+            Self::of(value)
+        }
     }
 
     /// The value as text.
@@ -115,5 +128,21 @@ impl Default for Destination {
     /// A target that nothing declares: `PassthroughCluster`.
     fn default() -> Self {
         Self::declared(Label::fixed(PASSTHROUGH), Label::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_text_is_as_any_other_and_not_copied_if_it_is_fit() {
+        let long = "x".repeat(MAX + 1);
+        for text in ["Tunnel/all", "", "a\nb", "ü", &long] {
+            let text: Arc<str> = text.into();
+            assert_eq!(Label::shared(&text), Label::of(&text));
+        }
+        let text: Arc<str> = "Tunnel/all".into();
+        assert_eq!(Label::shared(&text).as_str().as_ptr(), text.as_ptr());
     }
 }

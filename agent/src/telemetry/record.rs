@@ -173,7 +173,7 @@ impl ConnectionRecord {
         let error = printable(error, MAX_ERROR);
         self.update(|state| {
             state.flag = Some(flag);
-            state.error = Some(error);
+            state.error = Some(error.into());
         });
     }
 
@@ -252,7 +252,7 @@ impl Drop for ConnectionRecord {
         // and no lock is held while the line is written.
         let mut state = mem::take(&mut *self.connection.state.lock());
         let flag = state.flag.unwrap_or_else(|| {
-            state.error = Some("ended by the agent".to_owned());
+            state.error = Some("ended by the agent".into());
             ResponseFlag::LocalReset
         });
         let values = target_values(&state.workload, &state.destination, flag);

@@ -12,55 +12,57 @@ use crate::trace::{Kind, Span, SpanContext, Tracer};
 ///
 /// In which trace it belongs may be known only when its first bytes are read: that of the first
 /// request that is recorded, if it carries requests, else one of its own. Until then its span has not
-/// begun, and what is known of it costs nothing.
+/// begun. Where nothing is traced, what is known of it is not kept.
 #[derive(Debug, Default)]
 pub struct Trail {
-    tracer: Tracer,
-    facts: Option<Facts>,
-    inspected: Option<(Instant, Instant, Inspection)>,
+    known: Option<Box<Known>>,
     span: Option<Span>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Facts {
+/// What is known of a connection that may be in a trace.
+#[derive(Debug)]
+struct Known {
+    tracer: Tracer,
     accepted: Instant,
     begun: Instant,
     src: SocketAddr,
     original_dst: OriginalDst,
     pid: u32,
     cgroup: u64,
+    inspected: Option<(Instant, Instant, Inspection)>,
 }
 
 impl Trail {
     /// That of a connection that was accepted then and is served from now on.
     pub fn new(tracer: Tracer, accepted: Instant, src: SocketAddr) -> Self {
-        let mut trail = Self::default();
-        if tracer.is_on() {
-            trail.facts = Some(Facts {
-                accepted,
-                begun: Instant::now(),
-                src,
-                original_dst: OriginalDst(src),
-                pid: 0,
-                cgroup: 0,
-            });
-            trail.tracer = tracer;
+        let known = tracer.is_on().then(|| Known {
+            tracer,
+            accepted,
+            begun: Instant::now(),
+            src,
+            original_dst: OriginalDst(src),
+            pid: 0,
+            cgroup: 0,
+            inspected: None,
+        });
+        Self {
+            known: known.map(Box::new),
+            span: None,
         }
-        trail
     }
 
     pub(super) fn captured(&mut self, original_dst: OriginalDst, pid: u32, cgroup: u64) {
-        if let Some(facts) = &mut self.facts {
-            facts.original_dst = original_dst;
-            facts.pid = pid;
-            facts.cgroup = cgroup;
+        if let Some(known) = &mut self.known {
+            known.original_dst = original_dst;
+            known.pid = pid;
+            known.cgroup = cgroup;
         }
     }
 
     /// Its first bytes were waited for since `start`, and are this.
     pub(super) fn inspected(&mut self, start: Instant, what: Inspection) {
-        if self.facts.is_some() {
-            self.inspected = Some((start, Instant::now(), what));
+        if let Some(known) = &mut self.known {
+            known.inspected = Some((start, Instant::now(), what));
         }
     }
 
@@ -79,9 +81,9 @@ impl Trail {
     /// which the connection is if it is in none yet. The connection's span, where it is not the one
     /// above, is linked.
     pub fn request<'a>(&mut self, parents: impl IntoIterator<Item = &'a [u8]>) -> Span {
-        if self.facts.is_none() {
+        let Some(known) = &self.known else {
             return Span::none();
-        }
+        };
         let now = Instant::now();
         let parent = SpanContext::read(parents);
         if parent.is_none() && self.span.is_none() {
@@ -90,7 +92,7 @@ impl Trail {
             self.span = Some(connection).filter(Span::is_recorded);
             return span;
         }
-        let mut span = self.tracer.begin(parent, "HTTP", Kind::Client, now);
+        let mut span = known.tracer.begin(parent, "HTTP", Kind::Client, now);
         if span.is_recorded() {
             if self.span.is_none() {
                 self.span = Some(self.connection(parent));
@@ -102,29 +104,29 @@ impl Trail {
 
     /// The span of the connection, with what is known of it.
     fn connection(&self, parent: Option<SpanContext>) -> Span {
-        let Some(facts) = &self.facts else {
+        let Some(known) = &self.known else {
             return Span::none();
         };
         let internal = Kind::Internal;
-        let mut span = self
+        let mut span = known
             .tracer
-            .begin(parent, "connection", internal, facts.accepted);
+            .begin(parent, "connection", internal, known.accepted);
         if !span.is_recorded() {
             return span;
         }
-        span.text("client.address", Some(facts.src.ip()));
-        span.number("client.port", i64::from(facts.src.port()));
-        let OriginalDst(dst) = facts.original_dst;
+        span.text("client.address", Some(known.src.ip()));
+        span.number("client.port", i64::from(known.src.port()));
+        let OriginalDst(dst) = known.original_dst;
         span.text("destination.address", Some(dst.ip()));
         span.number("destination.port", i64::from(dst.port()));
         span.word("network.transport", "tcp");
         let is_v4 = dst.ip().to_canonical().is_ipv4();
         span.word("network.type", if is_v4 { "ipv4" } else { "ipv6" });
-        span.number("process.pid", i64::from(facts.pid));
-        span.number("underpass.cgroup.id", i64::try_from(facts.cgroup).ok());
-        let waited = facts.begun.saturating_duration_since(facts.accepted);
-        drop(span.past("capture", facts.accepted, waited));
-        if let Some((start, end, what)) = self.inspected {
+        span.number("process.pid", i64::from(known.pid));
+        span.number("underpass.cgroup.id", i64::try_from(known.cgroup).ok());
+        let waited = known.begun.saturating_duration_since(known.accepted);
+        drop(span.past("capture", known.accepted, waited));
+        if let Some((start, end, what)) = known.inspected {
             let mut inspect = span.past("inspect", start, end.saturating_duration_since(start));
             inspect.word("underpass.inspection", what.as_str());
         }

@@ -94,9 +94,15 @@ where
     };
     let answer = answer?;
     if (200..300).contains(&answer.code) {
+        // An empty part of a buffer holds the buffer, as long as the tunnel stands.
+        let early = if buf.is_empty() {
+            Bytes::new()
+        } else {
+            buf.freeze()
+        };
         return Ok(Opened {
             code: answer.code,
-            early: buf.freeze(),
+            early,
         });
     }
     let body_deadline = deadline.min(Instant::now() + BODY_TIME);

@@ -83,13 +83,13 @@ impl Upstream {
         observer: &Arc<dyn Observer>,
     ) -> Self {
         let settings = proxy.settings;
-        let label: Arc<str> = proxy.to_string().into();
+        let label = proxy.label();
         // One that waits for use may be the one too many.
         let warm = settings.warm && settings.max_connections.is_none();
         let endpoints = proxy
             .endpoints
             .iter()
-            .map(|endpoint| Arc::new(Endpoint::new(&label, endpoint, warm, observer)));
+            .map(|endpoint| Arc::new(Endpoint::new(label, endpoint, warm, observer)));
         let endpoints: Arc<[_]> = endpoints.collect();
         let line = Line::new(Arc::clone(sockets), resolver.clone(), proxy);
         let line = Arc::new(line);

@@ -17,7 +17,7 @@ pub(super) struct Walk<'a> {
     time: Time,
     upstream: Arc<Upstream>,
     observer: &'a Arc<dyn Observer>,
-    label: String,
+    label: &'a Arc<str>,
     tried: Tried,
     tries: usize,
     last: Option<(Cause, Attempt)>,
@@ -44,7 +44,7 @@ impl<'a> Walk<'a> {
         observer: &'a Arc<dyn Observer>,
     ) -> Self {
         Self {
-            label: request.proxy.to_string(),
+            label: request.proxy.label(),
             request,
             time,
             upstream,
@@ -67,7 +67,7 @@ impl<'a> Walk<'a> {
             match self.upstream.begin() {
                 Ok(permit) => self.permit = permit,
                 Err(cause) => {
-                    self.observer.over_limit(&self.label, "pending");
+                    self.observer.over_limit(self.label, "pending");
                     self.is_over = true;
                     self.last = Some((cause, Attempt::default()));
                     return None;
@@ -77,7 +77,7 @@ impl<'a> Walk<'a> {
         self.tries += 1;
         let turn = self.upstream.next(&self.tried)?;
         if let Some((cause, _)) = &self.last {
-            self.observer.retried(&self.label, cause.reason());
+            self.observer.retried(self.label, cause.reason());
         }
         let others = self.time.has_others || self.upstream.has_others(&self.tried);
         Some(Try {
@@ -90,7 +90,7 @@ impl<'a> Walk<'a> {
     /// How long a try took, and what went wrong with it if anything did.
     pub(super) fn took(&self, attempt: &Attempt, cause: Option<&Cause>) {
         self.observer
-            .took(&self.label, attempt.spoken, &attempt.timings);
+            .took(self.label, attempt.spoken, &attempt.timings);
         attempt.tell(self.request.span, cause);
     }
 
@@ -110,7 +110,7 @@ impl<'a> Walk<'a> {
             None => {
                 self.observer.failed(&turn.endpoint().place, cause.reason());
                 if cause.is_over_max_connections() {
-                    self.observer.over_limit(&self.label, "connections");
+                    self.observer.over_limit(self.label, "connections");
                 }
                 if cause.is_our_own() {
                     turn.set_aside(&mut self.tried);

@@ -103,7 +103,7 @@ fn limits(target: &TargetPolicy, tried: &Tried<'_>) -> Option<Limits> {
         policy: Arc::clone(&routes.policy),
         timeout: timeout.map(|time| (time, Instant::now() + time)),
         retries: retries.clone(),
-        label: Label::of(&target.declared),
+        label: Label::shared(&target.declared),
     })
 }
 

@@ -189,7 +189,7 @@ impl Way {
                     return Err(Refused::tunnel(&error));
                 }
                 tracing::warn!(%error, "failureMode is open: going direct");
-                let by = Some(Label::of(&decision.policy));
+                let by = Some(Label::shared(&decision.policy));
                 record.decided(telemetry::Decision::Direct, by);
                 // The next request is to find out anew whether the proxy is there.
                 let span = record.span();

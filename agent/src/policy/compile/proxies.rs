@@ -26,7 +26,8 @@ use crate::policy::header::HeaderTemplate;
 use crate::policy::hosts::HostTable;
 use crate::policy::problem::{quotable, some};
 use crate::policy::proxy::{
-    Check, Credentials, DialFrom, Endpoint, PlainHttp, Proxy, ProxySettings, TunnelProtocol,
+    Check, Credentials, DialFrom, Endpoint, OnceText, PlainHttp, Proxy, ProxySettings,
+    TunnelProtocol,
 };
 use crate::policy::workloads::Visibility;
 use crate::tls::ClientTls;
@@ -219,6 +220,7 @@ impl<'a> Proxies<'a> {
                     self.tenancy().distance(document.namespace(), other)
                 })
             },
+            label: OnceText::default(),
         })
     }
 

@@ -104,10 +104,11 @@ impl ByteMetrics {
         let messages = grpc.map(|(workload, destination)| {
             let values = target_values(workload, destination, ResponseFlag::None);
             let values = &values[..PEERS.len()];
-            (
-                self.request_messages.with_label_values(values),
-                self.response_messages.with_label_values(values),
-            )
+            Box::new(Messages {
+                requests: self.request_messages.with_label_values(values),
+                responses: self.response_messages.with_label_values(values),
+                counted: (0, 0),
+            })
         });
         ByteSeries {
             target: None,
@@ -160,15 +161,15 @@ impl Collector for ByteMetrics {
 pub(crate) struct ByteSeries {
     target: Option<(IntCounter, IntCounter)>,
     proxy: Option<ProxyBytes>,
-    messages: Option<(IntCounter, IntCounter)>,
+    /// Unless there are none, as nearly always.
+    messages: Option<Box<Messages>>,
 }
 
 impl ByteSeries {
-    /// Adds messages from the workload and to it.
-    pub(crate) fn add_messages(&self, (sent, received): (u64, u64)) {
-        if let Some((requests, responses)) = &self.messages {
-            requests.inc_by(sent);
-            responses.inc_by(received);
+    /// Counts messages from the workload and to it, of which there are so many by now.
+    pub(crate) fn count_messages(&mut self, now: impl FnOnce() -> (u64, u64)) {
+        if let Some(messages) = &mut self.messages {
+            messages.count(now());
         }
     }
 
@@ -182,6 +183,23 @@ impl ByteSeries {
         if let Some(proxy) = &self.proxy {
             proxy.add(sent, received);
         }
+    }
+}
+
+/// The counters of messages, and how far they have come.
+#[derive(Debug)]
+struct Messages {
+    requests: IntCounter,
+    responses: IntCounter,
+    counted: (u64, u64),
+}
+
+impl Messages {
+    fn count(&mut self, now: (u64, u64)) {
+        let (sent, received) = self.counted;
+        self.requests.inc_by(now.0.saturating_sub(sent));
+        self.responses.inc_by(now.1.saturating_sub(received));
+        self.counted = now;
     }
 }
 

@@ -136,6 +136,10 @@ impl AsyncRead for TunnelStream {
         chunk.advance(len);
         if chunk.is_empty() {
             this.chunks.pop_front();
+            if this.chunks.is_empty() {
+                // A tunnel that is idle holds no room for others.
+                this.chunks = VecDeque::new();
+            }
         }
         // The one failure would be to release more than came.
         let _ = this.recv.flow_control().release_capacity(len);
