@@ -7,6 +7,7 @@ mod detach;
 mod exec;
 mod explain;
 mod gateway;
+mod heap;
 mod options;
 mod run;
 mod status;
@@ -124,6 +125,7 @@ impl fmt::Display for Failure {
 
 /// Parses the command line, runs the command and returns its exit status.
 pub fn main() -> ExitCode {
+    heap::share();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

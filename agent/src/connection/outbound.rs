@@ -302,6 +302,10 @@ pub(super) struct Open {
 /// Relays bytes until both sides have ended. Of an idle connection there is little more than this,
 /// so it has no room for anything twice: it is no `async fn`, which has that for its arguments, and
 /// `select!` is given what has been pinned before.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` holds its arguments twice"
+)]
 pub(super) fn relaying<'a>(
     workload: &'a TcpStream,
     mut open: Open,

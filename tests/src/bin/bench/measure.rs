@@ -117,26 +117,14 @@ pub(crate) fn measure(
     mode: &Mode,
     time: Duration,
 ) -> anyhow::Result<Measured> {
+    // What is taken once, or was left by the start of the program, is not of the connections that
+    // come to others.
+    let others = (mode.figure == Figure::Memory).then(|| run(setting, path, mode, time));
+    let others = others.transpose()?;
     let before = peer.map_or((0.0, 0.0), usage);
-    let program = std::env::current_exe()?.with_file_name("pace");
-    let mut client = setting
-        .world
-        .host()
-        .command(program)
-        .in_cgroup(path.cgroup(setting))
-        .arg(mode.pace)
-        .arg(format!("to={}", Target::address(mode.pace == "tls")))
-        .arg(format!("workers={}", mode.workers))
-        .arg(format!("millis={}", time.as_millis()))
-        .arg(format!("ca={}", setting.pki.ca().display()));
-    if let Some(proxy) = path.via() {
-        client = client.arg(format!("via={proxy}"));
-    }
-    let client = client.start();
-    let line = first_line(&client, time + Duration::from_secs(40));
-    let line = line.with_context(|| format!("{} {}\n{}", path.name, mode.name, client.tails()))?;
+    let (client, line) = run(setting, path, mode, time)?;
     let after = peer.map_or((0.0, 0.0), usage);
-    drop(client);
+    drop((client, others));
     let read: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
     let number = |key: &str| read[key].as_f64().unwrap_or(f64::NAN);
     ensure!(
@@ -160,6 +148,33 @@ pub(crate) fn measure(
         cpu: after.0 - before.0,
         memory: after.1 - before.1,
     })
+}
+
+/// Runs a client until it says what came of it.
+fn run(
+    setting: &Setting,
+    path: &Path,
+    mode: &Mode,
+    time: Duration,
+) -> anyhow::Result<(Running, String)> {
+    let program = std::env::current_exe()?.with_file_name("pace");
+    let mut client = setting
+        .world
+        .host()
+        .command(program)
+        .in_cgroup(path.cgroup(setting))
+        .arg(mode.pace)
+        .arg(format!("to={}", Target::address(mode.pace == "tls")))
+        .arg(format!("workers={}", mode.workers))
+        .arg(format!("millis={}", time.as_millis()))
+        .arg(format!("ca={}", setting.pki.ca().display()));
+    if let Some(proxy) = path.via() {
+        client = client.arg(format!("via={proxy}"));
+    }
+    let client = client.start();
+    let line = first_line(&client, time + Duration::from_secs(40));
+    let line = line.with_context(|| format!("{} {}\n{}", path.name, mode.name, client.tails()))?;
+    Ok((client, line))
 }
 
 fn first_line(client: &Running, patience: Duration) -> Option<String> {
