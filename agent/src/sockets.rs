@@ -118,6 +118,19 @@ impl SocketFactory for PlainSockets {
     }
 }
 
+/// One side of a relay.
+pub trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// The socket, where what is read and written is what passes it: the kernel may move it then.
+    /// Always the same answer.
+    fn socket(&self) -> Option<&TcpStream>;
+}
+
+impl Side for TcpStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
 /// A stream that can be dropped in two ways, of which the peer sees one as an error and the other
 /// as the end of the data.
 pub trait Carrier: AsyncRead + AsyncWrite + Unpin {

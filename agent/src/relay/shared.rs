@@ -9,6 +9,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::sockets::Side;
+
 /// Reads and writes through a shared reference, so that others may look at the socket meanwhile.
 #[derive(Debug)]
 pub struct Shared<'a>(pub &'a TcpStream);
@@ -51,6 +53,12 @@ impl AsyncWrite for Shared<'_> {
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(SockRef::from(self.0).shutdown(Shutdown::Write))
+    }
+}
+
+impl Side for Shared<'_> {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self.0)
     }
 }
 

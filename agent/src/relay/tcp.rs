@@ -3,8 +3,13 @@
 //! Both directions share one read buffer per worker thread: a read goes straight on to the other
 //! side, and only what that side does not take at once is copied to the heap. So an idle
 //! connection owns no buffer, and nothing is allocated as long as the receiver keeps up.
+//!
+//! Between two TCP sockets, a direction in which much flows has the kernel move the bytes through
+//! a [pipe](pipe::Pipe), in the same manner: pipes are few and belong to threads, and only what
+//! the other side does not take at once stays in one. Wherever that cannot be, bytes are copied.
 
 mod direction;
+mod pipe;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -14,10 +19,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep};
 
-use direction::{Direction, Fault, with_buffer};
+use crate::sockets::Side;
+use direction::{BULK_AFTER, Direction, Fault, with_buffer};
 
 /// Relays bytes between `workload` and `upstream` until both have finished sending.
 ///
@@ -41,22 +46,18 @@ pub fn relay<'a, W, U>(
     traffic: &'a Traffic,
 ) -> impl Future<Output = Result<(), RelayError>> + use<'a, W, U>
 where
-    W: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    W: Side,
+    U: Side,
 {
     let mut relay = Relay::new(
         workload,
         upstream,
-        to_upstream,
-        to_workload,
+        (to_upstream, to_workload),
+        BULK_AFTER,
         timeouts,
         traffic,
     );
-    async move {
-        relay.last_activity = Instant::now();
-        let mut timer = pin!(sleep(relay.patience()));
-        poll_fn(|cx| relay.poll(cx, timer.as_mut())).await
-    }
+    async move { relay.run().await }
 }
 
 /// How long a relay waits for bytes.
@@ -152,27 +153,33 @@ struct Relay<'a, W, U> {
 
 impl<'a, W, U> Relay<'a, W, U>
 where
-    W: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    W: Side,
+    U: Side,
 {
     fn new(
         workload: &'a mut W,
         upstream: &'a mut U,
-        to_upstream: Bytes,
-        to_workload: Bytes,
+        (to_upstream, to_workload): (Bytes, Bytes),
+        bulk_after: usize,
         timeouts: &'a Timeouts,
         traffic: &'a Traffic,
     ) -> Self {
         Self {
             workload,
             upstream,
-            up: Direction::new(to_upstream),
-            down: Direction::new(to_workload),
+            up: Direction::new(to_upstream, bulk_after),
+            down: Direction::new(to_workload, bulk_after),
             failure: None,
             last_activity: Instant::now(),
             timeouts,
             traffic,
         }
+    }
+
+    async fn run(&mut self) -> Result<(), RelayError> {
+        self.last_activity = Instant::now();
+        let mut timer = pin!(sleep(self.patience()));
+        poll_fn(|cx| self.poll(cx, timer.as_mut())).await
     }
 
     fn poll(

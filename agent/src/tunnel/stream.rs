@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::http2::TunnelStream;
 use super::upstream::{Active, Connection};
 use crate::name::Host;
-use crate::sockets::Carrier;
+use crate::sockets::{Carrier, Side};
 use crate::tls::{ClientTls, TlsError, TlsStream};
 
 /// A byte stream to the far side. Which kind it is is decided once; over HTTP/1.1 no read or write
@@ -176,6 +176,15 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         whichever!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+impl Side for Stream {
+    fn socket(&self) -> Option<&TcpStream> {
+        match &self.kind {
+            Kind::Plain(stream) => Some(stream),
+            Kind::Http2(_) | Kind::Originated(_) | Kind::Tls(_) => None,
+        }
     }
 }
 

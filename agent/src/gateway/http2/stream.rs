@@ -9,8 +9,10 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::gateway::stream::End;
+use crate::sockets::Side;
 
 /// DATA frames both ways; END_STREAM is the end of the data and RST_STREAM a failure (RFC 9113
 /// section 8.5). Room in the client's windows is taken only for what is there to be sent, and the
@@ -31,6 +33,12 @@ impl Stream {
             unread: Bytes::new(),
             finished: false,
         }
+    }
+}
+
+impl Side for Stream {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
     }
 }
 

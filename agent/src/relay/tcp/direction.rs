@@ -6,9 +6,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{Interest, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::Counter;
+use super::pipe::{Filled, Pipe};
+use crate::sockets::Side;
 
 /// Runs `work` with the read buffer of this thread.
 ///
@@ -36,6 +39,12 @@ pub(super) enum Fault {
 #[derive(Debug)]
 pub(super) struct Direction {
     unsent: Bytes,
+    /// Such bytes, where the kernel moves them.
+    pipe: Option<Pipe>,
+    /// How much came in long reads in a row.
+    streak: usize,
+    /// The streak from which on the kernel moves the bytes, where it can.
+    bulk_after: usize,
     read_size: usize,
     state: State,
     passes_end_on: bool,
@@ -54,10 +63,14 @@ enum State {
 }
 
 impl Direction {
-    /// A direction in which `first` goes out before anything is read.
-    pub(super) fn new(first: Bytes) -> Self {
+    /// A direction in which `first` goes out before anything is read. Between sockets, the kernel
+    /// moves the bytes once `bulk_after` of them have come in long reads.
+    pub(super) fn new(first: Bytes, bulk_after: usize) -> Self {
         Self {
             unsent: first,
+            pipe: None,
+            streak: 0,
+            bulk_after,
             read_size: FIRST_READ_SIZE,
             state: State::Open,
             passes_end_on: true,
@@ -70,7 +83,7 @@ impl Direction {
     pub(super) fn is_over(&self) -> bool {
         match self.state {
             State::Broken | State::Ended => true,
-            State::Ending => !self.passes_end_on && self.unsent.is_empty(),
+            State::Ending => !self.passes_end_on && self.unsent.is_empty() && self.pipe.is_none(),
             State::Open => false,
         }
     }
@@ -79,6 +92,12 @@ impl Direction {
     /// everything.
     pub(super) fn keep_end(&mut self) {
         self.passes_end_on = false;
+    }
+
+    /// Whether bytes wait in a pipe.
+    #[cfg(test)]
+    pub(super) fn has_pipe(&self) -> bool {
+        self.pipe.is_some()
     }
 
     /// Whether anything has moved since the last call.
@@ -97,13 +116,14 @@ impl Direction {
         counter: &Counter,
     ) -> Poll<Result<(), Fault>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Side,
+        W: Side,
     {
         let result = ready!(self.poll_steps(cx, buffer, from, to, counter));
         if let Err(Fault::To(_)) = result {
             self.state = State::Broken;
             self.unsent = Bytes::new();
+            self.pipe = None;
         }
         Poll::Ready(result)
     }
@@ -117,10 +137,13 @@ impl Direction {
         counter: &Counter,
     ) -> Poll<Result<(), Fault>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Side,
+        W: Side,
     {
         ready!(self.poll_unsent(cx, to, counter))?;
+        if let Some(to) = to.socket() {
+            ready!(self.poll_pipe(cx, to, counter))?;
+        }
         for _ in 0..READS_PER_POLL {
             match self.state {
                 State::Open => {}
@@ -132,6 +155,12 @@ impl Direction {
                 }
                 State::Broken | State::Ended | State::Ending => return Poll::Ready(Ok(())),
             }
+            if self.streak >= self.bulk_after
+                && let (Some(from), Some(to)) = (from.socket(), to.socket())
+                && ready!(self.poll_splice(cx, from, to, counter))?
+            {
+                continue;
+            }
             let mut read = ReadBuf::new(&mut buffer[..self.read_size]);
             if let Poll::Ready(result) = Pin::new(&mut *from).poll_read(cx, &mut read) {
                 result.map_err(Fault::From)?;
@@ -139,7 +168,7 @@ impl Direction {
                 ready!(self.poll_flush(cx, to))?;
                 return Poll::Pending;
             }
-            self.active = true;
+            self.came(read.filled().len());
             if read.filled().is_empty() {
                 self.state = State::Ending;
             } else {
@@ -150,8 +179,81 @@ impl Direction {
         Poll::Pending
     }
 
+    /// Counts the `len` bytes that came.
+    fn came(&mut self, len: usize) {
+        self.active = true;
+        self.streak = if len < LONG_READ {
+            0
+        } else {
+            self.streak.saturating_add(len)
+        };
+    }
+
+    /// Has the kernel move bytes; `false`: there were none to move so, and a read tells why.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        counter: &Counter,
+    ) -> Poll<Result<bool, Fault>> {
+        let Some(mut pipe) = Pipe::take() else {
+            self.streak = 0;
+            return Poll::Ready(Ok(false));
+        };
+        // Only what a read says shows that there is nothing, so that is no reason to wait.
+        let filled = match from.try_io(Interest::READABLE, || pipe.fill(from)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Filled::Nothing,
+            Err(error) => {
+                pipe.give_back();
+                return Poll::Ready(Err(Fault::From(error)));
+            }
+            Ok(filled) => filled,
+        };
+        match filled {
+            Filled::Some(len) => {
+                self.came(len);
+                self.pipe = Some(pipe);
+                self.poll_pipe(cx, to, counter).map_ok(|()| true)
+            }
+            Filled::Never => {
+                self.bulk_after = usize::MAX;
+                Poll::Ready(Ok(false))
+            }
+            Filled::Nothing => {
+                pipe.give_back();
+                Poll::Ready(Ok(false))
+            }
+        }
+    }
+
+    /// Empties the pipe, if there is one.
+    fn poll_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &TcpStream,
+        counter: &Counter,
+    ) -> Poll<Result<(), Fault>> {
+        while let Some(pipe) = &mut self.pipe {
+            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+                Ok(len) => {
+                    counter.add(len);
+                    self.active = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(to.poll_write_ready(cx)).map_err(Fault::To)?;
+                }
+                Err(error) => return Poll::Ready(Err(Fault::To(error))),
+            }
+            if pipe.is_empty() {
+                self.pipe.take().map(Pipe::give_back);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Writes `bytes`, just read; keeps what is not taken.
-    fn poll_forward<W: AsyncWrite + Unpin>(
+    fn poll_forward<W: Side>(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],
@@ -178,7 +280,7 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_unsent<W: AsyncWrite + Unpin>(
+    fn poll_unsent<W: Side>(
         &mut self,
         cx: &mut Context<'_>,
         to: &mut W,
@@ -198,7 +300,7 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_write<W: AsyncWrite + Unpin>(
+    fn poll_write<W: Side>(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],
@@ -216,11 +318,7 @@ impl Direction {
     }
 
     /// A stream that buffers what it is given (TLS) must not keep it while the sender is silent.
-    fn poll_flush<W: AsyncWrite + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &mut W,
-    ) -> Poll<Result<(), Fault>> {
+    fn poll_flush<W: Side>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<Result<(), Fault>> {
         if self.unflushed {
             ready!(Pin::new(to).poll_flush(cx)).map_err(Fault::To)?;
             self.unflushed = false;
@@ -232,13 +330,20 @@ impl Direction {
 /// The size of a thread's read buffer; larger reads no longer gain throughput.
 pub(super) const BUFFER_SIZE: usize = 256 * 1024;
 
+/// Reads from here on make a streak: moved in small pieces, bytes are cheaper to copy.
+const LONG_READ: usize = 32 * 1024;
+
+/// See [`Direction::new`].
+pub(super) const BULK_AFTER: usize = 1024 * 1024;
+
 /// The reads of a direction grow from here as long as the receiver takes all of them.
 const FIRST_READ_SIZE: usize = 64 * 1024;
 
 /// A slow receiver does not bring them below this.
 const LEAST_READ_SIZE: usize = 16 * 1024;
 
-/// At the full buffer size 2 MiB, about a millisecond of copying.
+/// At the full buffer size 2 MiB, about a millisecond of copying; twice as much is moved by the
+/// kernel in that time.
 const READS_PER_POLL: usize = 8;
 
 thread_local! {

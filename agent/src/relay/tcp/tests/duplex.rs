@@ -97,8 +97,8 @@ async fn a_slow_reader_stops_the_sender() {
     let mut relay = Relay::new(
         &mut workload,
         &mut upstream,
-        none(),
-        none(),
+        (none(), none()),
+        BULK_AFTER,
         &timeouts,
         &traffic,
     );
@@ -220,6 +220,12 @@ impl AsyncRead for Held {
     }
 }
 
+impl Side for Held {
+    fn socket(&self) -> Option<&tokio::net::TcpStream> {
+        None
+    }
+}
+
 impl AsyncWrite for Held {
     fn poll_write(
         mut self: Pin<&mut Self>,
@@ -320,35 +326,6 @@ async fn relays_may_be_nested() {
     .await
     .unwrap();
     assert_eq!((inner_traffic.sent(), traffic.sent()), (1000, 0));
-}
-
-/// Writes `bytes` in pieces of these sizes, then finishes.
-async fn write_in_pieces(mut to: impl AsyncWrite + Unpin, mut bytes: &[u8], sizes: &[usize]) {
-    for size in sizes.iter().cycle() {
-        if bytes.is_empty() {
-            break;
-        }
-        let (piece, rest) = bytes.split_at(bytes.len().min(*size));
-        to.write_all(piece).await.unwrap();
-        tokio::task::yield_now().await;
-        bytes = rest;
-    }
-    to.shutdown().await.unwrap();
-}
-
-async fn read_in_pieces(mut from: impl AsyncRead + Unpin, sizes: &[usize]) -> Vec<u8> {
-    let mut read = Vec::new();
-    for size in sizes.iter().cycle() {
-        let before = read.len();
-        read.resize(before + size, 0);
-        let n = from.read(&mut read[before..]).await.unwrap();
-        read.truncate(before + n);
-        if n == 0 {
-            break;
-        }
-        tokio::task::yield_now().await;
-    }
-    read
 }
 
 fn sizes() -> impl Strategy<Value = Vec<usize>> {
