@@ -18,6 +18,7 @@
 //! read holds up what all streams of the connection send; [`Config::max_streams`] bounds how many
 //! those are.
 
+mod ahead;
 mod connection;
 mod driver;
 mod error;

@@ -83,6 +83,26 @@ impl TunnelStream {
         true
     }
 
+    /// Takes all that has come; ready when that is something, or there is nothing more to come.
+    fn poll_chunks(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.read_end {
+            match self.recv.poll_data(cx) {
+                // An empty chunk is not the end: proxies send empty DATA frames.
+                Poll::Ready(Some(Ok(chunk))) if chunk.is_empty() => {}
+                Poll::Ready(Some(Ok(chunk))) => self.chunks.push_back(chunk),
+                // The end, or trailers, which mean nothing in a tunnel.
+                Poll::Ready(None) => self.read_end = true,
+                // An error is told again once what came before it has been read.
+                _ if !self.chunks.is_empty() => break,
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.broken(error))),
+                Poll::Pending => return Poll::Pending,
+            }
+            // Noticed now, the end survives whatever befalls the connection before the next read.
+            self.read_end |= self.recv.is_end_stream();
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn reset_reason(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Reason>> {
         let polled = self.send.poll_reset(cx);
         polled.map_err(|error| self.broken(error))
@@ -117,24 +137,16 @@ impl AsyncRead for TunnelStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let chunk = loop {
-            match this.chunks.front_mut() {
-                Some(chunk) if !chunk.is_empty() => break chunk,
-                // An empty chunk is not the end: proxies send empty DATA frames.
-                Some(_) => drop(this.chunks.pop_front()),
-                None if this.read_end => return Poll::Ready(Ok(())),
-                None => match ready!(this.recv.poll_data(cx)) {
-                    Some(Ok(chunk)) => this.chunks.push_back(chunk),
-                    Some(Err(error)) => return Poll::Ready(Err(this.broken(error))),
-                    // The end, or trailers, which mean nothing in a tunnel.
-                    None => this.read_end = true,
-                },
+        ready!(this.poll_chunks(cx))?;
+        // As many as there are: what they are handed on with costs more than to copy them.
+        let room = buf.remaining();
+        while let Some(chunk) = this.chunks.front_mut() {
+            let len = chunk.len().min(buf.remaining());
+            buf.put_slice(&chunk[..len]);
+            chunk.advance(len);
+            if !chunk.is_empty() {
+                break;
             }
-        };
-        let len = chunk.len().min(buf.remaining());
-        buf.put_slice(&chunk[..len]);
-        chunk.advance(len);
-        if chunk.is_empty() {
             this.chunks.pop_front();
             if this.chunks.is_empty() {
                 // A tunnel that is idle holds no room for others.
@@ -142,9 +154,8 @@ impl AsyncRead for TunnelStream {
             }
         }
         // The one failure would be to release more than came.
-        let _ = this.recv.flow_control().release_capacity(len);
-        // Noticed now, the end survives whatever befalls the connection before the next read.
-        this.read_end |= this.recv.is_end_stream();
+        let read = room - buf.remaining();
+        let _ = this.recv.flow_control().release_capacity(read);
         Poll::Ready(Ok(()))
     }
 }
