@@ -233,11 +233,11 @@ impl Pace {
                 let mut connection = self.open().await?;
                 self.ask(&mut connection, "/long", true).await?;
                 let length = answer(&mut connection).await?;
-                let mut stream = connection.into_inner();
                 let mut chunk = vec![0; CHUNK];
                 let mut read = 0;
                 while read < length && began.elapsed() < self.time {
-                    let some = stream.read(&mut chunk).await?;
+                    // So much at a time passes its buffer by.
+                    let some = connection.read(&mut chunk).await?;
                     ensure!(some > 0, "the answer broke off after {read} bytes");
                     read += some as u64;
                 }
