@@ -35,6 +35,7 @@ pub mod smuggling;
 pub mod snapshot;
 mod spawn;
 pub mod tools;
+pub mod usage;
 pub mod wait;
 pub mod world;
 

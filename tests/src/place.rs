@@ -19,6 +19,14 @@ use crate::Must as _;
 use crate::process::Cmd;
 use crate::spawn::Entry;
 
+/// For [`Place::set_net`], where many connections do not get on: small buffers in the kernel. Of one
+/// connection all together hold little more than a mebibyte, of a thousand less than a usual machine
+/// has for TCP in all; an agent's reads can still be as large as they ever are.
+pub const SMALL_BUFFERS: [(&str, &str); 2] = [
+    ("ipv4/tcp_rmem", "4096 131072 524288"),
+    ("ipv4/tcp_wmem", "4096 16384 131072"),
+];
+
 /// A network namespace without a name, and a mount namespace with its own `/etc/hosts`,
 /// `/etc/resolv.conf`, `/run`, `/dev/shm` and BPF file system.
 ///
@@ -92,6 +100,17 @@ impl Place {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+
+    /// Sets what the file below `/proc/sys/net` has for this network namespace; gives what it had.
+    #[track_caller]
+    pub fn set_net(&self, name: &str, value: &str) -> String {
+        let file = format!("/proc/sys/net/{name}");
+        self.within(|| {
+            let was = fs::read_to_string(&file).must(format_args!("read {file}"));
+            fs::write(&file, value).must(format_args!("set {file}"));
+            was
+        })
     }
 
     /// Opens a TCP connection from here.

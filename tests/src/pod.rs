@@ -1,7 +1,6 @@
 //! Pods: network namespaces of their own beside the world's host, with cgroups as a kubelet makes
 //! them.
 
-use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -49,12 +48,9 @@ impl<'a> Node<'a> {
 
     #[track_caller]
     fn with(world: &'a World, kubepods: Cgroup) -> Self {
-        world.host().within(|| {
-            for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-                let path = format!("/proc/sys/net/{switch}");
-                fs::write(path, "1").must("forward what pods send");
-            }
-        });
+        for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            world.host().set_net(switch, "1");
+        }
         ip(
             world.inet(),
             format!(

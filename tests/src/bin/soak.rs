@@ -15,12 +15,12 @@ use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{SysconfVar, sysconf};
 use underpass_tests::agent::{Agent, tunnel_policy};
 use underpass_tests::load::{Counts, Load};
 use underpass_tests::servers::dns::Dns;
 use underpass_tests::servers::gateway::Gateway;
 use underpass_tests::servers::identity::Identities;
+use underpass_tests::usage::{number_after, processor_time, resident};
 use underpass_tests::{Must as _, World};
 
 /// About ninety connections a second, and forty that stay open: together with the servers less
@@ -191,33 +191,6 @@ impl Sample {
                     .sum::<f64>(),
         }
     }
-}
-
-/// What a process has in memory, in KiB.
-fn resident(pid: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).must("read its status");
-    number_after(&status, "VmRSS:")
-}
-
-/// What a process has used of processors, in seconds.
-fn processor_time(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).must("read its stat");
-    // proc(5): utime and stime are the 14th and 15th field; the second may have spaces in it.
-    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: f64 = rest
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|field| field.parse::<f64>().ok())
-        .sum();
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-    ticks / per_second as f64
-}
-
-fn number_after(text: &str, what: &str) -> f64 {
-    let rest = text.lines().find_map(|line| line.strip_prefix(what));
-    let number = rest.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-    number.unwrap_or(f64::NAN)
 }
 
 /// One line of the table: of the samples of the last minute.

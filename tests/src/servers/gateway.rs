@@ -18,10 +18,11 @@ pub struct Gateway(Running);
 
 impl Gateway {
     /// Starts it on port 3128 and waits until it answers. It logs nothing that a load would have
-    /// it write.
+    /// it write, and takes as many tunnels as there are descriptors for.
     #[track_caller]
     pub fn start(world: &World) -> Self {
         let command = command(world).args(["--log-level", "warn"]);
+        let command = command.args(["--max-connections", "20000", "--max-streams", "2000"]);
         let command = command
             .args(["--listen", &proxy_v4().to_string()])
             .args(["--listen", &proxy_v6().to_string()]);
