@@ -1,9 +1,6 @@
 //! What is too much is refused at once and said; when there is room again, all is well again.
 
-use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -308,58 +305,6 @@ fn the_agent_takes_all_descriptors_it_may_and_says_if_they_are_too_few() {
         (done.stdout.as_str(), done.stderr.as_str()),
         ("900\n5000\n", "")
     );
-}
-
-#[test]
-fn slow_readers_cost_a_bounded_amount_of_memory() {
-    const COUNT: u64 = 100;
-    // Of the relay: one read in either direction that the other side did not take at once.
-    const MOST_PER_CONNECTION: u64 = 2 * 256 * 1024;
-    // What the proxy has to send to each, many times more than that.
-    const OFFERED: u64 = 64 << 20;
-
-    let world = World::new("memory");
-    let _proxy = FakeProxy::start(world.inet(), proxy_v4(), Answer::tunnel());
-    let sent = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&sent);
-    let _fast = Server::start(
-        world.inet(),
-        SocketAddr::from((OTHER_V4, 7)),
-        move |mut stream, _| {
-            let chunk = vec![b'x'; 64 * 1024];
-            let _ = stream.read(&mut [0; 16]);
-            for _ in 0..OFFERED / chunk.len() as u64 {
-                if stream.write_all(&chunk).is_err() {
-                    return;
-                }
-                count.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            }
-        },
-    );
-    let agent = Agent::start(&world, &policy());
-    let before = resident(&agent);
-
-    let thirsty = world.host().python("thirsty");
-    let thirsty = thirsty.args(["203.0.113.11", "7", &COUNT.to_string()]);
-    let _thirsty = thirsty.in_cgroup(world.workload()).start();
-    agent.wait_for_metric("underpass_tunnels_active", &[], COUNT as f64);
-    wait_for("everything is stuck", Duration::from_secs(60), || {
-        let now = sent.load(Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(500));
-        now > COUNT * MOST_PER_CONNECTION && now == sent.load(Ordering::Relaxed)
-    });
-    let offered = sent.load(Ordering::Relaxed);
-    assert!(offered < COUNT * OFFERED, "nothing held back: {offered}");
-
-    let each = resident(&agent).saturating_sub(before) / COUNT;
-    println!("{each} bytes of memory for a connection whose reader is slow");
-    assert!(each <= MOST_PER_CONNECTION, "{each} bytes per connection");
-}
-
-/// The agent's resident memory in bytes.
-fn resident(agent: &Agent) -> u64 {
-    let bytes = agent.metrics().sum("process_resident_memory_bytes", &[]);
-    bytes.expect("the agent knows its memory") as u64
 }
 
 /// Sets how many descriptors a running agent may have.
