@@ -21,7 +21,8 @@ pub(crate) struct Arguments {
     /// Only these ways from the client to the target: explicit,underpass,redsocks,…
     #[arg(long, value_name = "NAME,…")]
     paths: Option<String>,
-    /// Only these measurements: idle,single,connections,tls,requests,bulk,growth-1,…
+    /// Only these measurements: idle,single,connections,tls,requests,bulk,growth-1,…,connect,
+    /// programs,slow,tunnels,policies,namespaces
     #[arg(long, value_name = "NAME,…")]
     modes: Option<String>,
     /// Where bench.json and bench.svg go [default: bench in cargo's target directory]

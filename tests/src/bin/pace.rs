@@ -4,24 +4,27 @@
 //! |---|---|
 //! | `connections` | a connection, one request on it, and its answer |
 //! | `tls` | the same in TLS, with a full handshake |
-//! | `requests` | one request and its answer on a connection that is kept |
+//! | `requests` | one request and its answer on one of the connections that are kept, each in its turn |
 //! | `bulk` | reading of one long answer; what counts is bytes |
 //! | `idle` | a connection with one request, kept until this program is ended |
+//! | `thirsty` | a connection on which a long answer is asked for and never read, kept likewise |
 //!
 //! | key | meaning |
 //! |---|---|
 //! | `via` | the forward proxy that is asked for each connection (CONNECT); else `to` itself |
-//! | `workers` | how many connections there are at a time |
+//! | `workers` | how many operations there are at a time |
+//! | `kept` | how many connections are opened before the clock starts and kept all the time, beside those of operations or for them; `requests` has one for each worker unless told otherwise |
 //! | `millis` | how long it goes on |
+//! | `watch` | the process whose processor time is told |
 //! | `ca` | the authority of the target's certificate, which is for its address |
 //!
-//! At the end, `idle` as soon as all connections are there, it prints one line of JSON: `done`,
-//! `failed`, `bytes`, `seconds`, `p50` and `p99` of an operation in microseconds, and `error`, why
-//! the first one failed.
+//! At the end, `idle` and `thirsty` as soon as all connections are there, it prints one line of JSON:
+//! `done`, `failed`, `bytes`, `seconds`, `p50` and `p99` of an operation in microseconds, `cpu` of the
+//! watched process meanwhile, and `error`, why the first one failed.
 
 #![expect(clippy::print_stdout, reason = "it is there to be read")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,15 +37,17 @@ use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
 };
 use tokio::io::{BufReader, BufStream};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::net::TcpSocket;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use underpass_tests::usage::processor_time;
 
-/// Nothing here takes so long unless it is stuck.
+/// Nothing here takes so long unless it is stuck; nor does opening all connections that are kept.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long idle connections are kept by a program that nobody ends.
 const IDLE: Duration = Duration::from_secs(300);
@@ -50,6 +55,10 @@ const IDLE: Duration = Duration::from_secs(300);
 const REST: Duration = Duration::from_millis(10);
 /// How much of a long answer is read at a time.
 const CHUNK: usize = 256 * 1024;
+/// How many of the connections that are kept are opened at a time.
+const OPENING: usize = 64;
+/// The receive buffer of who never reads: the least that there is.
+const THIRST: u32 = 4096;
 
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -63,6 +72,7 @@ enum Mode {
     Requests,
     Bulk,
     Idle,
+    Thirsty,
 }
 
 struct Pace {
@@ -70,7 +80,9 @@ struct Pace {
     to: SocketAddr,
     via: Option<SocketAddr>,
     workers: usize,
+    kept: usize,
     time: Duration,
+    watch: Option<u32>,
     tls: Option<TlsConnector>,
 }
 
@@ -108,7 +120,7 @@ impl Tally {
         }
     }
 
-    fn report(mut self, elapsed: Duration) -> serde_json::Value {
+    fn report(mut self, elapsed: Duration, cpu: f64) -> serde_json::Value {
         self.times.sort_unstable();
         let at = |share: f64| {
             let index = (self.times.len() as f64 * share) as usize;
@@ -121,6 +133,7 @@ impl Tally {
             "seconds": elapsed.as_secs_f64(),
             "p50": at(0.5),
             "p99": at(0.99),
+            "cpu": cpu,
             "error": self.error,
         })
     }
@@ -134,28 +147,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        let began = Instant::now();
-        let workers: Vec<_> = (0..pace.workers)
-            .map(|_| {
-                let pace = Arc::clone(&pace);
-                tokio::spawn(async move { pace.work(began).await })
-            })
-            .collect();
-        let mut tally = Tally::default();
-        let mut kept = Vec::new();
-        for worker in workers {
-            let (one, connection) = worker.await?;
-            tally.add(one);
-            kept.extend(connection);
-        }
-        println!("{}", tally.report(began.elapsed()));
-        if pace.mode == Mode::Idle {
-            sleep(IDLE).await;
-        }
-        drop(kept);
-        anyhow::Ok(())
-    })
+    runtime.block_on(pace.run())
 }
 
 impl Pace {
@@ -166,6 +158,7 @@ impl Pace {
             "requests" => Mode::Requests,
             "bulk" => Mode::Bulk,
             "idle" => Mode::Idle,
+            "thirsty" => Mode::Thirsty,
             other => bail!("no such mode: {other}"),
         };
         let mut given = HashMap::new();
@@ -180,33 +173,135 @@ impl Pace {
             _ if mode == Mode::Tls => bail!("tls needs ca"),
             _ => None,
         };
+        let number = |key: &str, otherwise: usize| {
+            given
+                .get(key)
+                .map_or(Ok(otherwise), |word| word.parse().context(key.to_owned()))
+        };
+        let workers = number("workers", 1)?;
+        let kept = match mode {
+            Mode::Requests | Mode::Idle | Mode::Thirsty => workers,
+            Mode::Connections | Mode::Tls | Mode::Bulk => 0,
+        };
         Ok(Self {
             mode,
             to: given.get("to").context("no to")?.parse()?,
             via: given.get("via").map(|via| via.parse()).transpose()?,
-            workers: given.get("workers").map_or(Ok(1), |word| word.parse())?,
-            time: Duration::from_millis(given.get("millis").map_or(Ok(1000), |word| word.parse())?),
+            workers,
+            kept: number("kept", kept)?,
+            time: Duration::from_millis(number("millis", 1000)? as u64),
+            watch: given.get("watch").map(|pid| pid.parse()).transpose()?,
             tls,
         })
     }
 
-    async fn work(&self, began: Instant) -> (Tally, Option<Connection>) {
+    async fn run(self: Arc<Self>) -> anyhow::Result<()> {
+        let began = Instant::now();
+        // What is opened before the clock starts is no part of what is measured.
+        let (opening, mut kept) = self.open_all().await?;
+        if matches!(self.mode, Mode::Idle | Mode::Thirsty) {
+            println!("{}", opening.report(began.elapsed(), self.used()));
+            sleep(IDLE).await;
+            return Ok(());
+        }
+        let cpu = self.used();
+        let began = Instant::now();
+        let workers: Vec<_> = (0..self.workers)
+            .map(|index| {
+                // Those that come after it have as many, or one less.
+                let share = kept.len().div_ceil(self.workers - index);
+                let share = match self.mode {
+                    Mode::Requests => kept.drain(..share).map(Some).collect(),
+                    _ => VecDeque::new(),
+                };
+                let pace = Arc::clone(&self);
+                tokio::spawn(async move { pace.work(share, began).await })
+            })
+            .collect();
         let mut tally = Tally::default();
-        let mut kept = None;
+        let mut idle = Vec::new();
+        for worker in workers {
+            let (one, share) = worker.await?;
+            tally.add(one);
+            idle.push(share);
+        }
+        let (elapsed, cpu) = (began.elapsed(), self.used() - cpu);
+        tally.failed += opening.failed;
+        tally.error = opening.error.or(tally.error);
+        println!("{}", tally.report(elapsed, cpu));
+        Ok(())
+    }
+
+    /// Opens what is kept, each with one request, some at a time and within [`PATIENCE`].
+    async fn open_all(self: &Arc<Self>) -> anyhow::Result<(Tally, Vec<Connection>)> {
+        let deadline = Instant::now() + PATIENCE;
+        let turns = Arc::new(Semaphore::new(OPENING));
+        let tasks: Vec<_> = (0..self.kept)
+            .map(|_| {
+                let (pace, turns) = (Arc::clone(self), Arc::clone(&turns));
+                tokio::spawn(async move {
+                    let _turn = turns.acquire().await?;
+                    let start = Instant::now();
+                    let opened = timeout_at(deadline, pace.first(deadline)).await;
+                    anyhow::Ok((start, opened.unwrap_or_else(|_| bail!("stuck"))))
+                })
+            })
+            .collect();
+        let mut tally = Tally::default();
+        let mut kept = Vec::with_capacity(self.kept);
+        for task in tasks {
+            let (start, opened) = task.await??;
+            match opened {
+                Ok((connection, bytes)) => {
+                    tally.note(start, Ok(bytes));
+                    kept.push(connection);
+                }
+                Err(error) => {
+                    tally.note(start, Err(error));
+                }
+            }
+        }
+        Ok((tally, kept))
+    }
+
+    /// A connection that is kept, after its first request; gives how many bytes came.
+    async fn first(&self, deadline: Instant) -> anyhow::Result<(Connection, u64)> {
+        ensure!(Instant::now() < deadline, "there was no time left for it");
+        let mut connection = self.open().await?;
+        if self.mode == Mode::Thirsty {
+            self.ask(&mut connection, "/long", true).await?;
+            return Ok((connection, 0));
+        }
+        let bytes = self.exchange(&mut connection).await?;
+        Ok((connection, bytes))
+    }
+
+    /// What the watched process has used of processors.
+    fn used(&self) -> f64 {
+        self.watch.map_or(0.0, processor_time)
+    }
+
+    /// Works with connections of its own, in turn, one of which may have to be opened anew.
+    async fn work(
+        &self,
+        mut mine: VecDeque<Option<Connection>>,
+        began: Instant,
+    ) -> (Tally, VecDeque<Option<Connection>>) {
+        let mut tally = Tally::default();
         while began.elapsed() < self.time {
             let start = Instant::now();
-            let outcome = match timeout(PATIENCE, self.once(&mut kept, began)).await {
+            let mut next = mine.pop_front().flatten();
+            let outcome = match timeout(PATIENCE, self.once(&mut next, began)).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(anyhow::anyhow!("stuck")),
             };
             if !tally.note(start, outcome) {
-                kept = None;
+                next = None;
                 sleep(REST).await;
-            } else if self.mode == Mode::Idle {
-                break;
             }
+            mine.push_back(next);
         }
-        (tally, kept)
+        (tally, mine)
     }
 
     /// One operation; gives how many bytes came.
@@ -219,15 +314,12 @@ impl Pace {
                 skip(&mut connection, length).await?;
                 Ok(length)
             }
-            Mode::Requests | Mode::Idle => {
-                let connection = match kept {
-                    Some(connection) => connection,
-                    None => kept.insert(self.open().await?),
-                };
-                self.ask(connection, "/1k", false).await?;
-                let length = answer(connection).await?;
-                skip(connection, length).await?;
-                Ok(length)
+            Mode::Requests | Mode::Idle | Mode::Thirsty => {
+                if kept.is_none() {
+                    *kept = Some(self.open().await?);
+                }
+                let connection = kept.as_mut().expect("it has just been opened");
+                self.exchange(connection).await
             }
             Mode::Bulk => {
                 let mut connection = self.open().await?;
@@ -246,8 +338,20 @@ impl Pace {
         }
     }
 
+    /// One short request and its answer; gives how many bytes came.
+    async fn exchange(&self, connection: &mut Connection) -> anyhow::Result<u64> {
+        self.ask(connection, "/1k", false).await?;
+        let length = answer(connection).await?;
+        skip(connection, length).await?;
+        Ok(length)
+    }
+
     async fn open(&self) -> anyhow::Result<Connection> {
-        let stream = TcpStream::connect(self.via.unwrap_or(self.to)).await;
+        let socket = TcpSocket::new_v4()?;
+        if self.mode == Mode::Thirsty {
+            socket.set_recv_buffer_size(THIRST)?;
+        }
+        let stream = socket.connect(self.via.unwrap_or(self.to)).await;
         let stream = stream.context("connect")?;
         stream.set_nodelay(true)?;
         let mut stream: Box<dyn Duplex> = Box::new(stream);

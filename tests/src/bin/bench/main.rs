@@ -7,6 +7,8 @@
 //! | `paths` | ways from the client to the target, separated by commas; all that there are |
 //! | `modes` | what is measured, separated by commas; all that there is |
 //!
+//! Some modes are of the agent alone, and the same whatever paths are asked for: see [`study`].
+//!
 //! Everything runs in one closed world: the client and the agent or its peer on one host, forward
 //! proxies and the target on the other, all on the same processors. So what is compared are ratios
 //! to `explicit`, a client that speaks CONNECT itself, within one run, of medians. Each round
@@ -16,10 +18,17 @@
 
 #![expect(clippy::print_stdout, reason = "it is there to be read")]
 
+mod client;
+mod connect;
+mod growth;
 mod measure;
 mod paths;
 mod picture;
+mod programs;
+mod slow;
+mod study;
 mod table;
+mod target;
 
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
@@ -27,110 +36,169 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use measure::{MODES, Measured, Mode, measure};
 use paths::{PATHS, Path, Setting};
+use study::{Rounds, STUDIES, Study};
 
 /// What is to be done.
 struct Plan {
     out: PathBuf,
-    reps: usize,
-    time: Duration,
+    rounds: Rounds,
     paths: Vec<&'static Path>,
     modes: Vec<&'static Mode>,
+    studies: Vec<&'static Study>,
 }
 
 fn main() -> anyhow::Result<()> {
     let plan = Plan::parse(std::env::args().skip(1))?;
     let setting = Setting::new();
-    let began = Instant::now();
-    let all = plan.reps * plan.paths.len();
-    let mut measured: Vec<Measured> = Vec::new();
-    for rep in 0..plan.reps {
-        for path in &plan.paths {
-            let peer = path.up(&setting);
-            for mode in plan.modes.iter().filter(|mode| mode.suits(path)) {
-                progress(&format!(
-                    "{:>3.0} s, {} of {all}: {} {}",
-                    began.elapsed().as_secs_f64(),
-                    rep * plan.paths.len() + 1,
-                    path.name,
-                    mode.name
-                ));
-                measured.push(measure(&setting, path, peer.as_ref(), mode, plan.time)?);
-            }
-        }
+    let measured = plan.measure(&setting)?;
+    table::print(&plan.paths, &plan.modes, &measured);
+    let mut failed = report_failures(&measured);
+    let mut studies = serde_json::Map::new();
+    for study in &plan.studies {
+        let found = (study.run)(&setting, &plan.rounds).unwrap_or_else(|error| {
+            // What others find is not to be lost for it.
+            println!("\n{} failed: {error:#}", study.name);
+            failed += 1;
+            json!({ "error": format!("{error:#}") })
+        });
+        studies.insert(study.name.to_owned(), found);
     }
     progress("");
-    table::print(&plan.paths, &plan.modes, &measured);
-    fs::create_dir_all(&plan.out).with_context(|| format!("make {}", plan.out.display()))?;
-    let json: Vec<_> = measured.iter().map(Measured::to_json).collect();
-    let json = json!({ "reps": plan.reps, "seconds": plan.time.as_secs_f64(), "measured": json });
-    fs::write(plan.out.join("bench.json"), json.to_string())?;
-    fs::write(
-        plan.out.join("bench.svg"),
-        picture::draw(&plan.paths, &measured),
-    )?;
-    println!(
-        "\n{} and bench.svg beside it",
-        plan.out.join("bench.json").display()
-    );
-    let failures = measured
-        .iter()
-        .filter_map(|one| Some((one, one.error.as_ref()?)));
-    let mut ours = 0;
-    for (one, error) in failures {
-        let (path, mode, failed) = (one.path, one.mode, one.failed);
-        println!("{path} {mode}: {failed} failed, the first: {error}");
-        // A peer has its own limits.
-        ours += u64::from(path.starts_with("underpass")) * failed;
-    }
-    ensure!(ours == 0, "{ours} operations through the agent failed");
+    plan.write(&measured, &studies.into())?;
+    ensure!(failed == 0, "{failed} operations through the agent failed");
     Ok(())
+}
+
+/// Prints what failed, and gives how much of it failed through the agent.
+fn report_failures(measured: &[Measured]) -> u64 {
+    let mut ours = 0;
+    for one in measured {
+        let (path, mode, failed) = (one.path, one.mode, one.told.failed);
+        if let Some(error) = &one.told.error {
+            println!("{path} {mode}: {failed} failed, the first: {error}");
+            // A peer has its own limits.
+            ours += u64::from(path.starts_with("underpass")) * failed;
+        }
+    }
+    ours
 }
 
 impl Plan {
     fn parse(mut words: impl Iterator<Item = String>) -> anyhow::Result<Self> {
         let mut plan = Self {
             out: words.next().context("no directory for the results")?.into(),
-            reps: 5,
-            time: Duration::from_secs(2),
+            rounds: Rounds {
+                reps: 5,
+                time: Duration::from_secs(2),
+            },
             paths: PATHS.iter().collect(),
             modes: MODES.iter().collect(),
+            studies: STUDIES.iter().collect(),
         };
         for word in words {
             let (key, value) = word
                 .split_once('=')
                 .with_context(|| format!("not KEY=VALUE: {word}"))?;
             match key {
-                "reps" => plan.reps = value.parse().context("reps")?,
+                "reps" => plan.rounds.reps = value.parse().context("reps")?,
                 "seconds" => {
-                    plan.time = Duration::try_from_secs_f64(value.parse().context("seconds")?)?;
+                    let seconds = value.parse().context("seconds")?;
+                    plan.rounds.time = Duration::try_from_secs_f64(seconds)?;
                 }
                 "paths" => {
-                    plan.paths
-                        .retain(|path| value.split(',').any(|name| name == path.name));
+                    let mut asked = Asked::new(value);
+                    plan.paths.retain(|path| asked.has(path.name));
+                    asked.expect_all()?;
                 }
                 "modes" => {
-                    plan.modes
-                        .retain(|mode| value.split(',').any(|name| name == mode.name));
+                    let mut asked = Asked::new(value);
+                    plan.modes.retain(|mode| asked.has(mode.name));
+                    plan.studies.retain(|study| asked.has(study.name));
+                    asked.expect_all()?;
                 }
                 _ => anyhow::bail!("no such key: {key}"),
             }
         }
-        ensure!(
-            !plan.paths.is_empty() && !plan.modes.is_empty() && plan.reps > 0,
-            "nothing to measure; paths: {}; modes: {}",
-            PATHS.map(|path| path.name).join(","),
-            MODES.map(|mode| mode.name).join(",")
-        );
+        ensure!(plan.rounds.reps > 0, "nothing to measure in no repetition");
         Ok(plan)
+    }
+
+    /// Every path once in each round.
+    fn measure(&self, setting: &Setting) -> anyhow::Result<Vec<Measured>> {
+        let began = Instant::now();
+        let mut measured = Vec::new();
+        let paths = || self.paths.iter().filter(|_| !self.modes.is_empty());
+        let rounds = (0..self.rounds.reps).flat_map(|_| paths());
+        let all = self.rounds.reps * paths().count();
+        for (number, path) in rounds.enumerate() {
+            let peer = path.up(setting);
+            for mode in self.modes.iter().filter(|mode| mode.suits(path)) {
+                progress(&format!(
+                    "{:>3.0} s, {} of {all}: {} {}",
+                    began.elapsed().as_secs_f64(),
+                    number + 1,
+                    path.name,
+                    mode.name
+                ));
+                let time = self.rounds.time;
+                measured.push(measure(setting, path, peer.as_ref(), mode, time)?);
+            }
+        }
+        progress("");
+        Ok(measured)
+    }
+
+    fn write(&self, measured: &[Measured], studies: &Value) -> anyhow::Result<()> {
+        let out = &self.out;
+        fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
+        let json: Vec<_> = measured.iter().map(Measured::to_json).collect();
+        let json = json!({
+            "reps": self.rounds.reps, "seconds": self.rounds.time.as_secs_f64(),
+            "measured": json, "studies": studies,
+        });
+        let file = out.join("bench.json");
+        fs::write(&file, json.to_string())?;
+        let picture = picture::draw(&self.paths, measured);
+        fs::write(out.join("bench.svg"), picture)?;
+        println!("\n{} and bench.svg beside it", file.display());
+        Ok(())
+    }
+}
+
+/// Names that somebody asks for.
+struct Asked<'a>(Vec<(&'a str, bool)>);
+
+impl<'a> Asked<'a> {
+    fn new(value: &'a str) -> Self {
+        Self(value.split(',').map(|name| (name, false)).collect())
+    }
+
+    /// Whether this is asked for.
+    fn has(&mut self, name: &str) -> bool {
+        let found = self.0.iter_mut().find(|(asked, _)| *asked == name);
+        found.map(|(_, there)| *there = true).is_some()
+    }
+
+    fn expect_all(&self) -> anyhow::Result<()> {
+        let missing = self.0.iter().find(|(_, there)| !there);
+        let paths = PATHS.map(|path| path.name).join(",");
+        let modes = MODES.map(|mode| mode.name).join(",");
+        let studies = STUDIES.map(|study| study.name).join(",");
+        match missing {
+            Some((name, _)) => {
+                anyhow::bail!("no `{name}`; paths: {paths}; modes: {modes},{studies}")
+            }
+            None => Ok(()),
+        }
     }
 }
 
 /// A line that the next one takes the place of.
-fn progress(text: &str) {
+pub(crate) fn progress(text: &str) {
     let mut stderr = std::io::stderr();
     if stderr.is_terminal() {
         let _ = write!(stderr, "\r\x1b[K{text}");

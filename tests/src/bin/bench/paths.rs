@@ -14,7 +14,7 @@ use underpass_tests::servers::gateway::Gateway;
 use underpass_tests::servers::{apache, envoy, nghttpx};
 use underpass_tests::{Must as _, Place, World};
 
-use super::measure::Target;
+use super::target::Target;
 
 /// A way from the client to the target.
 pub(crate) struct Path {
@@ -37,7 +37,7 @@ enum Kind {
     Envoy(&'static str),
 }
 
-const GATEWAY: u16 = PROXY_PORT;
+pub(crate) const GATEWAY: u16 = PROXY_PORT;
 const APACHE: u16 = 3131;
 const ENVOY: u16 = 3133;
 const NGHTTPX: u16 = 3134;
@@ -45,57 +45,47 @@ const NGHTTPX: u16 = 3134;
 /// Where the peers listen for what the kernel redirects to them.
 const REDIRECTED: u16 = 15001;
 
-/// All of them. What they are compared with is first.
-pub(crate) const PATHS: [Path; 9] = [
-    Path {
-        name: "explicit",
-        port: GATEWAY,
-        kind: Kind::Explicit,
-    },
-    Path {
-        name: "underpass",
-        port: GATEWAY,
-        kind: Kind::Underpass("HTTP-CONNECT"),
-    },
-    Path {
-        name: "underpass-http",
-        port: GATEWAY,
-        kind: Kind::UnderpassHttp,
-    },
-    Path {
-        name: "underpass-h2",
-        port: GATEWAY,
-        kind: Kind::Underpass("HTTP2-CONNECT"),
-    },
-    Path {
-        name: "underpass-h2-apache",
-        port: APACHE,
-        kind: Kind::Underpass("HTTP2-CONNECT"),
-    },
-    Path {
-        name: "underpass-h2-envoy",
-        port: ENVOY,
-        kind: Kind::Underpass("HTTP2-CONNECT"),
-    },
-    Path {
-        name: "underpass-h2-nghttpx",
-        port: NGHTTPX,
-        kind: Kind::Underpass("HTTP2-CONNECT"),
-    },
-    Path {
-        name: "redsocks",
-        port: GATEWAY,
-        kind: Kind::Redsocks,
-    },
-    Path {
-        name: "envoy",
-        port: GATEWAY,
-        kind: Kind::Envoy("http_protocol_options"),
-    },
+const fn path(name: &'static str, port: u16, kind: Kind) -> Path {
+    Path { name, port, kind }
+}
+
+/// All of them. What they are compared with is first; before those through another proxy is the
+/// client that asks that one itself, by HTTP/1.1.
+pub(crate) const PATHS: [Path; 13] = [
+    path("explicit", GATEWAY, Kind::Explicit),
+    path("underpass", GATEWAY, Kind::Underpass("HTTP-CONNECT")),
+    path("underpass-http", GATEWAY, Kind::UnderpassHttp),
+    path("underpass-h2", GATEWAY, Kind::Underpass("HTTP2-CONNECT")),
+    path("explicit-apache", APACHE, Kind::Explicit),
+    path(
+        "underpass-h2-apache",
+        APACHE,
+        Kind::Underpass("HTTP2-CONNECT"),
+    ),
+    path("explicit-envoy", ENVOY, Kind::Explicit),
+    path(
+        "underpass-h2-envoy",
+        ENVOY,
+        Kind::Underpass("HTTP2-CONNECT"),
+    ),
+    path("explicit-nghttpx", NGHTTPX, Kind::Explicit),
+    path(
+        "underpass-h2-nghttpx",
+        NGHTTPX,
+        Kind::Underpass("HTTP2-CONNECT"),
+    ),
+    path("redsocks", GATEWAY, Kind::Redsocks),
+    path("envoy", GATEWAY, Kind::Envoy("http_protocol_options")),
+    path(
+        "envoy-h2-envoy",
+        ENVOY,
+        Kind::Envoy("http2_protocol_options"),
+    ),
 ];
 
 /// What all paths share: a world, forward proxies and a target. The world ends last.
 pub(crate) struct Setting {
+    _resident: Running,
     _target: Target,
     _proxies: [ForwardProxy; 3],
     _gateway: Gateway,
@@ -106,8 +96,9 @@ pub(crate) struct Setting {
 impl Setting {
     pub(crate) fn new() -> Self {
         let world = World::new("bench");
-        for place in [world.host(), world.inet()] {
-            place.within(spare_ports);
+        for (name, value) in MANY_PORTS {
+            world.host().set_net(name, value);
+            world.inet().set_net(name, value);
         }
         let pki = Pki::new(&world);
         let gateway = Gateway::start(&world);
@@ -122,7 +113,12 @@ impl Setting {
             nghttpx::start(&world, &on(NGHTTPX), behind),
         ];
         let target = Target::start(&world, &pki);
+        // As in every pod somebody is there all the time. Else the agent would let the network
+        // namespace go between two clients, and refuse the first connections of the next.
+        let resident = world.host().command("sleep").arg("infinity");
+        let resident = resident.in_cgroup(world.workload()).start();
         Self {
+            _resident: resident,
             _target: target,
             _proxies: proxies,
             _gateway: gateway,
@@ -134,12 +130,10 @@ impl Setting {
 
 /// Thousands of connections a second to one address leave so many ports in TIME-WAIT that finding
 /// a free one would be what is measured.
-fn spare_ports() {
-    for (setting, value) in [("ip_local_port_range", "1024 65535"), ("tcp_tw_reuse", "1")] {
-        let file = format!("/proc/sys/net/ipv4/{setting}");
-        fs::write(&file, value).must(format_args!("set {file}"));
-    }
-}
+const MANY_PORTS: [(&str, &str); 2] = [
+    ("ipv4/ip_local_port_range", "1024 65535"),
+    ("ipv4/tcp_tw_reuse", "1"),
+];
 
 /// What stands between the client and the forward proxy; it ends with this value.
 pub(crate) enum Peer {
@@ -198,6 +192,12 @@ impl Path {
         self.port == GATEWAY
     }
 
+    /// The client that asks the same proxy itself.
+    pub(crate) fn baseline(&self) -> Option<&'static str> {
+        let same = |path: &&Path| path.kind == Kind::Explicit && path.port == self.port;
+        PATHS.iter().find(same).map(|path| path.name)
+    }
+
     /// The proxy that the client itself must ask.
     pub(crate) fn via(&self) -> Option<SocketAddr> {
         (!self.is_transparent()).then(|| self.proxy())
@@ -221,7 +221,7 @@ impl Path {
         match self.kind {
             Kind::Explicit => None,
             Kind::Underpass(protocol) => {
-                let policy = policy(self.port, protocol, "targetHost: ORIGINAL_DST");
+                let policy = opaque(self.port, protocol);
                 Some(Peer::Agent(agent(world, &policy)))
             }
             Kind::UnderpassHttp => {
@@ -251,10 +251,16 @@ impl Path {
 }
 
 /// The access log is written as always, but nobody reads it.
-fn agent(world: &World, policy: &str) -> Agent {
+pub(crate) fn agent(world: &World, policy: &str) -> Agent {
     Agent::start_with(world, policy, &["--log-file", "/dev/null"])
 }
 
+/// A policy of one Tunnel for everything, of which nothing is read.
+pub(crate) fn opaque(port: u16, protocol: &str) -> String {
+    policy(port, protocol, "targetHost: ORIGINAL_DST")
+}
+
+/// A policy of one Tunnel for everything; `target` is a further line of it.
 fn policy(port: u16, protocol: &str, target: &str) -> String {
     format!(
         "apiVersion: underpass.dev/v1alpha1\n\

@@ -33,9 +33,15 @@ pub(crate) fn draw(paths: &[&Path], measured: &[Measured]) -> String {
         lines.filter(|line| !line.points.is_empty()).collect()
     };
     let panels = [
-        ("requests per second", panel(|one| one.done / one.seconds)),
-        ("time of a request (p50), ms", panel(|one| one.p50 / 1000.0)),
-        ("time of a request (p99), ms", panel(|one| one.p99 / 1000.0)),
+        ("requests per second", panel(|one| one.told.rate())),
+        (
+            "time of a request (p50), ms",
+            panel(|one| one.told.p50 / 1000.0),
+        ),
+        (
+            "time of a request (p99), ms",
+            panel(|one| one.told.p99 / 1000.0),
+        ),
     ];
     let step = WIDTH + 2.0 * MARGIN;
     let (width, height) = (step * panels.len() as f64, HEIGHT + 2.5 * MARGIN);

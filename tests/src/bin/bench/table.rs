@@ -7,18 +7,18 @@ use super::paths::Path;
 pub(crate) fn print(paths: &[&Path], modes: &[&Mode], measured: &[Measured]) {
     for mode in modes {
         let (heading, of): (&str, fn(&Measured) -> f64) = match mode.figure {
-            Figure::Rate => ("per second", |one| one.done / one.seconds),
-            Figure::Latency => ("p50, us", |one| one.p50),
-            Figure::Bytes => ("GiB/s", |one| gib(one) / one.seconds),
-            Figure::Memory => ("KiB each", |one| one.memory / one.done),
+            Figure::Rate => ("per second", |one| one.told.rate()),
+            Figure::Latency => ("p50, us", |one| one.told.p50),
+            Figure::Bytes => ("GiB/s", |one| one.told.gib() / one.told.seconds),
+            Figure::Memory => ("KiB each", |one| one.memory / one.told.done),
             Figure::Growth => continue,
         };
         println!("\n{} ({} at a time)", mode.name, mode.workers);
         println!(
-            "{:<22} {heading:>12} {:>10} {:>15} {:>9} {:>9} {:>12}",
-            "", "/ explicit", "least..most", "p50, us", "p99, us", "its CPU"
+            "{:<22} {heading:>12} {:>10} {:>12} {:>15} {:>9} {:>9} {:>12}",
+            "", "/ explicit", "/ same proxy", "least..most", "p50, us", "p99, us", "its CPU"
         );
-        let explicit = median(values("explicit", mode, measured, of));
+        let of_path = |path| median(values(path, mode, measured, of));
         for path in paths.iter().filter(|path| mode.suits(path)) {
             let all = values(path.name, mode, measured, of);
             let (least, most) = (
@@ -26,15 +26,17 @@ pub(crate) fn print(paths: &[&Path], modes: &[&Mode], measured: &[Measured]) {
                 all.iter().copied().fold(0.0, f64::max),
             );
             let value = median(all);
-            let ratio = match explicit {
-                Some(explicit) if mode.figure != Figure::Memory => {
-                    format!("{:.2}", value.unwrap_or(f64::NAN) / explicit)
+            let ratio = |baseline: Option<f64>| match (value, baseline) {
+                (Some(value), Some(baseline)) if mode.figure != Figure::Memory => {
+                    format!("{:.2}", value / baseline)
                 }
                 _ => String::new(),
             };
+            let to_explicit = ratio(of_path("explicit"));
+            let to_same = ratio(path.baseline().and_then(of_path));
             let cpu = |one: &Measured| match mode.figure {
-                Figure::Bytes => one.cpu / gib(one),
-                _ => one.cpu * 1e6 / one.done,
+                Figure::Bytes => one.told.cpu / one.told.gib(),
+                _ => one.told.cpu_each(),
             };
             let cpu =
                 median(values(path.name, mode, measured, cpu)).filter(|_| path.is_transparent());
@@ -44,15 +46,18 @@ pub(crate) fn print(paths: &[&Path], modes: &[&Mode], measured: &[Measured]) {
                 (Some(cpu), _) => format!("{cpu:.0} us"),
             };
             println!(
-                "{:<22} {:>12} {ratio:>10} {:>15} {:>9} {:>9} {cpu:>12}",
+                "{:<22} {:>12} {to_explicit:>10} {to_same:>12} {:>15} {:>9} {:>9} {cpu:>12}",
                 path.name,
                 number(value.unwrap_or(f64::NAN)),
                 format!("{}..{}", number(least), number(most)),
-                time(median(values(path.name, mode, measured, |one| one.p50))),
-                time(median(values(path.name, mode, measured, |one| one.p99))),
+                time(median(values(path.name, mode, measured, |one| one
+                    .told
+                    .p50))),
+                time(median(values(path.name, mode, measured, |one| one
+                    .told
+                    .p99))),
             );
         }
-        let of_path = |path| median(values(path, mode, measured, of));
         if let (Some(read), Some(unread)) = (of_path("underpass-http"), of_path("underpass")) {
             let ratio = read / unread;
             println!("requests that are read / bytes that are not: {ratio:.2}");
@@ -77,11 +82,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn gib(one: &Measured) -> f64 {
-    one.bytes / (1u64 << 30) as f64
-}
-
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
     } else {
