@@ -44,7 +44,7 @@ const fn mode(name: &'static str, pace: &'static str, workers: usize, figure: Fi
 
 /// All of them. Memory comes first, while the peer has just started.
 pub(crate) const MODES: [Mode; 12] = [
-    mode("idle", "idle", 2000, Figure::Memory),
+    mode("idle", "idle", 1500, Figure::Memory),
     mode("single", "connections", 1, Figure::Latency),
     mode("connections", "connections", 16, Figure::Rate),
     mode("tls", "tls", 16, Figure::Rate),

@@ -231,7 +231,7 @@ impl Path {
             Kind::Redsocks => {
                 let configuration = format!(
                     "base {{ log_debug = off; log_info = off; log = \"stderr\"; daemon = off;
-                       redirector = iptables; rlimit_nofile = 40000; redsocks_conn_max = 9000; }}
+                       redirector = iptables; rlimit_nofile = 20000; redsocks_conn_max = 9000; }}
                      redsocks {{ local_ip = 127.0.0.1; local_port = {REDIRECTED}; listenq = 4096;
                        ip = {PROXY_V4}; port = {}; type = http-connect; }}\n",
                     self.port
