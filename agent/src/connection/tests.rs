@@ -142,6 +142,10 @@ async fn idle(
 }
 
 /// Opens tunnels to itself, and says in each what it is told.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "as the other, which takes it"
+)]
 fn http1(listener: TcpListener) {
     for stream in listener.incoming() {
         let mut stream = stream.unwrap();

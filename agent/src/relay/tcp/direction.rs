@@ -245,8 +245,10 @@ impl Direction {
                 }
                 Err(error) => return Poll::Ready(Err(Fault::To(error))),
             }
-            if pipe.is_empty() {
-                self.pipe.take().map(Pipe::give_back);
+            if pipe.is_empty()
+                && let Some(pipe) = self.pipe.take()
+            {
+                pipe.give_back();
             }
         }
         Poll::Ready(Ok(()))
