@@ -38,16 +38,17 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn a_thousand_cost_a_bounded_amount_of_memory_and_hurt_nobody() {
-    thousand("HTTP-CONNECT", READ + STATE);
+    println!("{}", thousand("HTTP-CONNECT", READ + STATE));
 }
 
 #[test]
 fn the_same_as_streams_of_http2() {
-    thousand("HTTP2-CONNECT", WINDOW + READ + STATE);
+    println!("{}", thousand("HTTP2-CONNECT", WINDOW + READ + STATE));
 }
 
-/// A thousand by this protocol, for each of which the agent may hold so many bytes.
-fn thousand(protocol: &str, most: u64) {
+/// A thousand by this protocol, for each of which the agent may hold so many bytes. Tells what it held,
+/// and how long the other one took.
+fn thousand(protocol: &str, most: u64) -> String {
     let _alone = ALONE.lock();
     // Inherited by everything the test starts.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).must("read a limit");
@@ -65,8 +66,8 @@ fn thousand(protocol: &str, most: u64) {
     let _flood = flood(&world, &sent);
     let source = SocketAddr::from((OTHER_V4, 9));
     let _source = Server::source(world.inet(), source, LENGTH);
-    let protocol = format!("192.0.2.20\n    protocol: {protocol}");
-    let policy = tunnel_policy(&["targetHost: ORIGINAL_DST"]).replace("proxy.example", &protocol);
+    let address = format!("192.0.2.20\n    protocol: {protocol}");
+    let policy = tunnel_policy(&["targetHost: ORIGINAL_DST"]).replace("proxy.example", &address);
     let agent = Agent::start(&world, &policy);
     let alone = download(&world);
 
@@ -85,16 +86,18 @@ fn thousand(protocol: &str, most: u64) {
         "nothing held back: {stuck}"
     );
     let each = (resident(agent.pid()) - before).max(0.0) * 1024.0 / COUNT as f64;
-    println!("{protocol}: {each:.0} bytes of memory for a connection whose reader is slow");
     assert!(each <= most as f64, "{each} bytes per connection");
 
     let beside = download(&world);
-    println!("{LENGTH} bytes take {alone} s alone, {beside} s beside {COUNT} slow readers");
     // Meanwhile nobody else has had anything, and all are there still.
     assert_eq!(now(), stuck);
     assert!(thirsty.is_running() && thirsty.stdout().contains("waiting"));
     agent.wait_for_metric("underpass_tunnels_active", &[], COUNT as f64);
     world.expect_no_direct_arrivals();
+    format!(
+        "{protocol}: {each:.0} bytes of memory for a slow reader; {LENGTH} bytes take {alone} s alone, \
+         {beside} s beside {COUNT} of them"
+    )
 }
 
 /// A target that sends as fast as it can, and counts.
