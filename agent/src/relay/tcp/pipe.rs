@@ -114,7 +114,7 @@ impl Places {
         let taken = self
             .taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.is_ok().then_some(Place(self))
+        taken.is_ok().then(|| Place(self))
     }
 }
 
