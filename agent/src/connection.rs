@@ -109,13 +109,12 @@ impl Way {
         admitted: Admitted,
     ) -> impl Future<Output = ()> + Send + use<> {
         let mut record = self.begin(&accepted);
-        let policy = self.policy.load_full();
-        let origin = Origin {
+        let mut origin = Origin {
             dst: accepted.original_dst,
             cgroup_id: accepted.cgroup_id,
             pid: accepted.pid,
             from,
-            host: self.stands_for(&policy, accepted.original_dst.ip()),
+            host: None,
         };
         // It came to be reset when it is closed, whatever happens, a crash of the agent included:
         // only a relay that saw the end of both directions may let the workload believe that it
@@ -123,7 +122,7 @@ impl Way {
         let mut workload = accepted.stream;
         async move {
             let result = {
-                let mut carrying = pin!(self.carry(&mut workload, &origin, policy, &mut record));
+                let mut carrying = pin!(self.carry(&mut workload, &mut origin, &mut record));
                 let mut cut = pin!(cut.cancelled());
                 tokio::select! {
                     biased;
@@ -176,11 +175,10 @@ impl Way {
     async fn carry(
         self: &Arc<Self>,
         workload: &mut TcpStream,
-        origin: &Origin,
-        policy: Arc<InForce>,
+        origin: &mut Origin,
         record: &mut ConnectionRecord,
     ) -> Result<(), Failure> {
-        let rest = Box::pin(self.prepare(workload, origin, policy, record)).await?;
+        let rest = Box::pin(self.prepare(workload, origin, record)).await?;
         rest.await
     }
 
@@ -188,11 +186,13 @@ impl Way {
     async fn prepare<'a>(
         self: &'a Arc<Self>,
         workload: &'a mut TcpStream,
-        origin: &'a Origin,
-        policy: Arc<InForce>,
+        origin: &'a mut Origin,
         record: &'a mut ConnectionRecord,
     ) -> Result<Rest<'a>, Failure> {
         let dst = origin.dst;
+        let policy = self.policy.load_full();
+        origin.host = self.stands_for(&policy, dst.ip());
+        let origin = &*origin;
         if self.proxies.load().contains(&dst.0) {
             record.decided(
                 telemetry::Decision::Direct,
@@ -414,7 +414,7 @@ struct Origin {
     pid: u32,
     /// The workload's network namespace; `None`: the agent's.
     from: Option<Arc<Vantage>>,
-    /// The host that `dst` stands for, if it is a virtual address.
+    /// The host that `dst` stands for, if it is a virtual address; policy tells.
     host: Option<HostName>,
 }
 

@@ -153,6 +153,13 @@ impl Carrier for TcpStream {
     }
 }
 
+/// Ends the handshake of `connect_to_speak` now, where nothing is to
+/// be said yet after all.
+pub fn end_handshake(stream: &TcpStream) {
+    // Without it the kernel does so a fifth of a second later.
+    let _ = SockRef::from(stream).set_tcp_quickack(true);
+}
+
 /// Makes closing `stream` send a reset instead of a FIN, so that the peer sees an error and not
 /// the end of the data.
 pub fn reset_on_close(stream: &TcpStream) {
@@ -186,12 +193,15 @@ mod tests {
         for _ in 0..TRIES {
             let mut stream = sockets.connect_to_speak(addr).await.unwrap();
             // The kernel sends it after a fifth of a second if nothing else is to be sent.
-            let waits = listener.accept().is_err();
-            if waits {
-                stream.write_all(b"first").await.unwrap();
-                listener.accept().expect("the handshake is over");
+            if listener.accept().is_ok() {
+                continue;
             }
-            seen |= waits;
+            seen = true;
+            stream.write_all(b"first").await.unwrap();
+            listener.accept().expect("the handshake is over");
+            let stream = sockets.connect_to_speak(addr).await.unwrap();
+            end_handshake(&stream);
+            listener.accept().expect("it is over without a word");
         }
         assert!(seen, "the handshake was over before anything was said");
     }

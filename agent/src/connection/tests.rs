@@ -36,19 +36,19 @@ fn a_connection_is_small() {
     let (task, relay) = futures();
     // What tokio puts beside it makes 512 of the first, which is 128 times a whole number.
     assert!(task <= 400, "{task} bytes");
-    assert!(relay <= 800, "{relay} bytes");
+    assert!(relay <= 900, "{relay} bytes");
 }
 
 #[test]
 fn an_idle_tunnel_over_http1_holds_little() {
     let bytes = held(TunnelProtocol::Http1Connect, http1);
-    assert!(bytes <= 2900, "{bytes} bytes");
+    assert!(bytes <= 3000, "{bytes} bytes");
 }
 
 #[test]
 fn an_idle_tunnel_over_http2_holds_little() {
     let bytes = held(TunnelProtocol::Http2Connect, http2);
-    assert!(bytes <= 3300, "{bytes} bytes");
+    assert!(bytes <= 3400, "{bytes} bytes");
 }
 
 /// What each of many idle tunnels holds, their part of what all have included.

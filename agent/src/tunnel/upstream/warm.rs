@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::endpoint::Endpoint;
 use super::line::Line;
+use crate::sockets::{Side as _, end_handshake};
 use crate::tunnel::{Attempt, Stream};
 
 /// How long a connection is kept: less than proxies wait for a first request.
@@ -117,7 +118,12 @@ impl Warm {
                     state.demand.took(begin.elapsed());
                 }
                 match made {
-                    Ok(stream) => endpoint.warm.put(&endpoint, stream),
+                    Ok(stream) => {
+                        if let Some(socket) = stream.socket() {
+                            end_handshake(socket);
+                        }
+                        endpoint.warm.put(&endpoint, stream);
+                    }
                     Err(error) => {
                         let place = &endpoint.place;
                         tracing::debug!(proxy = %place.proxy, %error, "no warm connection");
