@@ -208,12 +208,23 @@ impl Agent {
         self.running.signal(Signal::SIGCONT);
     }
 
-    /// How many descriptors it has open.
+    /// How many descriptors it has open, without those of [`pipes`](Self::open_pipes).
     pub fn open_files(&self) -> usize {
+        self.descriptors().filter(|is_pipe| !is_pipe).count()
+    }
+
+    /// How many ends of pipes it has open. Each of its threads keeps a pipe once it has moved bulk.
+    pub fn open_pipes(&self) -> usize {
+        self.descriptors().filter(|is_pipe| *is_pipe).count()
+    }
+
+    /// Whether each is the end of a pipe.
+    fn descriptors(&self) -> impl Iterator<Item = bool> {
         let path = format!("/proc/{}/fd", self.pid());
-        fs::read_dir(path)
-            .must("list the agent's descriptors")
-            .count()
+        let entries = fs::read_dir(path).must("list the agent's descriptors");
+        // One that has been closed since is not there any more.
+        let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        links.map(|link| link.to_string_lossy().starts_with("pipe:"))
     }
 
     /// A scrape of its metrics.

@@ -193,7 +193,7 @@ fn without_descriptors_connections_are_reset_and_later_ones_served() {
     // With an even and an odd number to spare, so that both the first and the second descriptor
     // of a connection is the one that cannot be had.
     for spare in [20, 21] {
-        allow(&agent, before + spare);
+        allow(&agent, before + agent.open_pipes() + spare);
         for (count, how) in [(30, "in-turn"), (100, "at-once")] {
             let held = open.hold(workload, count, how);
             // Each of them is told; none hangs.

@@ -25,7 +25,8 @@ pub(crate) fn no_descriptors(stage: &mut Stage) -> Saw {
         let prlimit = prlimit.args(["--pid", &pid, &limit]);
         prlimit.run(SECONDS).expect_success();
     };
-    limit(stage, &(stage.agent().open_files() + 3).to_string());
+    let open = stage.agent().open_files() + stage.agent().open_pipes();
+    limit(stage, &(open + 3).to_string());
     let mut saw = stage.see("crowd", &["50"]);
     if saw.what == "all reset" {
         // How many find a descriptor is chance; that none waits is not.

@@ -39,6 +39,7 @@ struct Before {
     metrics: Metrics,
     records: usize,
     files: usize,
+    pipes: usize,
 }
 
 /// What a workload saw.
@@ -79,6 +80,7 @@ impl Stage {
                 metrics: Metrics::default(),
                 records: 0,
                 files: 0,
+                pipes: 0,
             },
             agent: Some(agent),
             proxy,
@@ -99,6 +101,7 @@ impl Stage {
             metrics: agent.metrics(),
             records: agent.access_log().len(),
             files,
+            pipes: agent.open_pipes(),
         };
         stage
     }
@@ -242,6 +245,9 @@ impl Stage {
             self.before.files,
             agent.open_files()
         );
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let pipes = agent.open_pipes();
+        assert!(pipes <= self.before.pipes + 2 * threads, "{pipes} pipes");
         self.world.expect_no_direct_arrivals();
     }
 
