@@ -28,13 +28,15 @@ pub(crate) struct Entry {
 /// `ip netns exec` is no substitute: it remounts `/sys`, which hides the cgroup tree.
 pub(crate) fn enter(command: &mut Command, entry: Entry) {
     let enter = move || -> io::Result<()> {
-        // The cgroup first: from then on the janitor finds this process whatever happens.
-        if let Some(procs) = &entry.cgroup_procs {
-            write(procs, b"0")?;
-        }
+        // The namespace first: an agent that looks into the cgroup meanwhile would find the one that
+        // the tests are in, and enrol it for a moment.
         if let Some((net, mnt)) = &entry.namespaces {
             setns(net.as_ref(), CloneFlags::CLONE_NEWNET)?;
             setns(mnt.as_ref(), CloneFlags::CLONE_NEWNS)?;
+        }
+        // From then on the janitor finds this process whatever happens.
+        if let Some(procs) = &entry.cgroup_procs {
+            write(procs, b"0")?;
         }
         if entry.new_session {
             setsid()?;
