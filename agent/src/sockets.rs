@@ -35,7 +35,7 @@ impl dyn SocketFactory {
         self.stream_to(addr)?.connect(addr).await
     }
 
-    /// As [`connect`](Self::connect), where we speak first and at once: the last packet of the
+    /// As `connect`, where we speak first and at once: the last packet of the
     /// handshake is the one with our first bytes, which saves all of one. A peer that is to speak
     /// first would learn of the connection late.
     pub async fn connect_to_speak(&self, addr: SocketAddr) -> io::Result<TcpStream> {
