@@ -218,7 +218,7 @@ impl Way {
             bytes: Bytes::new(),
             speaks_tls: false,
         };
-        if policy.takes_queries() && dst.port() == PORT_DNS {
+        if dst.port() == PORT_DNS && policy.takes_queries() {
             let queries = self.queries_over_tcp(workload, arrived, origin, policy, view, record);
             return Ok(Box::pin(queries));
         }
@@ -352,16 +352,8 @@ impl Way {
         }
         let resolved = self.resolved(origin, view);
         let same = |claim: &Claim| Some(&claim.host) == facts.claimed.as_ref().map(|it| &it.host);
-        if resolved.iter().any(same) {
-            return;
-        }
-        let Some(last) = resolved.into_iter().next() else {
-            facts.hides_name = true;
-            return;
-        };
-        let in_the_open = facts.claimed.replace(last);
-        if policy.prefers_server_name(facts, view) {
-            facts.claimed = in_the_open;
+        if !resolved.iter().any(same) {
+            policy.see_through_ech(facts, resolved.into_iter().next(), view);
         }
     }
 

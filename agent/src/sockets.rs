@@ -35,9 +35,9 @@ impl dyn SocketFactory {
         self.stream_to(addr)?.connect(addr).await
     }
 
-    /// As `connect`, where we speak first and at once: the last packet of the
-    /// handshake is the one with our first bytes, which saves all of one. A peer that is to speak
-    /// first would learn of the connection late.
+    /// As `connect`, where we speak first and at once: the last packet of the handshake is the one
+    /// with our first bytes, which saves all of one. A peer that is to speak first would learn of the
+    /// connection late.
     pub async fn connect_to_speak(&self, addr: SocketAddr) -> io::Result<TcpStream> {
         let socket = self.stream_to(addr)?;
         // Without it there is one packet more.
@@ -62,10 +62,9 @@ impl dyn SocketFactory {
 
     /// Binds a UDP socket to `local`.
     pub fn bind_udp(&self, local: SocketAddr) -> io::Result<UdpSocket> {
-        let kind = Type::DGRAM.nonblocking();
-        let socket = self.open(Domain::for_address(local), kind, Protocol::UDP)?;
-        socket.bind(&local.into())?;
-        UdpSocket::from_std(socket.into())
+        let socket = self.open_udp(local)?;
+        SockRef::from(&socket).bind(&local.into())?;
+        Ok(socket)
     }
 }
 
@@ -153,8 +152,7 @@ impl Carrier for TcpStream {
     }
 }
 
-/// Ends the handshake of `connect_to_speak` now, where nothing is to
-/// be said yet after all.
+/// Ends the handshake of `connect_to_speak` now, where nothing is to be said yet after all.
 pub fn end_handshake(stream: &TcpStream) {
     // Without it the kernel does so a fifth of a second later.
     let _ = SockRef::from(stream).set_tcp_quickack(true);

@@ -65,7 +65,8 @@ impl Way {
             Answer::OfServer(edits) => edits,
         };
         let asking = (asked.server, &*asked.message);
-        let answer = self.forwarder.ask(asking, &self.sockets, from).await;
+        let sockets = self.sockets_at(from);
+        let answer = self.forwarder.ask(asking, sockets, from).await;
         match answer {
             Ok(answer) => self.forwarded(answer, &asked.message, edits, &origin),
             Err(error) => {

@@ -54,15 +54,15 @@ impl Default for Forwarder {
 }
 
 impl Forwarder {
-    /// The answer of a server to a query, byte for byte. It is asked from `there`, or from where `here`
-    /// makes sockets.
+    /// The answer of a server to a query, byte for byte. It is asked on a socket of `sockets`, which
+    /// are those of `there` if that is given, else the agent's own.
     ///
     /// # Errors
     /// Why there is none.
     pub async fn ask(
         &self,
         (server, query): (SocketAddr, &[u8]),
-        here: &Arc<dyn SocketFactory>,
+        sockets: &Arc<dyn SocketFactory>,
         there: Option<&Arc<Vantage>>,
     ) -> Result<Vec<u8>, ForwardError> {
         let _place = self
@@ -72,9 +72,7 @@ impl Forwarder {
         let place = Place::new(there, server);
         let socket = match self.spare.take(&place) {
             Some(socket) => socket,
-            None => there
-                .map_or(here, |there| there.sockets())
-                .open_udp(server)?,
+            None => sockets.open_udp(server)?,
         };
         // Connecting binds it, to a port that the kernel chooses at random.
         socket.connect(server).await?;

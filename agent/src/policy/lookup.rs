@@ -159,9 +159,24 @@ impl Policy {
         matches!(self.sides.of(addr), Some((_, Side::Internal)))
     }
 
-    /// Whether the server name in the open is to count of a ClientHello that may hide another, although
-    /// the workload has resolved the name that is claimed in `facts`: the rule of that name says it.
-    pub fn prefers_server_name(&self, facts: &Facts, view: &View) -> bool {
+    /// Has the name that the workload has `resolved` of the address count, of a ClientHello that may
+    /// hide another than the one it claims in the open; whether it does.
+    pub fn see_through_ech(&self, facts: &mut Facts, resolved: Option<Claim>, view: &View) -> bool {
+        let Some(resolved) = resolved else {
+            facts.hides_name = true;
+            return false;
+        };
+        let in_the_open = facts.claimed.replace(resolved);
+        let prefers_open = self.prefers_server_name(facts, view);
+        if prefers_open {
+            facts.claimed = in_the_open;
+        }
+        !prefers_open
+    }
+
+    /// Whether the server name in the open is to count all the same: the rule of the name that is
+    /// claimed in `facts` says it.
+    fn prefers_server_name(&self, facts: &Facts, view: &View) -> bool {
         let dst = facts.original_dst;
         let at = self.service_at(dst, view);
         let nameless = Picked {

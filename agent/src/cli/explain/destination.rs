@@ -143,23 +143,21 @@ impl Destination {
 /// What becomes of the name of a ClientHello that may hide another, of a program that has asked for this
 /// host; in words.
 fn see_through_ech(facts: &mut Facts, asked: &Host, (policy, view): (&Policy, &View)) -> String {
-    let Host::Name(name) = asked else {
-        facts.hides_name = true;
-        return "taken to hide another name (ECH), and to have resolved none of the address"
-            .to_owned();
-    };
-    let resolved = Claim {
+    let resolved = asked.name().map(|name| Claim {
         host: Host::Name(name.clone()),
         source: NameSource::Dns,
-    };
-    let in_the_open = facts.claimed.replace(resolved);
-    if policy.prefers_server_name(facts, view) {
-        facts.claimed = in_the_open;
+    });
+    let counts = policy.see_through_ech(facts, resolved, view);
+    if facts.hides_name {
+        return "taken to hide another name (ECH), and to have resolved none of the address"
+            .to_owned();
+    }
+    if !counts {
         return "its server name counts, though it may hide another (onECH: UseServerName)"
             .to_owned();
     }
     facts.claimed_is_verified = true;
-    format!("taken to hide another name (ECH): {name} counts, which it has resolved")
+    format!("taken to hide another name (ECH): {asked} counts, which it has resolved")
 }
 
 /// The first address that the agent answers when the workload asks for a name, if it does.
