@@ -377,17 +377,7 @@ fn what_goes_direct_goes_to_the_host_itself() {
     let scene = Scene::new("dns-direct");
     let mail = SocketAddr::from((OTHER_V4, 25));
     let _mail = Server::banner(scene.world.inet(), mail, "220 mail\r\n");
-    let some = "apiVersion: underpass.dev/v1alpha1\n\
-                kind: Tunnel\n\
-                metadata: {name: some}\n\
-                spec: {proxy: {host: proxy.example, port: 3128}, dns: Serve, \
-                       selector: {matchLabels: {a: b}}}\n\
-                ---\n\
-                apiVersion: networking.istio.io/v1\n\
-                kind: ServiceEntry\n\
-                metadata: {name: db, labels: {a: b}}\n\
-                spec: {hosts: [mail.example, nowhere.example], ports: [{number: 443, name: tls}]}\n";
-    let agent = Agent::start(&scene.world, some);
+    let agent = Agent::start(&scene.world, &some("mail.example, nowhere.example"));
     let talk = |name: &str| {
         let nc = scene.workload("nc").args(["-4", "-w", "5", name, "25"]);
         nc.input("EHLO me\r\n").run(SECONDS).stdout
@@ -688,17 +678,7 @@ fn a_host_that_is_said_to_be_near_is_near_to_the_workload() {
     let _dns = Dns::start_with(&world, &names, 0);
     let node = Node::new(&world);
     let pod = node.start(7);
-    let some = "apiVersion: underpass.dev/v1alpha1\n\
-                kind: Tunnel\n\
-                metadata: {name: some}\n\
-                spec: {proxy: {host: proxy.example, port: 3128}, dns: Serve, \
-                       selector: {matchLabels: {a: b}}}\n\
-                ---\n\
-                apiVersion: networking.istio.io/v1\n\
-                kind: ServiceEntry\n\
-                metadata: {name: near, labels: {a: b}}\n\
-                spec: {hosts: [near.example], ports: [{number: 443, name: tls}]}\n";
-    let agent = Agent::start(&world, some);
+    let agent = Agent::start(&world, &some("near.example"));
     wait_for("the pod is enrolled", SECONDS, || {
         agent.metrics().sum("underpass_namespaces_enrolled", &[]) >= Some(2.0)
     });
@@ -885,4 +865,20 @@ fn what_a_query_takes() {
         forwarded / direct,
         served / direct
     );
+}
+
+/// A policy that answers for these hosts, and tunnels what goes to their port 443.
+fn some(hosts: &str) -> String {
+    format!(
+        "apiVersion: underpass.dev/v1alpha1\n\
+         kind: Tunnel\n\
+         metadata: {{name: some}}\n\
+         spec: {{proxy: {{host: proxy.example, port: 3128}}, dns: Serve, \
+                 selector: {{matchLabels: {{a: b}}}}}}\n\
+         ---\n\
+         apiVersion: networking.istio.io/v1\n\
+         kind: ServiceEntry\n\
+         metadata: {{name: some, labels: {{a: b}}}}\n\
+         spec: {{hosts: [{hosts}], ports: [{{number: 443, name: tls}}]}}\n"
+    )
 }

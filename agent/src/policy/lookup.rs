@@ -129,13 +129,8 @@ impl Policy {
             }
             .into();
         }
-        let at = self.service_at(dst, view);
-        let name = spoken_name(facts, at);
-        let nameless = Picked {
-            rule: self.rule_for(None, at, dst.port(), view),
-            service: at,
-        };
-        let Some(name) = name else {
+        let nameless = self.nameless(dst, view);
+        let Some(name) = spoken_name(facts, nameless.service) else {
             return self.settle(nameless, nameless, None, facts, view);
         };
         if self.denies_address(nameless) {
@@ -178,12 +173,8 @@ impl Policy {
     /// claimed in `facts` says it.
     fn prefers_server_name(&self, facts: &Facts, view: &View) -> bool {
         let dst = facts.original_dst;
-        let at = self.service_at(dst, view);
-        let nameless = Picked {
-            rule: self.rule_for(None, at, dst.port(), view),
-            service: at,
-        };
-        let picked = match spoken_name(facts, at) {
+        let nameless = self.nameless(dst, view);
+        let picked = match spoken_name(facts, nameless.service) {
             Some(name) => self.named(name, nameless, dst, view),
             None => nameless,
         };
@@ -319,6 +310,15 @@ impl Policy {
                 && service.visibility.shows_to(namespace))
             .then_some(service)
         })
+    }
+
+    /// The rule and service of an address and port, whatever name is claimed.
+    fn nameless(&self, dst: OriginalDst, view: &View) -> Picked<'_> {
+        let service = self.service_at(dst, view);
+        Picked {
+            rule: self.rule_for(None, service, dst.port(), view),
+            service,
+        }
     }
 
     /// The rule and service of a claimed name; where policy says nothing of it, those of the

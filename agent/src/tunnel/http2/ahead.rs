@@ -1,50 +1,40 @@
-//! A transport that is read far at a time.
+//! Reading far at a time.
 
 use std::cell::Cell;
-use std::io::{self, IoSlice};
+use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
-/// Reads all that there is, up to a bound, for whoever asks for less: the codec of HTTP/2 asks for
-/// half a frame at a time. The buffer belongs to the thread; a connection has one only until what
+/// Reads all that a transport has, up to a bound, for whoever asks for less: the codec of HTTP/2 asks
+/// for half a frame at a time. The buffer belongs to the thread; a connection has one only until what
 /// is in it has been read.
-pub(super) struct ReadAhead<S> {
-    transport: S,
-    ahead: Option<Ahead>,
-}
+#[derive(Default)]
+pub(super) struct ReadAhead(Option<Ahead>);
 
 struct Ahead {
     buffer: Box<[u8]>,
     unread: Range<usize>,
 }
 
-impl<S> ReadAhead<S> {
-    pub(super) fn new(transport: S) -> Self {
-        Self {
-            transport,
-            ahead: None,
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
+impl ReadAhead {
+    /// As `poll_read` of the transport, which is always the same.
+    pub(super) fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        transport: &mut S,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let mut ahead = match this.ahead.take() {
+        let mut ahead = match self.0.take() {
             Some(ahead) => ahead,
             None => {
                 let mut buffer = BUFFER
                     .take()
                     .unwrap_or_else(|| vec![0; BUFFER_SIZE].into_boxed_slice());
                 let mut read = ReadBuf::new(&mut buffer);
-                let polled = Pin::new(&mut this.transport).poll_read(cx, &mut read);
+                let polled = Pin::new(transport).poll_read(cx, &mut read);
                 let unread = 0..read.filled().len();
                 if unread.is_empty() {
                     BUFFER.set(Some(buffer));
@@ -61,39 +51,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
         if ahead.unread.is_empty() {
             BUFFER.set(Some(ahead.buffer));
         } else {
-            this.ahead = Some(ahead);
+            self.0 = Some(ahead);
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().transport).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().transport).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.transport.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_shutdown(cx)
     }
 }
 
@@ -106,22 +66,36 @@ thread_local! {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, join};
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncWriteExt as _, duplex};
 
     use super::*;
+
+    /// How much was read into `some`.
+    async fn read<S: AsyncRead + Unpin>(
+        ahead: &mut ReadAhead,
+        transport: &mut S,
+        some: &mut [u8],
+    ) -> usize {
+        let mut buf = ReadBuf::new(some);
+        let reading = poll_fn(|cx| ahead.poll_read(transport, cx, &mut buf));
+        reading.await.unwrap();
+        buf.filled().len()
+    }
 
     #[tokio::test]
     async fn two_on_one_thread_keep_their_bytes_apart() {
         let bytes: Vec<u8> = (0..2 * BUFFER_SIZE).map(|at| (at % 251) as u8).collect();
         let reversed: Vec<u8> = bytes.iter().rev().copied().collect();
-        let mut one = ReadAhead::new(join(&bytes[..], tokio::io::sink()));
-        let mut other = ReadAhead::new(join(&reversed[..], tokio::io::sink()));
+        let (mut one, mut other) = (ReadAhead::default(), ReadAhead::default());
+        let (mut to_one, mut to_other) = (&bytes[..], &reversed[..]);
         let (mut from_one, mut from_other) = (Vec::new(), Vec::new());
         let mut some = [0; 5000];
         loop {
-            let len = one.read(&mut some[..777]).await.unwrap();
+            let len = read(&mut one, &mut to_one, &mut some[..777]).await;
             from_one.extend_from_slice(&some[..len]);
-            let other_len = other.read(&mut some).await.unwrap();
+            let other_len = read(&mut other, &mut to_other, &mut some).await;
             from_other.extend_from_slice(&some[..other_len]);
             if len + other_len == 0 {
                 break;
@@ -133,15 +107,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_buffer_is_held_only_with_bytes_in_it() {
-        let (near, mut far) = duplex(100);
-        let mut near = ReadAhead::new(near);
+        let (mut near, mut far) = duplex(100);
+        let mut ahead = ReadAhead::default();
         far.write_all(b"three").await.unwrap();
         let mut some = [0; 3];
-        near.read_exact(&mut some).await.unwrap();
-        assert!(near.ahead.is_some());
-        near.read_exact(&mut some[..2]).await.unwrap();
-        assert!(near.ahead.is_none());
+        assert_eq!(read(&mut ahead, &mut near, &mut some).await, 3);
+        assert!(ahead.0.is_some());
+        assert_eq!(read(&mut ahead, &mut near, &mut some[..2]).await, 2);
+        assert!(ahead.0.is_none());
         drop(far);
-        assert_eq!(near.read(&mut some).await.unwrap(), 0);
+        assert_eq!(read(&mut ahead, &mut near, &mut some).await, 0);
     }
 }

@@ -16,7 +16,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::ahead::ReadAhead;
 use super::driver::{Activity, Driver, Watched};
 use super::error::{Ended, HandshakeError, NotTaken, OpenError};
 use super::request::refusal;
@@ -158,7 +157,7 @@ impl Connection {
     {
         let begin = async {
             let activity = Arc::new(Activity::new());
-            let transport = Watched::new(ReadAhead::new(transport), Arc::clone(&activity));
+            let transport = Watched::new(transport, Arc::clone(&activity));
             let handshake = builder(config).handshake(transport).await;
             let (requests, connection) =
                 handshake.map_err(|error| HandshakeError::Ended(Ended::Failed(Arc::new(error))))?;

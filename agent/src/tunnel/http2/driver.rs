@@ -14,6 +14,7 @@ use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::ahead::ReadAhead;
 use super::connection::{NO_SETTINGS_YET, Shared};
 use super::{Config, Ended};
 
@@ -223,9 +224,10 @@ impl Activity {
     }
 }
 
-/// A transport whose reads are noted.
+/// A transport that is read far at a time, and whose reads are noted.
 pub(super) struct Watched<S> {
     transport: S,
+    ahead: ReadAhead,
     activity: Arc<Activity>,
 }
 
@@ -233,6 +235,7 @@ impl<S> Watched<S> {
     pub(super) fn new(transport: S, activity: Arc<Activity>) -> Self {
         Self {
             transport,
+            ahead: ReadAhead::default(),
             activity,
         }
     }
@@ -246,7 +249,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let polled = Pin::new(&mut this.transport).poll_read(cx, buf);
+        let polled = this.ahead.poll_read(&mut this.transport, cx, buf);
         if buf.filled().len() > before {
             this.activity.note();
         }
