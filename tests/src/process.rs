@@ -18,6 +18,9 @@ use crate::{Must as _, Place, poll};
 /// Lines of a log shown when something fails.
 const TAIL: usize = 25;
 
+/// How long a line may take to the log; a bound for failures.
+const LOGGED: Duration = Duration::from_secs(20);
+
 /// A command that will run in a [`Place`], with a clean environment and its output in files.
 pub struct Cmd {
     command: Command,
@@ -207,6 +210,17 @@ impl Running {
         if reached.is_none() {
             panic!("waited {timeout:?} in vain for: {what}\n{}", self.tails());
         }
+    }
+
+    /// As [`wait_for`](Self::wait_for), until the log has `text`, which may be some milliseconds
+    /// after what it tells of was seen elsewhere. Returns the log.
+    #[track_caller]
+    pub fn wait_for_logged(&mut self, text: &str) -> String {
+        let log = self.stderr.clone();
+        self.wait_for(&format!("{text:?} is logged"), LOGGED, || {
+            read(&log).contains(text)
+        });
+        self.stderr()
     }
 
     /// As [`wait_for`](Self::wait_for): a connection from `place` to `address` is accepted.

@@ -182,8 +182,9 @@ fn with_one_capability_less_it_says_which_is_missing() {
         &[("reason", "not_permitted")],
         1.0,
     );
-    let said = lacking.process().stderr();
-    assert!(said.contains("the agent needs CAP_SYS_PTRACE"), "{said}");
+    lacking
+        .process()
+        .wait_for_logged("the agent needs CAP_SYS_PTRACE");
     let curl = scene.curl("https://site.example/page").args(["-4"]);
     assert_ne!(curl.run(pod.command("curl")).exit, 0, "not past the tunnel");
     scene.world.expect_no_direct_arrivals();

@@ -59,7 +59,8 @@ fn a_name_that_tls_tells_is_that_of_its_service() {
                 assert_eq!(agent.metrics().sum(metric, &labels), None, "{service}");
             }
         }
-        let mut log = agent.access_log();
+        let closed: f64 = services.iter().sum();
+        let mut log = agent.wait_for_accesses(closed as usize);
         let last = log.pop().expect("a record");
         assert_eq!(last.text("decision") == "direct", direct, "{last:?}");
     };

@@ -164,7 +164,9 @@ fn policy_outlives_an_api_server_that_is_away_and_one_that_forgets() {
     wait_for("the gauge", SECONDS, || {
         agent.metrics().sum("underpass_kubernetes_connected", &[]) == Some(1.0)
     });
-    let log = agent.process().stderr();
+    let log = agent
+        .process()
+        .wait_for_logged("the API server is there again");
     let said = |what: &str| log.matches(what).count();
     assert_eq!(said("the API server is not to be had"), 1, "{log}");
     assert_eq!(said("the API server is there again"), 1, "{log}");

@@ -289,7 +289,7 @@ fn the_agent_takes_all_descriptors_it_may_and_says_if_they_are_too_few() {
         .must("scrape")
         .body;
     assert!(text.contains("\nprocess_max_fds 5000\n"), "{text}");
-    let log = agent.stderr();
+    let log = agent.wait_for_logged("--max-connections");
     let warning = log.lines().find(|line| line.contains("--max-connections"));
     let warning = warning.unwrap_or_else(|| panic!("no warning in {log}"));
     for part in ["WARN", "3000 connections", "6512", "5000"] {

@@ -79,7 +79,7 @@ fn auto_sni_without_a_name_is_refused_with_a_reason() {
         &[("reason", "no_name")],
         3.0,
     );
-    let records = agent.access_log();
+    let records = agent.wait_for_accesses(3);
     assert_eq!(records.len(), 3, "{records:?}");
     for record in records {
         assert_eq!(record.text("decision"), "deny", "{record:?}");

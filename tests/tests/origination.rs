@@ -210,7 +210,7 @@ fn each_port_has_its_own_tls() {
     // That one of them verifies nobody is told at the start, and by `check`.
     let told = "spec.trafficPolicy.portLevelSettings[4].tls.insecureSkipVerify: no certificate is \
                 verified: everybody on the way can read and change what is sent";
-    let said = behind.agent.process().stderr();
+    let said = behind.agent.process().wait_for_logged(told);
     assert_eq!(said.matches(told).count(), 1, "{said}");
     let check = underpass(&behind.scene.world)
         .arg("check")

@@ -148,7 +148,7 @@ fn a_sandbox_is_reported_as_not_covered() {
     let told = agent.admin("/status")["namespaces"]["sandboxed"].clone();
     let cgroup = pod.container().path().display().to_string();
     assert_eq!(told, json!({cgroup: "gVisor"}));
-    let log = agent.process().stderr();
+    let log = agent.process().wait_for_logged("a pod is not covered");
     assert_eq!(log.matches("a pod is not covered").count(), 1, "{log}");
     drop(runsc);
     wait_for("it is gone", SECONDS, || {

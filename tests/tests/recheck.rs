@@ -156,9 +156,7 @@ impl Node {
             let start = format!("{}:{start}", file.display());
             assert!(problem.starts_with(&start), "{problem}\nis not\n{start}");
             assert!(status.contains(problem), "no {problem} in {status}");
-            wait_for("the log has the problem", SECONDS, || {
-                self.agent.process().stderr().contains(&start)
-            });
+            self.agent.process().wait_for_logged(&start);
         }
     }
 }

@@ -64,10 +64,8 @@ fn a_good_policy_counts_from_then_on_and_a_bad_one_changes_nothing() {
     agent.wait_for_metric(RELOADS, &[("result", "failure")], 1.0);
     agent.wait_for_metric("underpass_policy_last_reload_successful", &[], 0.0);
     let place = format!("{}:9", file.display());
-    wait_for("the log names the place", SECONDS, || {
-        agent.process().stderr().contains(&place)
-    });
-    assert!(agent.process().stderr().contains("targetHots"));
+    let log = agent.process().wait_for_logged(&place);
+    assert!(log.contains("targetHots"), "{log}");
     let reload = expect_generation(&agent, 2, "failure");
     let problems = reload["problems"].as_array().expect("a list of problems");
     assert_eq!(problems.len(), 1, "{reload}");

@@ -200,8 +200,7 @@ fn that_nothing_is_verified_must_be_spelled_out_and_is_told() {
     let mut agent = Agent::start(world, &unverified);
     assert_eq!(page(&stage), Nginx::GREETING);
     assert_eq!(envoy.wait_for_log(1).len(), 1);
-    let log = agent.process().stderr();
-    assert!(log.contains(told), "{log}");
+    agent.process().wait_for_logged(told);
     assert_eq!(agent.admin("/status")["policy"]["warnings"], 1);
     let file = world.dir().join("unverified.yaml");
     fs::write(&file, &unverified).must("write a policy");

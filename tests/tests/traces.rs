@@ -394,7 +394,7 @@ fn a_collector_that_is_away_harms_nobody_and_is_tried_again() {
     let dropped = |agent: &Agent| agent.metrics().sum(DROPPED, &[("reason", "queue_full")]);
     let lost = dropped(&traces.agent).expect("the metric is there");
     assert!((200.0..1000.0).contains(&lost), "{lost}");
-    let log = traces.agent.process().stderr();
+    let log = traces.agent.process().wait_for_logged("cannot send spans");
     assert_eq!(log.matches("cannot send spans").count(), 1);
 
     let collector = traces.collector();

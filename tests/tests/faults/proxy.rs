@@ -145,7 +145,8 @@ pub(crate) fn moves(stage: &mut Stage) -> Saw {
     assert_eq!(own.what, "echoed");
     let peer = second.requests()[1].peer;
     assert_eq!(peer.ip(), HOST_V4);
-    assert_eq!(stage.agent().access_log().len(), 2, "{}", stage.tails());
+    let records = stage.agent().wait_for_accesses(2);
+    assert_eq!(records.len(), 2, "{}", stage.tails());
     saw
 }
 

@@ -244,9 +244,7 @@ pub(crate) fn outlives_the_patience(stage: &mut Stage) -> Saw {
     });
     let mut agent = stage.agent.take().expect("the agent runs");
     agent.process().signal(Signal::SIGTERM);
-    wait_for("it drains", SECONDS, || {
-        agent.process().stderr().contains("draining")
-    });
+    agent.process().wait_for_logged("draining");
     agent.process().signal(Signal::SIGTERM);
     let status = agent.process().wait(SECONDS).expect("it ends");
     assert_eq!(status.code(), Some(0), "{}", agent.tails());

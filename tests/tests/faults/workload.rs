@@ -125,9 +125,7 @@ pub(crate) fn outlives_the_patience(stage: &mut Stage) -> Saw {
     stays_until(stage, |stage| {
         let mut agent = stage.agent.take().expect("the agent runs");
         agent.process().signal(Signal::SIGTERM);
-        wait_for("it drains", SECONDS, || {
-            agent.process().stderr().contains("draining")
-        });
+        agent.process().wait_for_logged("draining");
         assert!(agent.process().is_running());
         agent.process().signal(Signal::SIGTERM);
         let status = agent.process().wait(SECONDS).expect("it ends");

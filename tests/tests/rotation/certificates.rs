@@ -227,8 +227,8 @@ fn what_cannot_be_used_is_told_and_changes_nothing() {
     let log = secured.proxy.log();
     let target = log.last().map(|logged| logged.target.clone());
     assert_eq!(target.as_deref(), Some("203.0.113.10:443"));
-    let log = secured.agent.process().stderr();
-    assert!(log.contains("ca.pem cannot be read"), "{log}");
+    let process = secured.agent.process();
+    process.wait_for_logged("ca.pem cannot be read");
     secured.scene.world.expect_no_direct_arrivals();
 }
 
