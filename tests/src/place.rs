@@ -105,11 +105,20 @@ impl Place {
     /// Sets what the file below `/proc/sys/net` has for this network namespace; gives what it had.
     #[track_caller]
     pub fn set_net(&self, name: &str, value: &str) -> String {
+        self.try_set_net(name, value)
+            .must(format_args!("set {name} to {value}"))
+    }
+
+    /// As [`set_net`](Self::set_net), of what the machine may not allow.
+    ///
+    /// # Errors
+    /// What the file says to being read or written.
+    pub fn try_set_net(&self, name: &str, value: &str) -> io::Result<String> {
         let file = format!("/proc/sys/net/{name}");
         self.within(|| {
-            let was = fs::read_to_string(&file).must(format_args!("read {file}"));
-            fs::write(&file, value).must(format_args!("set {file}"));
-            was
+            let was = fs::read_to_string(&file)?;
+            fs::write(&file, value)?;
+            Ok(was)
         })
     }
 

@@ -68,7 +68,7 @@ fn main() -> anyhow::Result<()> {
         studies.insert(study.name.to_owned(), found);
     }
     progress("");
-    plan.write(&measured, &studies.into())?;
+    plan.write(setting.congestion, &measured, &studies.into())?;
     ensure!(failed == 0, "{failed} operations through the agent failed");
     Ok(())
 }
@@ -152,12 +152,18 @@ impl Plan {
         Ok(measured)
     }
 
-    fn write(&self, measured: &[Measured], studies: &Value) -> anyhow::Result<()> {
+    fn write(
+        &self,
+        congestion: &str,
+        measured: &[Measured],
+        studies: &Value,
+    ) -> anyhow::Result<()> {
         let out = &self.out;
         fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
         let json: Vec<_> = measured.iter().map(Measured::to_json).collect();
         let json = json!({
             "reps": self.rounds.reps, "seconds": self.rounds.time.as_secs_f64(),
+            "congestion_control": congestion,
             "measured": json, "studies": studies,
         });
         let file = out.join("bench.json");
