@@ -2,10 +2,12 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use rustix::net::{SendFlags, send};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -168,12 +170,21 @@ impl Direction {
                 ready!(self.poll_flush(cx, to))?;
                 return Poll::Pending;
             }
-            self.came(read.filled().len());
             if read.filled().is_empty() {
                 self.state = State::Ending;
-            } else {
-                ready!(self.poll_forward(cx, read.filled(), to, counter))?;
+                continue;
             }
+            let behind = from
+                .socket()
+                .map_or(Ok(false), |from| read_on(from, &mut read));
+            if let Ok(true) = behind {
+                self.state = State::Ending;
+            }
+            self.came(read.filled().len());
+            let forwarded = self.poll_forward(cx, read.filled(), to, counter);
+            // After a failure of the sender nothing more is for the receiver than what it took.
+            behind.map_err(Fault::From)?;
+            ready!(forwarded)?;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -309,7 +320,13 @@ impl Direction {
         to: &mut W,
         counter: &Counter,
     ) -> Poll<Result<usize, Fault>> {
-        let written = ready!(Pin::new(to).poll_write(cx, bytes)).map_err(Fault::To)?;
+        let written = match to.socket() {
+            Some(to) if self.state == State::Ending && self.passes_end_on => {
+                ready!(poll_write_before_end(cx, to, bytes))
+            }
+            _ => ready!(Pin::new(to).poll_write(cx, bytes)),
+        };
+        let written = written.map_err(Fault::To)?;
         if written == 0 {
             return Poll::Ready(Err(Fault::To(io::ErrorKind::WriteZero.into())));
         }
@@ -326,6 +343,35 @@ impl Direction {
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads what came behind `read`, if there is room; whether that is the end. What is known to have
+/// nothing is not asked.
+fn read_on(from: &TcpStream, read: &mut ReadBuf<'_>) -> io::Result<bool> {
+    if read.remaining() == 0 {
+        return Ok(false);
+    }
+    match from.try_read_buf(read) {
+        Ok(len) => Ok(len == 0),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// As `poll_write`, of what the end comes right behind: they share a packet.
+fn poll_write_before_end(
+    cx: &mut Context<'_>,
+    to: &TcpStream,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let send = || send(to.as_fd(), bytes, SendFlags::MORE | SendFlags::NOSIGNAL);
+    loop {
+        ready!(to.poll_write_ready(cx))?;
+        match to.try_io(Interest::WRITABLE, || Ok(send()?)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return Poll::Ready(result),
+        }
     }
 }
 

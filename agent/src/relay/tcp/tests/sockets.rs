@@ -1,10 +1,12 @@
 //! Over TCP on loopback.
 
+use std::io::Read as _;
 use std::net::Ipv4Addr;
 
 use aws_lc_rs::digest::{Context as Digest, SHA256};
 use proptest::prelude::*;
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -98,6 +100,43 @@ async fn a_hundred_mebibytes_arrive_both_ways_at_once() {
         assert_eq!(down.await.unwrap(), at_client);
         c.relay.await.unwrap().unwrap();
         assert_eq!((c.traffic.sent(), c.traffic.received()), (sent, received));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_bytes_and_the_end_arrive_together() {
+    for _ in 0..50 {
+        let (client, mut workload) = pair().await;
+        let (mut upstream, mut server) = pair().await;
+        server.write_all(b"all there is").await.unwrap();
+        server.shutdown().await.unwrap();
+        let readable = Interest::READABLE;
+        while !upstream.ready(readable).await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        let mut client = client.into_std().unwrap();
+        client.set_nonblocking(false).unwrap();
+        let client = std::thread::spawn(move || {
+            let mut buffer = [0; 100];
+            let len = client.read(&mut buffer).unwrap();
+            client.set_nonblocking(true).unwrap();
+            let then = client.read(&mut buffer[len..]);
+            (buffer[..len].to_vec(), then.map_err(|error| error.kind()))
+        });
+        let (timeouts, traffic) = (Timeouts::default(), Traffic::default());
+        let (none, first) = (Bytes::new(), Bytes::new());
+        relay(
+            &mut workload,
+            &mut upstream,
+            none,
+            first,
+            &timeouts,
+            &traffic,
+        )
+        .await
+        .unwrap();
+        let (read, then) = client.join().unwrap();
+        assert_eq!((read.as_slice(), then), (&b"all there is"[..], Ok(0)));
     }
 }
 
