@@ -41,9 +41,27 @@ pub(super) struct Warm {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Those kept longest first.
     ready: VecDeque<Ready>,
+    /// Whether a task sees to it that none is kept too long; one for all of them.
+    is_swept: bool,
     making: usize,
     demand: Demand,
+}
+
+impl State {
+    /// Drops those whose time is over at `now`; when that of the next one is. Without a next one
+    /// nobody sees to them any more.
+    fn sweep(&mut self, now: Instant) -> Option<Instant> {
+        while self
+            .ready
+            .pop_front_if(|ready| ready.until <= now)
+            .is_some()
+        {}
+        let next = self.ready.front().map(|ready| ready.until);
+        self.is_swept = next.is_some();
+        next
+    }
 }
 
 #[derive(Debug)]
@@ -63,21 +81,24 @@ impl Warm {
     /// Keeps `stream`, to `endpoint`, for a while.
     pub(super) fn put(&self, endpoint: &Arc<Endpoint>, stream: Stream) {
         let until = Instant::now() + KEPT;
-        {
+        let is_swept = {
             let mut state = self.state.lock();
             if state.ready.len() >= MAX {
                 return;
             }
             state.ready.push_back(Ready { stream, until });
+            std::mem::replace(&mut state.is_swept, true)
+        };
+        if !is_swept {
+            let endpoint = Arc::clone(endpoint);
+            tokio::spawn(async move {
+                let mut next = Some(until);
+                while let Some(until) = next {
+                    sleep_until(until).await;
+                    next = endpoint.warm.state.lock().sweep(until);
+                }
+            });
         }
-        let endpoint = Arc::clone(endpoint);
-        tokio::spawn(async move {
-            sleep_until(until).await;
-            let mut state = endpoint.warm.state.lock();
-            let mut kept = std::mem::take(&mut state.ready);
-            kept.retain(|ready| ready.until > until);
-            state.ready = kept;
-        });
     }
 
     /// A connection on which nothing has been said yet, if there is one that the proxy has not
@@ -179,7 +200,31 @@ impl Demand {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+
+    #[tokio::test]
+    async fn those_kept_too_long_go_and_the_others_are_seen_to_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut state = State {
+            is_swept: true,
+            ..State::default()
+        };
+        let start = Instant::now();
+        for seconds in [1, 2, 2, 4] {
+            let stream = TcpStream::connect(listener.local_addr().unwrap());
+            let stream = Stream::from(stream.await.unwrap());
+            let until = start + Duration::from_secs(seconds);
+            state.ready.push_back(Ready { stream, until });
+        }
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(state.sweep(after(0)), Some(after(1)));
+        assert_eq!(state.sweep(after(2)), Some(after(4)));
+        assert_eq!((state.ready.len(), state.is_swept), (1, true));
+        assert_eq!(state.sweep(after(4)), None);
+        assert_eq!((state.ready.len(), state.is_swept), (0, false));
+    }
 
     #[test]
     fn as_many_are_kept_as_the_recent_rate_uses_up() {
