@@ -30,9 +30,10 @@ use direction::{BULK_AFTER, Direction, Fault, with_buffer};
 /// end of one side's data is passed on as a half-close, and the other direction goes on. The
 /// future reads no more than the receiving side takes.
 ///
-/// The streams remain the caller's. After `Ok` they need only be dropped; after an error they are
-/// to be reset (see [`crate::sockets::reset_on_close`]), because a FIN would tell both peers that
-/// they have all the data.
+/// The streams remain the caller's. After `Ok` they are to be dropped at once, so that sockets are
+/// closed in order: that is how the peer which is the last to be told learns of the end. After an
+/// error they are to be reset (see [`crate::sockets::reset_on_close`]), because a FIN would tell
+/// both peers that they have all the data.
 ///
 /// # Errors
 /// A failure of either side ends both directions, as does silence for longer than `timeouts` has
@@ -224,13 +225,15 @@ where
     }
 
     fn poll_up(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<(), Fault>> {
-        let (from, to) = (&mut *self.workload, &mut *self.upstream);
-        self.up.poll(cx, buffer, from, to, &self.traffic.sent)
+        let sides = (&mut *self.workload, &mut *self.upstream);
+        let (is_last, counter) = (self.down.is_over(), &self.traffic.sent);
+        self.up.poll(cx, buffer, sides, is_last, counter)
     }
 
     fn poll_down(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<(), Fault>> {
-        let (from, to) = (&mut *self.upstream, &mut *self.workload);
-        self.down.poll(cx, buffer, from, to, &self.traffic.received)
+        let sides = (&mut *self.upstream, &mut *self.workload);
+        let (is_last, counter) = (self.up.is_over(), &self.traffic.received);
+        self.down.poll(cx, buffer, sides, is_last, counter)
     }
 
     /// Ready when it has been silent for too long. The timer is left alone while bytes move, and

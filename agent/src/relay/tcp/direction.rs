@@ -108,20 +108,21 @@ impl Direction {
     }
 
     /// Moves what can be moved, within a bound that keeps one busy connection from holding its
-    /// thread; ready when the direction is over. A failed receiver is reported once.
+    /// thread; ready when the direction is over. A failed receiver is reported once. If this
+    /// direction `is_last`, its end is that of the relay.
     pub(super) fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
-        from: &mut R,
-        to: &mut W,
+        (from, to): (&mut R, &mut W),
+        is_last: bool,
         counter: &Counter,
     ) -> Poll<Result<(), Fault>>
     where
         R: Side,
         W: Side,
     {
-        let result = ready!(self.poll_steps(cx, buffer, from, to, counter));
+        let result = ready!(self.poll_steps(cx, buffer, (from, to), is_last, counter));
         if let Err(Fault::To(_)) = result {
             self.state = State::Broken;
             self.unsent = Bytes::new();
@@ -134,8 +135,8 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
-        from: &mut R,
-        to: &mut W,
+        (from, to): (&mut R, &mut W),
+        is_last: bool,
         counter: &Counter,
     ) -> Poll<Result<(), Fault>>
     where
@@ -150,7 +151,10 @@ impl Direction {
             match self.state {
                 State::Open => {}
                 State::Ending if self.passes_end_on => {
-                    ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Fault::To)?;
+                    // A socket that is closed next tells its peer by that.
+                    if !is_last || to.socket().is_none() {
+                        ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Fault::To)?;
+                    }
                     self.state = State::Ended;
                     self.active = true;
                     return Poll::Ready(Ok(()));
