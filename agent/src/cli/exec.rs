@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::unistd::geteuid;
-use tokio::runtime::Runtime;
 
-use super::options::{CaptureOptions, LogOptions, OptionalEndpoints, SecretOptions, TraceOptions};
+use super::options::{
+    CaptureOptions, LogOptions, OptionalEndpoints, RuntimeOptions, SecretOptions, TraceOptions,
+};
 use super::{FLUSH, Failure, argv};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource, Scope};
@@ -76,6 +77,9 @@ pub(super) struct Args {
     endpoints: OptionalEndpoints,
 
     #[command(flatten)]
+    runtime: RuntimeOptions,
+
+    #[command(flatten)]
     traces: TraceOptions,
 
     #[command(flatten)]
@@ -111,7 +115,7 @@ fn run(args: Args, policy: PolicySource) -> Result<ExitCode, Failure> {
     // Below our own cgroup, so that whatever limits hold for us hold for the command.
     let cgroup = OwnedCgroup::create(hierarchy.own(), &name)?;
 
-    let runtime = Runtime::new().context("cannot start the runtime")?;
+    let runtime = args.runtime.runtime()?;
     let config = Config {
         scope: Scope::Cgroup(cgroup.path().to_owned()),
         // The command may make a network namespace of its own; what it does there must not slip

@@ -1,10 +1,13 @@
 //! Options that several verbs have.
 
 use std::net::SocketAddr;
+use std::num::{NonZero, NonZeroU16};
 use std::path::PathBuf;
+use std::thread::available_parallelism;
 
 use anyhow::Context;
 use ipnet::IpNet;
+use tokio::runtime::{Builder, Runtime};
 
 use super::Failure;
 use crate::app::TraceSettings;
@@ -50,6 +53,30 @@ impl LogOptions {
             .as_deref()
             .is_some_and(|level| level.contains("debug") || level.contains("trace"))
     }
+}
+
+/// What serves connections.
+#[derive(Clone, Copy, clap::Args)]
+pub(super) struct RuntimeOptions {
+    /// Threads that serve connections [default: half of the processors that the agent may use]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroU16>,
+}
+
+impl RuntimeOptions {
+    /// The runtime, with as many threads.
+    pub(super) fn runtime(self) -> Result<Runtime, Failure> {
+        let threads = self.threads.map_or_else(threads, |n| n.get().into());
+        let mut runtime = Builder::new_multi_thread();
+        runtime.worker_threads(threads).enable_all();
+        Ok(runtime.build().context("cannot start the runtime")?)
+    }
+}
+
+/// The other half is the workloads'. Besides, the fewer threads there are, the more often what
+/// belongs to a connection is in the caches of the processor that serves it.
+fn threads() -> usize {
+    available_parallelism().map_or(1, NonZero::get).div_ceil(2)
 }
 
 /// Where Secrets are besides those among the documents.

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{CaptureOptions, KubernetesOptions, LogOptions, SecretOptions, TraceOptions};
+use super::options::{
+    CaptureOptions, KubernetesOptions, LogOptions, RuntimeOptions, SecretOptions, TraceOptions,
+};
 use super::{FLUSH, Failure};
 use crate::admin::Endpoints;
 use crate::app::{self, Config, PolicySource, Running, Scope};
@@ -53,6 +54,9 @@ pub(super) struct Args {
     /// Serve /status, /config_dump, /connections and /logging here
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
     admin_addr: SocketAddr,
+
+    #[command(flatten)]
+    runtime: RuntimeOptions,
 
     #[command(flatten)]
     traces: TraceOptions,
@@ -100,8 +104,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         traces,
         drain: DRAIN,
     };
-    let runtime = Runtime::new().context("cannot start the runtime")?;
-    runtime.block_on(async {
+    args.runtime.runtime()?.block_on(async {
         let running = app::build(config, log.clone()).await?;
         // Before the canaries' helper is started.
         give_up_privileges();
