@@ -16,7 +16,7 @@ use crate::maps::{
 };
 use crate::node::spares_connection;
 use crate::sockaddr::{loopback, read4, read6, write4, write6};
-use crate::socket::{forget, storage, storage_or};
+use crate::socket::{forget, storage, storage_or_zero};
 use crate::task::is_kernel_thread;
 use crate::{front, listener};
 
@@ -90,11 +90,10 @@ fn decide(ctx: &SockAddrContext, dst: &Endpoint, ipv6: bool) -> Step {
         }
         Class::Stranger(netns_cookie) => {
             count(Counter::SkippedInternal);
-            let mut redirect = Redirect::EMPTY;
-            redirect.key.netns_cookie = netns_cookie;
-            // SAFETY: `sk` is the context's.
-            if let Some(stored) = unsafe { storage_or(&REDIRECTS, sk, &mut redirect) } {
-                *stored = redirect;
+            // SAFETY: `sk` is the context's; zero is a valid value.
+            if let Some(redirect) = unsafe { storage_or_zero(&REDIRECTS, sk) } {
+                *redirect = Redirect::EMPTY;
+                redirect.key.netns_cookie = netns_cookie;
             }
             Step::Proceed
         }
@@ -107,24 +106,23 @@ fn decide(ctx: &SockAddrContext, dst: &Endpoint, ipv6: bool) -> Step {
             Step::Refuse
         }
         Class::Capture(netns_cookie, port) => {
-            let mut redirect = Redirect::EMPTY;
-            // SAFETY: the context is valid while the program runs.
-            let socket_cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+            // SAFETY: `sk` is the context's; zero is a valid value.
+            let Some(redirect) = (unsafe { storage_or_zero(&REDIRECTS, sk) }) else {
+                count(Counter::RefusedStorage);
+                return Step::Refuse;
+            };
+            // In place, for what is built on the stack is copied.
+            *redirect = Redirect::EMPTY;
             redirect.flow = Flow {
                 // SAFETY: takes no argument.
                 cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-                socket_cookie,
+                // SAFETY: the context is valid while the program runs.
+                socket_cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
                 original_dst: *dst,
                 pid: (bpf_get_current_pid_tgid() >> 32) as u32,
             };
             redirect.key.netns_cookie = netns_cookie;
             redirect.redirected = 1;
-            // SAFETY: `sk` is the context's.
-            let Some(stored) = (unsafe { storage_or(&REDIRECTS, sk, &mut redirect) }) else {
-                count(Counter::RefusedStorage);
-                return Step::Refuse;
-            };
-            *stored = redirect;
             // No service has port 0: that is a canary of the agent's own.
             if dst.port != 0 {
                 count(Counter::Redirected);

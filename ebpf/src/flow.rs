@@ -97,8 +97,7 @@ fn local(ctx: &SockOpsContext) -> Endpoint {
                 ip.add(3).read_volatile(),
             ]
         };
-        // SAFETY: four words are sixteen bytes.
-        Address(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) })
+        Address(words)
     };
     Endpoint::new(address, ctx.local_port() as u16)
 }

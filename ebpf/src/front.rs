@@ -66,9 +66,10 @@ pub fn is_served(dst: &Endpoint) -> bool {
         return false;
     }
     // What has a scope, and so needs an interface, cannot be asked by somebody else.
-    let [first, second, ..] = dst.address.0;
+    let [first, .., last] = dst.address.0;
+    let [first, second, ..] = first.to_ne_bytes();
     let scoped = first == 0xff || (first == 0xfe && second & 0xc0 == 0x80);
-    let multicast = dst.address.is_v4() && dst.address.0[12] >= 224;
+    let multicast = dst.address.is_v4() && last.to_ne_bytes()[0] >= 224;
     !scoped && !multicast && CONFIG.get(0).is_some_and(|config| config.serve_dns != 0)
 }
 

@@ -7,10 +7,10 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use underpass_abi::{Redirect, SocketRole};
+use underpass_abi::SocketRole;
 
 use crate::maps::{REDIRECTS, ROLES};
-use crate::socket::{storage, storage_or};
+use crate::socket::{storage, storage_or_zero};
 
 const PROCEED: i32 = 1;
 
@@ -20,10 +20,10 @@ pub fn tell_netns(ctx: SockAddrContext) -> i32 {
     unsafe {
         let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
         if storage(&ROLES, sk).is_some_and(|role| *role == SocketRole::AsksNetns as u32) {
-            let mut answer = Redirect::EMPTY;
-            answer.key.netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
             // Without memory for it there is no answer, and the agent says so.
-            let _ = storage_or(&REDIRECTS, sk, &mut answer);
+            if let Some(answer) = storage_or_zero(&REDIRECTS, sk) {
+                answer.key.netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
+            }
         }
     }
     PROCEED

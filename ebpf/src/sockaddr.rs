@@ -34,19 +34,17 @@ pub fn read6(ctx: &SockAddrContext) -> Endpoint {
             (&raw const (*ctx.sock_addr).user_port).read_volatile(),
         )
     };
-    // SAFETY: four words are sixteen bytes.
-    let address = Address(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(ip) });
-    Endpoint::new(address, u16::from_be(port as u16))
+    Endpoint::new(Address(ip), u16::from_be(port as u16))
 }
 
 /// Puts another one into an IPv4 hook.
 #[inline(always)]
 pub fn write4(ctx: &SockAddrContext, to: &Endpoint) {
-    let [.., a, b, c, d] = to.address.0;
+    let [.., ip] = to.address.0;
     // SAFETY: the context is valid while the program runs.
     unsafe {
         let addr = ctx.sock_addr;
-        (&raw mut (*addr).user_ip4).write_volatile(u32::from_ne_bytes([a, b, c, d]));
+        (&raw mut (*addr).user_ip4).write_volatile(ip);
         (&raw mut (*addr).user_port).write_volatile(u32::from(to.port.to_be()));
     }
 }
@@ -54,9 +52,9 @@ pub fn write4(ctx: &SockAddrContext, to: &Endpoint) {
 /// Puts another one into an IPv6 hook.
 #[inline(always)]
 pub fn write6(ctx: &SockAddrContext, to: &Endpoint) {
-    // SAFETY: sixteen bytes are four words; the context is valid while the program runs.
+    let words = to.address.0;
+    // SAFETY: the context is valid while the program runs.
     unsafe {
-        let words = core::mem::transmute::<[u8; 16], [u32; 4]>(to.address.0);
         let ip = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
         ip.write_volatile(words[0]);
         ip.add(1).write_volatile(words[1]);
@@ -74,7 +72,7 @@ pub fn loopback(dst: &Endpoint, port: u16) -> Endpoint {
     let address = if dst.address.is_v4() {
         Address::v4([127, 0, 0, 1])
     } else {
-        Address([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+        Address([0, 0, 0, 1u32.to_be()])
     };
     Endpoint::new(address, port)
 }

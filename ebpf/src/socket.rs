@@ -21,31 +21,6 @@ pub unsafe fn storage<T>(map: &'static SkStorage<T>, sk: *mut bpf_sock) -> Optio
     }
 }
 
-/// The value that `map` has for `sk`, first created as `initial` if there is none; `None` where
-/// the kernel has no memory for it.
-///
-/// # Safety
-/// As for [`storage`].
-#[inline(always)]
-pub unsafe fn storage_or<T>(
-    map: &'static SkStorage<T>,
-    sk: *mut bpf_sock,
-    initial: &mut T,
-) -> Option<&'static mut T> {
-    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    // SAFETY: as above; `initial` is copied.
-    unsafe {
-        bpf_sk_storage_get(
-            raw(map),
-            sk.cast(),
-            core::ptr::from_mut(initial).cast(),
-            create,
-        )
-        .cast::<T>()
-        .as_mut()
-    }
-}
-
 /// The value that `map` has for `sk`, first made all zero if there is none; `None` where the kernel
 /// has no memory for it.
 ///

@@ -185,11 +185,15 @@ fn log(ctx: &SkBuffContext, dst: &Endpoint) {
         }
         *next = now + LOG_INTERVAL_NS;
     }
-    let [.., a, b, c, d] = dst.address.0;
     if dst.address.is_v4() {
-        let address = u32::from_be_bytes([a, b, c, d]);
+        let address = u32::from_be(dst.address.0[3]);
         warn!(ctx, "UDP refused, to {:i} port {}", address, dst.port);
     } else {
-        warn!(ctx, "UDP refused, to {:i} port {}", dst.address.0, dst.port);
+        warn!(
+            ctx,
+            "UDP refused, to {:i} port {}",
+            dst.address.octets(),
+            dst.port
+        );
     }
 }

@@ -106,7 +106,7 @@ const _: () = assert!(core::mem::offset_of!(QueryKey, number) == 28);
 const _: () = assert!(size_of::<Query>() == 32 && align_of::<Query>() == 8);
 const _: () = assert!(size_of::<Answer>() == 2064 && align_of::<Answer>() == 8);
 const _: () = assert!(core::mem::offset_of!(Answer, message) == 16);
-const _: () = assert!(size_of::<Asked>() == 20 && align_of::<Asked>() == 2);
+const _: () = assert!(size_of::<Asked>() == 20 && align_of::<Asked>() == 4);
 const _: () = assert!(size_of::<Questions>() == 164 && align_of::<Questions>() == 4);
 
 #[cfg(feature = "user")]

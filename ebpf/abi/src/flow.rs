@@ -65,10 +65,10 @@ impl Redirect {
         flow: Flow {
             cgroup_id: 0,
             socket_cookie: 0,
-            original_dst: Endpoint::new(Address([0; 16]), 0),
+            original_dst: Endpoint::new(Address::UNSPECIFIED, 0),
             pid: 0,
         },
-        key: FlowKey::new(0, Endpoint::new(Address([0; 16]), 0)),
+        key: FlowKey::new(0, Endpoint::new(Address::UNSPECIFIED, 0)),
         redirected: 0,
         _pad: 0,
     };

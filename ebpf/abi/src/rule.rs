@@ -132,7 +132,7 @@ pub const fn port_slot(port: u16) -> (u32, u64) {
 
 const _: () = assert!(size_of::<Config>() == 24);
 const _: () = assert!(size_of::<Sides>() == 4 && align_of::<Sides>() == 1);
-const _: () = assert!(size_of::<RuleKey>() == 20 && align_of::<RuleKey>() == 1);
+const _: () = assert!(size_of::<RuleKey>() == 20 && align_of::<RuleKey>() == 4);
 const _: () = assert!(core::mem::offset_of!(RuleKey, address) == 4);
 
 #[cfg(feature = "user")]

@@ -83,7 +83,7 @@ mod tests {
 
     /// The port, and the bits of the address that count.
     fn masked(key: RuleKey, bits: u32) -> ([u8; 4], u128) {
-        let address = u128::from_be_bytes(key.address.0);
+        let address = u128::from_be_bytes(key.address.octets());
         (key.port, address >> (RuleKey::BITS - bits))
     }
 
