@@ -22,6 +22,7 @@ use crate::task::is_kernel_thread;
 const REFUSE: i32 = 0;
 const PROCEED: i32 = 1;
 
+const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_UDP_LITE: u8 = 136;
 
@@ -105,9 +106,12 @@ impl Datagram {
     /// Reads the headers of a packet; `None`: it is none of UDP.
     #[inline(always)]
     pub fn read(ctx: &SkBuffContext) -> Option<Self> {
+        if is_tcp(ctx) {
+            return None;
+        }
         let start: [u8; 20] = ctx.load(0).ok()?;
         if start[0] >> 4 == 4 {
-            if !is_udp(start[9]) {
+            if !is_udp(start[IPV4_PROTOCOL]) {
                 return None;
             }
             let address = Address::v4([start[16], start[17], start[18], start[19]]);
@@ -119,7 +123,7 @@ impl Datagram {
                 v4: true,
             });
         }
-        let port = match start[6] {
+        let port = match start[IPV6_NEXT_HEADER] {
             next if is_udp(next) => {
                 let port: [u8; 2] = ctx.load(IPV6_HEADER + 2).ok()?;
                 u16::from_be_bytes(port)
@@ -153,8 +157,31 @@ impl Datagram {
     }
 }
 
+/// Where the headers have it.
+const IPV4_PROTOCOL: usize = 9;
+const IPV6_NEXT_HEADER: usize = 6;
+
 const IPV6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
+
+/// Whether it plainly is a packet of TCP, as nearly all are: for those no helper is called.
+#[inline(always)]
+fn is_tcp(ctx: &SkBuffContext) -> bool {
+    // SAFETY: the context is valid while the program runs, and what is read is within the packet.
+    unsafe {
+        let skb = ctx.skb.skb;
+        let start = (*skb).data as usize;
+        if start + IPV4_PROTOCOL + 1 > (*skb).data_end as usize {
+            return false;
+        }
+        let start = start as *const u8;
+        let protocol = match *start >> 4 {
+            4 => *start.add(IPV4_PROTOCOL),
+            _ => *start.add(IPV6_NEXT_HEADER),
+        };
+        protocol == PROTOCOL_TCP
+    }
+}
 
 #[inline(always)]
 fn is_udp(protocol: u8) -> bool {
