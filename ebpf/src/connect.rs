@@ -93,7 +93,7 @@ fn decide(ctx: &SockAddrContext, dst: &Endpoint, ipv6: bool) -> Step {
             // SAFETY: `sk` is the context's; zero is a valid value.
             if let Some(redirect) = unsafe { storage_or_zero(&REDIRECTS, sk) } {
                 *redirect = Redirect::EMPTY;
-                redirect.key.netns_cookie = netns_cookie;
+                redirect.netns_cookie = netns_cookie;
             }
             Step::Proceed
         }
@@ -121,7 +121,7 @@ fn decide(ctx: &SockAddrContext, dst: &Endpoint, ipv6: bool) -> Step {
                 original_dst: *dst,
                 pid: (bpf_get_current_pid_tgid() >> 32) as u32,
             };
-            redirect.key.netns_cookie = netns_cookie;
+            redirect.netns_cookie = netns_cookie;
             redirect.redirected = 1;
             // No service has port 0: that is a canary of the agent's own.
             if dst.port != 0 {

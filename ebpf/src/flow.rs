@@ -1,83 +1,46 @@
-//! sockops: writes a redirected connection's entry before its SYN leaves, and clears it when the
-//! handshake fails.
+//! sockops: writes a redirected connection's entry before the agent can accept it.
 
-use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
-    BPF_TCP_SYN_SENT, bpf_sock,
-};
+use aya_ebpf::bindings::{BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, bpf_sock};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use underpass_abi::{Address, Counter, Endpoint, FlowKey, Redirect};
+use underpass_abi::{Address, Counter, Endpoint, FlowKey};
 
 use crate::maps::{FLOWS, REDIRECTS, count};
 use crate::socket::storage;
 
 const AF_INET: u32 = 2;
 
+/// The kernel runs it several times for each connection: what it is not for is left at once.
 #[sock_ops]
 pub fn record_flow(ctx: SockOpsContext) -> u32 {
-    match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(&ctx),
-        BPF_SOCK_OPS_STATE_CB => on_state(&ctx),
-        _ => {}
+    if ctx.op() == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+        on_established(&ctx);
     }
     1
 }
 
-/// Runs with the final local address and port, before the SYN: the entry is there before the
-/// agent's `accept` can return.
-#[inline(always)]
-fn on_connect(ctx: &SockOpsContext) {
-    let Some(redirect) = redirect(ctx) else {
-        return;
-    };
-    redirect.key = FlowKey::new(redirect.key.netns_cookie, local(ctx));
-    // A copy on the stack, since older kernels take no map value as a key.
-    let key = redirect.key;
-    if redirect.redirected == 0 {
-        // A stranger on its own way to our listener must not be taken for an earlier workload.
-        let _ = FLOWS.remove(&key);
-        return;
-    }
-    let flow = redirect.flow;
-    if FLOWS.insert(&key, &flow, 0).is_err() {
-        // The agent will not find it, and resets the connection.
-        count(Counter::RefusedMapFull);
-        return;
-    }
-    // Flags of other programs on the same socket stay.
-    let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
-    let _ = ctx.set_cb_flags(flags as i32);
-}
-
-/// Closed without a handshake: the agent will never accept it. After a handshake the entry stays,
+/// Runs when the SYN is answered, before that is acknowledged: the entry is there before the
+/// agent's `accept` can return, and a handshake that fails leaves none. No later close takes it away,
 /// for the workload may have sent all it had to say and be gone before the agent accepts.
 #[inline(always)]
-fn on_state(ctx: &SockOpsContext) {
-    if ctx.arg(0) != BPF_TCP_SYN_SENT || ctx.arg(1) != BPF_TCP_CLOSE {
-        return;
-    }
-    let Some(redirect) = redirect(ctx) else {
-        return;
-    };
-    let key = redirect.key;
-    // SAFETY: only the cookie is read, at once.
-    let ours = unsafe { FLOWS.get(&key) }
-        .is_some_and(|flow| flow.socket_cookie == redirect.flow.socket_cookie);
-    if ours {
-        let _ = FLOWS.remove(&key);
-    }
-}
-
-#[inline(always)]
-fn redirect(ctx: &SockOpsContext) -> Option<&'static mut Redirect> {
+fn on_established(ctx: &SockOpsContext) {
     // SAFETY: the context is valid while the program runs.
     let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {
-        return None;
+        return;
     }
     // SAFETY: `sk` is the context's.
-    unsafe { storage(&REDIRECTS, sk) }
+    let Some(redirect) = (unsafe { storage(&REDIRECTS, sk) }) else {
+        return;
+    };
+    let key = FlowKey::new(redirect.netns_cookie, local(ctx));
+    if redirect.redirected == 0 {
+        // A stranger on its own way to our listener must not be taken for an earlier workload.
+        let _ = FLOWS.remove(&key);
+    } else if FLOWS.insert(&key, &redirect.flow, 0).is_err() {
+        // The agent will not find it, and resets the connection.
+        count(Counter::RefusedMapFull);
+    }
 }
 
 /// The workload's side of the connection.

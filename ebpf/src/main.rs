@@ -2,7 +2,7 @@
 //!
 //! `connect` sends a workload's external TCP connection to the agent's listener in the same
 //! network namespace and keeps the original destination with the socket; `flow` writes it where
-//! the agent finds it, before the SYN leaves; `peername` lets the workload see the peer it asked
+//! the agent finds it, when the SYN is answered; `peername` lets the workload see the peer it asked
 //! for; `udp` refuses datagrams that would walk past what TCP is under; `dns` passes on what
 //! workloads are answered, `front` sends to the agent what they ask; `netns` tells the agent which namespace it is in, on kernels with
 //! no other way; `node` leaves alone what is on the node's own network. Every program stays small: the verifiers of all kernels from

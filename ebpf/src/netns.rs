@@ -22,7 +22,7 @@ pub fn tell_netns(ctx: SockAddrContext) -> i32 {
         if storage(&ROLES, sk).is_some_and(|role| *role == SocketRole::AsksNetns as u32) {
             // Without memory for it there is no answer, and the agent says so.
             if let Some(answer) = storage_or_zero(&REDIRECTS, sk) {
-                answer.key.netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
+                answer.netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
             }
         }
     }

@@ -68,6 +68,7 @@ fn a_detached_program_is_named() {
 #[test]
 fn a_full_flow_map_is_named_until_there_is_room() {
     const CAPACITY: &str = "16";
+    const MORE: &str = "17";
     let world = World::new("map-full");
     let mut agent = Agent::start_with(
         &world,
@@ -75,12 +76,20 @@ fn a_full_flow_map_is_named_until_there_is_room() {
         &["--max-connections", CAPACITY],
     );
 
-    let stuck = world
-        .host()
-        .python("stuck")
-        .args(["203.0.113.11", "443", CAPACITY])
-        .in_cgroup(world.workload())
-        .start();
+    let workload = |program, args: &[&str]| {
+        let python = world.host().python(program).args(args);
+        python.in_cgroup(world.workload()).start()
+    };
+    // Those that do not get through the handshake take no room.
+    let stuck = workload("stuck", &["203.0.113.11", "443", CAPACITY]);
+    wait_for("they hang", LONG, || stuck.stdout().contains("stuck"));
+    let entries = agent.metrics().sum("underpass_capture_map_entries", &[]);
+    assert_eq!(entries, Some(0.0));
+
+    agent.hold();
+    let crowd = workload("fault", &["crowd", "203.0.113.11", "443", MORE]);
+    wait_for("all have connected", LONG, || crowd.stdout().contains("up"));
+    agent.resume();
     let answer = wait_for_readiness(&world, PROMISED, |answer| answer.body.contains("flow-map"));
     assert_eq!(answer.status, 503, "{answer:?}");
     assert!(
@@ -92,7 +101,6 @@ fn a_full_flow_map_is_named_until_there_is_room() {
     assert_eq!(healthy(&agent, "flow-map"), Some(0.0));
     assert_eq!(healthy(&agent, "programs"), Some(1.0));
 
-    drop(stuck);
     wait_for_readiness(&world, LONG, |answer| answer.status == 200);
     assert_eq!(healthy(&agent, "flow-map"), Some(1.0));
     assert_eq!(

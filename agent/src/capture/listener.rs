@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::setsockopt;
+use nix::{libc, setsockopt_impl, sockopt_impl};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use underpass_abi::SocketRole;
@@ -19,6 +21,15 @@ use crate::name::OriginalDst;
 /// Connections that the kernel holds for us, established and not accepted. The kernel caps it at
 /// net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+
+sockopt_impl!(
+    /// Whether a SYN may bring data that is taken at once.
+    FastOpen,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_FASTOPEN,
+    bool
+);
 
 /// One listener in one network namespace.
 #[derive(Debug)]
@@ -144,6 +155,9 @@ fn bind(address: IpAddr, sockets: &MarkedSockets) -> io::Result<(TcpListener, u1
     // Before it listens: the programs redirect to nothing that is not marked.
     sockets.mark_as(&socket, SocketRole::Listener)?;
     socket.listen(BACKLOG)?;
+    // Once it listens, for that is when a sysctl may turn it on: with it a connection could be accepted
+    // before its handshake is done, which is when its entry is written.
+    setsockopt(&socket, FastOpen, &false)?;
     let listener = TcpListener::from_std(socket.into())?;
     let port = listener.local_addr()?.port();
     Ok((listener, port))

@@ -46,12 +46,10 @@ pub struct Flow {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Redirect {
-    /// The entry to write once the local address is known. For a socket that was not redirected
-    /// but connects to our listener, only `socket_cookie` is meaningful.
+    /// The entry to write once the local address is known.
     pub flow: Flow,
-    /// The key it was written under; its `netns_cookie` is known from `connect` on (kernels
-    /// before 5.15 do not tell it to sockops programs).
-    pub key: FlowKey,
+    /// Cookie of the network namespace (kernels before 5.15 do not tell it to sockops programs).
+    pub netns_cookie: u64,
     /// 1 if the socket was redirected; 0 for a stranger to our listener, whose key must be
     /// cleared instead.
     pub redirected: u32,
@@ -68,7 +66,7 @@ impl Redirect {
             original_dst: Endpoint::new(Address::UNSPECIFIED, 0),
             pid: 0,
         },
-        key: FlowKey::new(0, Endpoint::new(Address::UNSPECIFIED, 0)),
+        netns_cookie: 0,
         redirected: 0,
         _pad: 0,
     };
@@ -79,9 +77,9 @@ const _: () = assert!(core::mem::offset_of!(FlowKey, client) == 8);
 const _: () = assert!(size_of::<Flow>() == 40 && align_of::<Flow>() == 8);
 const _: () = assert!(core::mem::offset_of!(Flow, original_dst) == 16);
 const _: () = assert!(core::mem::offset_of!(Flow, pid) == 36);
-const _: () = assert!(size_of::<Redirect>() == 80 && align_of::<Redirect>() == 8);
-const _: () = assert!(core::mem::offset_of!(Redirect, key) == 40);
-const _: () = assert!(core::mem::offset_of!(Redirect, redirected) == 72);
+const _: () = assert!(size_of::<Redirect>() == 56 && align_of::<Redirect>() == 8);
+const _: () = assert!(core::mem::offset_of!(Redirect, netns_cookie) == 40);
+const _: () = assert!(core::mem::offset_of!(Redirect, redirected) == 48);
 
 #[cfg(feature = "user")]
 mod user {

@@ -97,7 +97,7 @@ pub enum SocketRole {
     /// A listener that connections may be redirected to.
     Listener = 2,
     /// Asks which network namespace it is in. The answer is in its
-    /// [`Redirect`](crate::Redirect), as the cookie of the key.
+    /// [`Redirect`](crate::Redirect), as its cookie.
     AsksNetns = 3,
     /// A socket that queries may be redirected to.
     Front = 4,

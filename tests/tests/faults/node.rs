@@ -50,6 +50,12 @@ pub(crate) fn flow_map_full(stage: &mut Stage) -> Saw {
     saw
 }
 
+/// Starts the agent where every listener takes data that comes with a SYN, with a cookie or without.
+pub(crate) fn fast_open(world: &World) -> Cmd {
+    let script = "sysctl -w net.ipv4.tcp_fastopen=1543 && exec \"$@\"";
+    world.host().command("sh").args(["-ec", script, "sh"])
+}
+
 /// `--log-file` of [`small_disk`].
 pub(crate) const LOG: &str = "/run/small/log";
 

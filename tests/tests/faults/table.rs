@@ -419,6 +419,11 @@ faults! {
         fault: "TCP Fast Open by TCP_FASTOPEN_CONNECT",
         play: |stage| stage.see("fast_open_connect", &[]),
     }
+    every_listener_takes_fast_open {
+        fault: "TCP Fast Open where the node has every listener take it (net.ipv4.tcp_fastopen)",
+        launcher: Some(node::fast_open),
+        play: |stage| stage.see("fast_open_send", &[]),
+    }
     workload_marks_its_socket {
         fault: "the workload sets SO_MARK: captured all the same",
         play: |stage| stage.see("marked", &[]),

@@ -38,7 +38,7 @@ pub(super) fn cookie(object: &mut Object, sockets: &MarkedSockets) -> Result<u64
     let answer = answers
         .get(&socket, 0)
         .map_err(|error| unanswered(&error))?;
-    Ok(answer.key.netns_cookie)
+    Ok(answer.netns_cookie)
 }
 
 fn attach(object: &mut Object, cgroup: &Path) -> Result<CgroupSockAddrLink, CaptureError> {
