@@ -1,12 +1,16 @@
 //! The task that calls `connect`.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel};
 
 /// Byte offset of `flags` in the running kernel's `task_struct`; the agent sets it when it loads
 /// the programs. 0 where it is not known.
 #[unsafe(no_mangle)]
 static TASK_FLAGS_OFFSET: Global<u32> = Global::new(0);
+
+/// 1 where programs may read the task themselves, which spares a helper; the agent finds out.
+#[unsafe(no_mangle)]
+static TASK_IS_TYPED: Global<u32> = Global::new(0);
 
 /// From the task to the inode of its network namespace: see `underpass-abi`. All 0 where it is not
 /// known.
@@ -25,10 +29,16 @@ pub fn is_kernel_thread() -> bool {
         return false;
     }
     // SAFETY: the kernel checks the address; the offset is the running kernel's own.
-    unsafe {
-        let flags = (bpf_get_current_task() as *const u8).add(offset as usize);
-        bpf_probe_read_kernel(flags.cast::<u32>()).is_ok_and(|flags| flags & KERNEL_THREAD != 0)
-    }
+    let flags = unsafe {
+        if TASK_IS_TYPED.load() != 0 {
+            let task = bpf_get_current_task_btf().cast::<u8>();
+            task.add(offset as usize).cast::<u32>().read_volatile()
+        } else {
+            let task = bpf_get_current_task() as *const u8;
+            bpf_probe_read_kernel(task.add(offset as usize).cast::<u32>()).unwrap_or(0)
+        }
+    };
+    flags & KERNEL_THREAD != 0
 }
 
 /// The inode of the network namespace that the task is in, as `/proc/self/ns/net` shows it; 0 where

@@ -37,6 +37,8 @@ const PACKET_PROGRAMS: [(&str, CgroupSkbAttachType, bool); 3] = [
 #[derive(Debug, Default, Eq, PartialEq)]
 struct Offsets {
     task_flags: u32,
+    /// 1 if programs may read that themselves, 0 if a helper does it for them.
+    task_is_typed: u32,
     netns_inode: [u32; 3],
 }
 
@@ -52,6 +54,7 @@ impl Offsets {
         };
         Self {
             task_flags: btf::offset_of("task_struct", "flags").unwrap_or_default(),
+            task_is_typed: 1,
             netns_inode: netns_inode().unwrap_or_default(),
         }
     }
@@ -68,7 +71,13 @@ impl Object {
         if BYTES.is_empty() {
             return Err(CaptureError::NoPrograms);
         }
-        let offsets = Offsets::of_kernel();
+        let mut offsets = Offsets::of_kernel();
+        let typed = Self::load_with(config, &offsets);
+        if !matches!(typed, Err(CaptureError::Program { .. })) {
+            return typed;
+        }
+        // Older kernels give programs of these kinds no task of its type.
+        offsets.task_is_typed = 0;
         match Self::load_with(config, &offsets) {
             // A locked-down kernel lets no program read its memory.
             Err(error @ CaptureError::Program { .. }) if offsets != Offsets::default() => {
@@ -99,6 +108,7 @@ impl Object {
             .map_max_entries(underpass_abi::map::FLOWS, config.max_connections)
             .override_global(aya_log::LEVEL, &level, true)
             .override_global(underpass_abi::TASK_FLAGS_OFFSET, &offsets.task_flags, true)
+            .override_global(underpass_abi::TASK_IS_TYPED, &offsets.task_is_typed, true)
             .override_global(underpass_abi::NETNS_INODE_PATH, &offsets.netns_inode, true)
             .load(BYTES)
             .map_err(|source| CaptureError::Load(Box::new(source)))?;

@@ -22,6 +22,10 @@ pub use rule::{Config, PORT_WORDS, RuleKey, Side, Sides, SocketRole, Verdict, po
 /// Global of the programs: byte offset of `flags` in the running kernel's `task_struct`.
 pub const TASK_FLAGS_OFFSET: &str = "TASK_FLAGS_OFFSET";
 
+/// Global of the programs: 1 if the kernel gives them the running task as a typed pointer, whose fields
+/// they read without a helper, else 0.
+pub const TASK_IS_TYPED: &str = "TASK_IS_TYPED";
+
 /// Global of the programs, three `u32`: the way from a `task_struct` to the inode of its network
 /// namespace, as byte offsets in the running kernel: of `nsproxy` in the task, of `net_ns` in that, of
 /// the inode in that.
