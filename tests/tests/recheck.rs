@@ -8,7 +8,7 @@ use serde_json::Value;
 use underpass_tests::addr::{PROXY_V4, proxy_v4};
 use underpass_tests::agent::{Agent, underpass};
 use underpass_tests::servers::fake_proxy::{Answer, FakeProxy};
-use underpass_tests::{Must as _, Scene, wait_for};
+use underpass_tests::{Must as _, Scene};
 
 const SECONDS: Duration = Duration::from_secs(20);
 
