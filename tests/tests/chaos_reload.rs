@@ -37,7 +37,8 @@ fn five_hundred_policies_under_load() {
     let identities = Identities::start(world.inet(), &PORTS);
     let _gateway = Gateway::start(&world);
     let policies = DIRECT.map(|direct| tunnel_policy(&[&format!("noProxy: [{direct}]")]));
-    let mut agent = Agent::start(&world, &policies[0]);
+    // Several threads, however few processors there are.
+    let mut agent = Agent::start_with(&world, &policies[0], &["--threads", "2"]);
     let generation = |agent: &Agent| {
         let value = agent.metrics().sum("underpass_policy_generation", &[]);
         value.expect("a generation")

@@ -30,8 +30,8 @@ fn five_thousand_tunnels_share_a_handful_of_connections() {
     let scene = Scene::new("streams");
     let _gateway = Gateway::start(&scene.world);
     let _echo = Server::echo(scene.world.inet(), SocketAddr::from((OTHER_V4, 7)));
-    let pending = ["--max-pending-tunnels", "0"];
-    let agent = Agent::start_with(&scene.world, &policy(), &pending);
+    let options = ["--max-pending-tunnels", "0", "--threads", "2"];
+    let agent = Agent::start_with(&scene.world, &policy(), &options);
 
     let program = scene.program("many").args([OTHER, "7"]);
     let mut program = program.args([TUNNELS.to_string(), "1".to_owned()]).start();

@@ -292,3 +292,19 @@ pub(super) struct OptionalEndpoints {
     #[arg(long, value_name = "ADDR")]
     pub(super) admin_addr: Option<SocketAddr>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_threads_as_are_asked_for_or_half_of_the_processors() {
+        let threads = |threads| {
+            let runtime = RuntimeOptions { threads }.runtime().unwrap();
+            runtime.metrics().num_workers()
+        };
+        assert_eq!(threads(NonZeroU16::new(3)), 3);
+        let processors = available_parallelism().unwrap().get();
+        assert_eq!(threads(None), processors / 2 + processors % 2);
+    }
+}

@@ -88,7 +88,9 @@ fn main() -> anyhow::Result<ExitCode> {
     let identities = Identities::start(world.inet(), &PORTS);
     let _gateway = Gateway::start(&world);
     // The access log is written as always, but an hour of it need not be kept.
-    let agent = Agent::start_with(&world, &tunnel_policy(&[]), &["--log-file", "/dev/null"]);
+    // And several threads do it, however few processors there are.
+    let options = ["--log-file", "/dev/null", "--threads", "2"];
+    let agent = Agent::start_with(&world, &tunnel_policy(&[]), &options);
     let program = std::env::current_exe()?.with_file_name("load");
     let mut load = Load::start(&world, &program, INTERVAL, &identities.addresses(), &LOAD);
 
