@@ -6,34 +6,14 @@
 #![expect(clippy::print_stdout, reason = "what is measured is for people")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::fmt::Write as _;
 use std::hint::black_box;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use underpass::name::OriginalDst;
-use underpass::policy::{
-    Claim, Decision, Documents, Facts, Materials, NameSource, Options, Policy, View,
-};
-use underpass::workload::Workload;
-
-/// How many documents there are.
-#[derive(Clone, Copy)]
-struct Size {
-    entries: usize,
-    tunnels: usize,
+mod inputs {
+    pub(crate) mod policy;
 }
-
-const LARGE: Size = Size {
-    entries: 10_000,
-    tunnels: 1_000,
-};
-
-const SMALL: Size = Size {
-    entries: 10,
-    tunnels: 1,
-};
+use inputs::policy::{LARGE, Lookup, SMALL, Size, compile, documents, parse, workload};
 
 /// Lookups between two looks at the clock.
 const LOOKUPS: u32 = 20_000;
@@ -100,16 +80,6 @@ impl std::fmt::Display for Figure {
 
 fn measure(size: Size) -> Vec<(&'static str, Figure)> {
     let text = documents(size, true);
-    let materials = Materials::none();
-    let options = Options::default();
-    let compile =
-        |documents: &Documents| Policy::compile(documents, &materials, &options).expect("a policy");
-    let parse = |text: &str| {
-        let mut documents = Documents::default();
-        documents.add(Path::new("bench.yaml"), text);
-        documents
-    };
-
     let parsing = best(5, || parse(&text));
     let parsed = parse(&text);
     let compiling = best(5, || compile(&parsed));
@@ -120,32 +90,24 @@ fn measure(size: Size) -> Vec<(&'static str, Figure)> {
     assert!(policy.rule_count() > size.tunnels);
 
     let without_rest = compile(&parse(&documents(size, false)));
-    let workload = Workload {
-        namespace: Some("team-7".into()),
-        labels: [("app".to_owned(), "web".to_owned())].into(),
-        ..Workload::default()
-    };
+    let workload = workload();
     let view = policy.view(&workload);
     let view_without_rest = without_rest.view(&workload);
-    let last = size.entries - 1;
-    // Of ten entries one is a wildcard and two have addresses, see `documents`.
-    let (named, below) = (last / 10 * 10 + 3, last / 10 * 10);
-    let lookup = |policy: &Policy, view: &View, facts: &Facts, policies: &str| {
-        let decision = policy.decide(facts, view).decision;
-        let by = match &decision {
-            Decision::Tunnel(tunnel) => &*tunnel.policy,
-            Decision::Direct(_) => "",
-            Decision::Deny { policy, .. } => policy,
+    let lookup = |lookup: Lookup| {
+        let (policy, view) = if lookup.has_rest() {
+            (&policy, &view)
+        } else {
+            (&without_rest, &view_without_rest)
         };
-        assert!(by.starts_with(policies), "{decision:?}");
+        let facts = lookup.facts(size);
+        lookup.check(&policy.decide(&facts, view).decision);
         let time = best(ROUNDS, || {
             for _ in 0..LOOKUPS {
-                black_box(policy.decide(black_box(facts), black_box(view)));
+                black_box(policy.decide(black_box(&facts), black_box(view)));
             }
         });
         Figure::Time(time / LOOKUPS)
     };
-    let claim = |name: String| Some((name, NameSource::Sni));
     vec![
         ("parse the YAML", Figure::Time(parsing)),
         ("compile what was parsed", Figure::Time(compiling)),
@@ -155,71 +117,17 @@ fn measure(size: Size) -> Vec<(&'static str, Figure)> {
             "view of a workload",
             Figure::Time(best(ROUNDS, || policy.view(black_box(&workload)))),
         ),
-        (
-            "lookup: exact name",
-            lookup(
-                &policy,
-                &view,
-                &facts("198.51.100.7:443", claim(format!("s{named}.example.com"))),
-                "Tunnel/t",
-            ),
-        ),
-        (
-            "lookup: wildcard",
-            lookup(
-                &policy,
-                &view,
-                &facts(
-                    "198.51.100.7:443",
-                    claim(format!("a.b.s{below}.example.com")),
-                ),
-                "Tunnel/t",
-            ),
-        ),
+        ("lookup: exact name", lookup(Lookup::ExactName)),
+        ("lookup: wildcard", lookup(Lookup::Wildcard)),
         (
             "lookup: host of a DestinationRule",
-            lookup(
-                &policy,
-                &view,
-                &facts("198.51.100.7:443", claim("host0.example.org".to_owned())),
-                "DestinationRule/",
-            ),
+            lookup(Lookup::DestinationRule),
         ),
-        (
-            "lookup: address",
-            lookup(
-                &policy,
-                &view,
-                &facts(&address(last / 10 * 10 + 1), None),
-                "Tunnel/t",
-            ),
-        ),
-        (
-            "lookup: range",
-            lookup(&policy, &view, &facts("100.65.0.9:443", None), "Tunnel/t"),
-        ),
-        (
-            "lookup: for all",
-            lookup(
-                &policy,
-                &view,
-                &facts("198.51.100.7:443", claim("www.elsewhere.test".to_owned())),
-                "Tunnel/rest",
-            ),
-        ),
-        (
-            "lookup: miss",
-            lookup(
-                &without_rest,
-                &view_without_rest,
-                &facts("198.51.100.7:443", claim("www.elsewhere.test".to_owned())),
-                "",
-            ),
-        ),
-        (
-            "lookup: internal",
-            lookup(&policy, &view, &facts("10.1.2.3:443", None), ""),
-        ),
+        ("lookup: address", lookup(Lookup::Address)),
+        ("lookup: range", lookup(Lookup::Range)),
+        ("lookup: for all", lookup(Lookup::ForAll)),
+        ("lookup: miss", lookup(Lookup::Miss)),
+        ("lookup: internal", lookup(Lookup::Internal)),
     ]
 }
 
@@ -233,96 +141,6 @@ fn best<T>(rounds: usize, mut work: impl FnMut() -> T) -> Duration {
         time
     };
     (0..rounds).map(round).min().unwrap_or_default()
-}
-
-fn facts(dst: &str, claimed: Option<(String, NameSource)>) -> Facts {
-    Facts {
-        original_dst: OriginalDst(dst.parse().expect("an address")),
-        claimed: claimed.map(|(host, source)| Claim {
-            host: host.parse().expect("a host"),
-            source,
-        }),
-        claimed_is_verified: false,
-        hides_name: false,
-    }
-}
-
-fn address(entry: usize) -> String {
-    format!("198.18.{}.{}:443", entry / 256, entry % 256)
-}
-
-/// Services of as many teams as there are Tunnels, each Tunnel for one team; and hosts of their
-/// own, and with `rest` everything else.
-fn documents(size: Size, rest: bool) -> String {
-    let mut text = String::new();
-    for entry in 0..size.entries {
-        let mut hosts = format!("s{entry}.example.com");
-        let mut addresses = String::new();
-        match entry % 10 {
-            0 => hosts = format!("'*.s{entry}.example.com'"),
-            1 => addresses = address(entry).trim_end_matches(":443").to_owned(),
-            2 => addresses = format!("100.{}.{}.0/24", 65 + entry / 10 / 256, entry / 10 % 256),
-            _ => {}
-        }
-        let team = entry % size.tunnels;
-        document(
-            &mut text,
-            "networking.istio.io/v1",
-            "ServiceEntry",
-            &format!("s{entry}\n  labels: {{team: team-{team}, environment: production}}"),
-            &format!(
-                "  hosts: [{hosts}]\n  addresses: [{addresses}]\n  ports:\n    - number: 443\n      \
-                 name: tls\n      protocol: TLS\n  location: MESH_EXTERNAL\n  resolution: DNS\n"
-            ),
-        );
-    }
-    let proxy = "  proxy:\n    host: proxy.example\n    port: 3128\n";
-    for tunnel in 0..size.tunnels {
-        // Those for some workloads only stand before one for all.
-        if tunnel % 3 == 1 {
-            document(
-                &mut text,
-                "underpass.dev/v1alpha1",
-                "Tunnel",
-                &format!("t{tunnel}-web"),
-                &format!(
-                    "  selector:\n    matchLabels: {{team: team-{tunnel}}}\n  workloadSelector:\n    \
-                     namespaces: [team-{tunnel}]\n    matchLabels: {{app: web}}\n{proxy}"
-                ),
-            );
-        }
-        document(
-            &mut text,
-            "underpass.dev/v1alpha1",
-            "Tunnel",
-            &format!("t{tunnel}"),
-            &format!("  selector:\n    matchLabels: {{team: team-{tunnel}}}\n{proxy}"),
-        );
-    }
-    for host in 0..size.tunnels {
-        document(
-            &mut text,
-            "networking.istio.io/v1",
-            "DestinationRule",
-            &format!("host{host}"),
-            &format!(
-                "  host: host{host}.example.org\n  trafficPolicy:\n    tunnel:\n      proxy:\n        \
-                 host: proxy.example\n        port: 3128\n"
-            ),
-        );
-    }
-    if rest {
-        document(&mut text, "underpass.dev/v1alpha1", "Tunnel", "rest", proxy);
-    }
-    text
-}
-
-fn document(text: &mut String, version: &str, kind: &str, name: &str, spec: &str) {
-    let written = write!(
-        text,
-        "---\napiVersion: {version}\nkind: {kind}\nmetadata:\n  name: {name}\nspec:\n{spec}"
-    );
-    written.expect("room for a document");
 }
 
 #[global_allocator]
