@@ -7,6 +7,7 @@ use clap::Args;
 use crate::{
     build,
     project::Project,
+    setup,
     supervise::{self, Supervisor},
 };
 
@@ -28,10 +29,16 @@ pub(crate) struct Arguments {
     /// Where bench.json and bench.svg go [default: bench in cargo's target directory]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Count the instructions of inspection, CONNECT and policy instead; needs no root
+    #[arg(long, conflicts_with_all = ["reps", "seconds", "paths", "modes", "out"])]
+    instructions: bool,
 }
 
 /// Measures the agent beside its peers in a closed world.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.instructions {
+        return instructions();
+    }
     supervise::require_root()?;
     let project = Project::find()?;
     let supervisor = Supervisor::new()?;
@@ -59,5 +66,18 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     // Not in a cgroup that ends with a signal: the signal goes to the program, which cleans up.
+    supervisor.check(&bench)
+}
+
+/// Counts the instructions of what every connection passes.
+fn instructions() -> anyhow::Result<()> {
+    let project = Project::find()?;
+    let supervisor = Supervisor::new()?;
+    let runner = setup::instruction_counter(&project, &supervisor)?;
+    let mut bench = project.cargo("bench");
+    bench
+        .args(["--locked", "--package", "underpass"])
+        .args(["--bench", "instructions"])
+        .env("GUNGRAUN_RUNNER", runner);
     supervisor.check(&bench)
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask setup`
 
-use std::{fs, path::Path, process::Command, time::Instant};
+use std::{path::Path, process::Command, time::Instant};
 
 use clap::Args;
 use underpass_ebpf_builder::Toolchain;
@@ -14,6 +14,7 @@ use crate::{
 mod apt;
 mod envoy;
 mod http3;
+mod instructions;
 mod kubernetes;
 mod linker;
 mod packages;
@@ -23,7 +24,9 @@ mod system;
 mod unpacked;
 mod validate;
 
+pub(crate) use instructions::instruction_counter;
 pub(crate) use kubernetes::has_api_server;
+use packages::PACKAGES;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -65,9 +68,9 @@ fn print(project: &Project) -> anyhow::Result<()> {
 }
 
 fn steps(session: &Session<'_>) -> anyhow::Result<()> {
-    let debian = system::is_debian(&fs::read_to_string("/etc/os-release").unwrap_or_default());
+    let debian = system::runs_debian();
     if debian {
-        session.step("packages", || apt::install(session))?;
+        session.step("packages", || apt::install(session, PACKAGES))?;
     } else {
         session.step("programs", || Ok(system::missing_programs()))?;
     }

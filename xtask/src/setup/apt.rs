@@ -1,4 +1,4 @@
-//! Installs the missing packages.
+//! Installs missing packages.
 
 use std::{
     path::Path,
@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 
 use super::{
     Session,
-    packages::{self, CONFLICTING, PACKAGES, Package},
+    packages::{self, CONFLICTING, Package},
     services::{NoServices, POLICY},
 };
 use crate::{report, supervise};
@@ -18,10 +18,12 @@ use crate::{report, supervise};
 /// Present where systemd runs the machine.
 const SYSTEMD: &str = "/run/systemd/system";
 
-pub(super) fn install(session: &Session<'_>) -> anyhow::Result<String> {
-    let query = dpkg_query()?;
+/// Installs those of `all` that are missing.
+pub(super) fn install(session: &Session<'_>, all: &[Package]) -> anyhow::Result<String> {
+    let query = dpkg_query(all)?;
     let installed = packages::installed(&query);
-    let conflict = packages::conflict(&installed);
+    let bpf = all.iter().any(|package| package.bpf);
+    let conflict = packages::conflict(&installed).filter(|_| bpf);
     if let Some(conflict) = conflict {
         note(
             session,
@@ -31,7 +33,7 @@ pub(super) fn install(session: &Session<'_>) -> anyhow::Result<String> {
             ),
         );
     }
-    let wanted = PACKAGES
+    let wanted = all
         .iter()
         .filter(|package| !(package.bpf && conflict.is_some()));
     let missing = packages::missing(wanted, &installed);
@@ -139,8 +141,8 @@ fn first_names(packages: &[&Package]) -> Vec<&'static str> {
     packages.iter().map(|package| package.names[0]).collect()
 }
 
-fn dpkg_query() -> anyhow::Result<String> {
-    let names = PACKAGES
+fn dpkg_query(packages: &[Package]) -> anyhow::Result<String> {
+    let names = packages
         .iter()
         .flat_map(|package| package.names)
         .chain(CONFLICTING);

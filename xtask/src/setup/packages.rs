@@ -18,7 +18,7 @@ pub(super) struct Package {
 }
 
 impl Package {
-    const fn new(names: &'static [&'static str], reason: &'static str) -> Self {
+    pub(super) const fn new(names: &'static [&'static str], reason: &'static str) -> Self {
         Self {
             names,
             program: None,

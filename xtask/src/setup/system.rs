@@ -7,8 +7,13 @@ use std::{
 
 use super::packages::PACKAGES;
 
+/// Whether this machine runs Debian or a descendant of it.
+pub(super) fn runs_debian() -> bool {
+    is_debian(&fs::read_to_string("/etc/os-release").unwrap_or_default())
+}
+
 /// Whether `/etc/os-release` describes Debian or a descendant of it.
-pub(super) fn is_debian(os_release: &str) -> bool {
+fn is_debian(os_release: &str) -> bool {
     ["ID", "ID_LIKE"]
         .into_iter()
         .filter_map(|name| field(os_release, name))
