@@ -103,6 +103,32 @@ async fn a_hundred_mebibytes_arrive_both_ways_at_once() {
     }
 }
 
+/// Waits until the runtime knows that no more comes after what is there.
+async fn all_has_come(stream: &TcpStream) {
+    let readable = Interest::READABLE;
+    while !stream.ready(readable).await.unwrap().is_read_closed() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_reset_right_behind_the_last_bytes_is_no_end() {
+    let (mut client, mut workload) = pair().await;
+    let (mut upstream, mut server) = pair().await;
+    server.write_all(b"a part").await.unwrap();
+    reset_on_close(&server);
+    drop(server);
+    all_has_come(&upstream).await;
+    let (timeouts, traffic) = (Timeouts::default(), Traffic::default());
+    let early = (Bytes::new(), Bytes::new());
+    let (near, far) = (&mut workload, &mut upstream);
+    let result = relay(near, far, early.0, early.1, &timeouts, &traffic).await;
+    assert!(matches!(result, Err(RelayError::Upstream(_))), "{result:?}");
+    let mut read = [0; 6];
+    client.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"a part");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_bytes_and_the_end_arrive_together() {
     for _ in 0..50 {
@@ -110,10 +136,7 @@ async fn the_last_bytes_and_the_end_arrive_together() {
         let (mut upstream, mut server) = pair().await;
         server.write_all(b"all there is").await.unwrap();
         server.shutdown().await.unwrap();
-        let readable = Interest::READABLE;
-        while !upstream.ready(readable).await.unwrap().is_read_closed() {
-            tokio::task::yield_now().await;
-        }
+        all_has_come(&upstream).await;
         let mut client = client.into_std().unwrap();
         client.set_nonblocking(false).unwrap();
         let client = std::thread::spawn(move || {
